@@ -1,0 +1,56 @@
+# The two commands: `make run` and `make test`. Python 3.11+ and make are all they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup run test lint test-browser bench lock clean
+
+help:
+	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
+	@echo "make test          lint, types and all tests, on SQLite and on a real Postgres"
+	@echo "make test-browser  the tests that need a Chromium"
+	@echo "make bench         speed, side by side with a bare Flask view (BENCH_DATABASE_URL)"
+	@echo "make setup         prepare .venv (all others do it by themselves)"
+	@echo "make lock          write requirements*.txt anew from setup.cfg"
+
+setup: $(READY)
+
+$(READY): requirements-dev.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: export JOBAPI_ENV = development
+run: $(READY)
+	@$(BIN)/jobapi init --demo
+	@exec $(BIN)/jobapi serve
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest --ignore tests/browser
+
+test-browser: $(READY)
+	$(BIN)/pytest tests/browser -n 0
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py
+
+lock: $(READY)
+	$(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes \
+	  --no-header --quiet --output-file requirements.txt
+	$(BIN)/uv pip compile setup.cfg --extra dev --constraint requirements.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-header --quiet \
+	  --output-file requirements-dev.txt
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,183 @@
+"""The settings: one line each with its default, checked when the app starts.
+
+They come from the host application's ``app.config``, else from the
+environment, else from here, always under a name that starts with ``JOBAPI_``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sqlalchemy.exc import ArgumentError
+
+from .database import normalize_url
+
+PREFIX = "JOBAPI_"
+MIN_SECRET_BYTES = 32
+SERVED_BY = ("sqlite", "postgresql")
+NEW_SECRET_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+
+logger = logging.getLogger("jobapi")
+
+
+class ConfigError(Exception):
+    """A setting that the service cannot start with; the message says what to do."""
+
+
+def _setting(default: Any, doc: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"doc": doc, **metadata})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting. A number of seconds says so in its name."""
+
+    env: str = _setting(
+        "production",
+        "`production` or `development`. Development makes and keeps a secret by itself and "
+        "allows the demo user.",
+        choices=("production", "development"),
+    )
+    database_url: str | None = _setting(
+        None,
+        "`postgresql://user:password@host/name`, or `sqlite:///file`. Default: a SQLite file in "
+        "the instance folder; embedded: the host's own Flask-SQLAlchemy engine.",
+    )
+    secret_key: str | None = _setting(
+        None,
+        f"Signs the tokens; at least {MIN_SECRET_BYTES} bytes. Required in production. "
+        "Embedded: derived from the host's `SECRET_KEY` where it is not set.",
+    )
+    instance_path: str | None = _setting(
+        None, "The folder for the SQLite file and the development secret. Default: Flask's."
+    )
+    access_token_seconds: int = _setting(3600, "How long an access token works.", least=1)
+    refresh_token_seconds: int = _setting(
+        30 * 24 * 3600, "How long after its last refresh a log-in can be refreshed.", least=1
+    )
+    ratelimit_enabled: bool = _setting(True, "Whether failed log-ins are limited.")
+    login_failures_per_minute: int = _setting(
+        20, "How many log-ins may fail in a minute, for one user name from one address.", least=1
+    )
+    max_body_bytes: int = _setting(
+        1024 * 1024, "The largest request body; a larger one is answered with 413.", least=1024
+    )
+    cors_origins: str = _setting(
+        "",
+        "The origins whose pages may call the API from a browser, separated by commas, "
+        "or `*`. Empty: none.",
+    )
+    trusted_proxies: int = _setting(
+        0,
+        "How many reverse proxies stand in front; so many `X-Forwarded-*` hops are believed. "
+        "Not used when embedded.",
+        least=0,
+    )
+    database_pool_size: int = _setting(
+        10, "Database connections per process. Not used with a host's engine.", least=1
+    )
+    docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
+    log_level: str = _setting(
+        "INFO",
+        "`DEBUG`, `INFO`, `WARNING` or `ERROR`. Not used when embedded.",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+    )
+    log_format: str = _setting(
+        "json",
+        "`json`, one object a line, or `text` for a person. Not used when embedded.",
+        choices=("json", "text"),
+    )
+
+    @property
+    def development(self) -> bool:
+        """Whether this is a developer's machine."""
+        return self.env == "development"
+
+    @property
+    def origins(self) -> list[str]:
+        """``cors_origins`` as a list."""
+        return [o.strip() for o in self.cors_origins.split(",") if o.strip()]
+
+
+def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check the settings.
+
+    A name that is not known is warned of, with the nearest one that is.
+    Raises ``ConfigError`` for a value that cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {}
+    for source in (environ, config):
+        given |= {k: v for k, v in source.items() if k.startswith(PREFIX)}
+    known = {PREFIX + f.name.upper(): f for f in fields(Settings)}
+    for name in sorted(given.keys() - known.keys()):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else "; the README lists those there are."
+        logger.warning("There is no setting %s%s", name, hint)
+    values = {
+        known[name].name: _convert(name, known[name], value)
+        for name, value in given.items()
+        # An empty variable is one that somebody has not filled in.
+        if name in known and value is not None and value != ""
+    }
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _convert(name: str, setting: Any, value: Any) -> Any:
+    if setting.type == "bool":
+        if isinstance(value, bool):
+            return value
+        text = str(value).strip().lower()
+        if text in ("true", "1", "yes", "on"):
+            return True
+        if text in ("false", "0", "no", "off"):
+            return False
+        raise ConfigError(f"{name} must be true or false, not {value!r}.")
+    if setting.type == "int":
+        least = setting.metadata["least"]
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = least - 1
+        if not least <= number < 2**31:
+            raise ConfigError(f"{name} must be a whole number from {least}, not {value!r}.")
+        return number
+    text = value.decode() if isinstance(value, bytes) else str(value)
+    choices = setting.metadata.get("choices")
+    if choices and text not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {text!r}.")
+    return text
+
+
+def _check(settings: Settings) -> None:
+    if settings.secret_key is not None and len(settings.secret_key.encode()) < MIN_SECRET_BYTES:
+        raise ConfigError(
+            f"JOBAPI_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes. "
+            f"Make one with: {NEW_SECRET_COMMAND}"
+        )
+    if settings.database_url is not None:
+        try:
+            backend = normalize_url(settings.database_url).get_backend_name()
+        except ArgumentError:
+            # The text may hold a password, so it is not repeated.
+            raise ConfigError(
+                "JOBAPI_DATABASE_URL is not a database URL; "
+                "write postgresql://user:password@host/name or sqlite:///file."
+            ) from None
+        if backend not in SERVED_BY:
+            raise ConfigError(
+                f"JOBAPI_DATABASE_URL is for {backend}; jobapi works on {' and '.join(SERVED_BY)}."
+            )
+    for origin in settings.origins:
+        if origin != "*" and (not origin.startswith(("http://", "https://")) or origin[-1] == "/"):
+            raise ConfigError(
+                f"JOBAPI_CORS_ORIGINS has {origin!r}; write an origin as https://app.example.com, "
+                "without a slash at its end."
+            )

@@ -1,0 +1,208 @@
+"""The database: connections, transactions, its clock, and the types of columns.
+
+Connections are in autocommit mode, so that a request that reads costs one
+round trip and no BEGIN; what writes more than one statement opens a
+``transaction``. Services take either such a connection or a host
+application's own session, and never commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    FromClause,
+    Row,
+    Table,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+Executor = Connection | Session | scoped_session[Session]
+"""What a service runs its statements on: ours, or a host application's."""
+
+AnyRow = Row[*tuple[Any, ...]]
+"""A row of whatever columns; they are its attributes."""
+
+SQLITE_BUSY_SECONDS = 30
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment: aware in Python, always in UTC, microseconds kept.
+
+    SQLite has no time zones, so there the UTC time is stored without one.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database; a time without an offset is refused (``ValueError``)."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time needs an offset; datetime.now(UTC) has one")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database, in UTC whatever the session's time zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class DbNow(FunctionElement[datetime]):
+    """The database's clock, the only one that all nodes share."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(DbNow)
+def _now_postgresql(element: DbNow, compiler: Any, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(DbNow, "sqlite")
+def _now_sqlite(element: DbNow, compiler: Any, **kw: Any) -> str:
+    # In the format in which SQLAlchemy stores times, so that they compare.
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+def insert_or_ignore(executor: Executor, table: Table) -> Any:
+    """An INSERT that does nothing where a unique constraint is in the way.
+
+    It has the ``on_conflict_do_update`` of both dialects, too.
+    """
+    bind = executor if isinstance(executor, Connection) else executor.get_bind()
+    dialect = sqlite if bind.dialect.name == "sqlite" else postgresql
+    return dialect.insert(table)
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[Connection]:
+    """All or nothing, on a connection in autocommit mode.
+
+    SQLite takes the write lock at once: a transaction that starts by reading
+    and then wants to write is refused there when another has written
+    meanwhile, whatever the time it would wait.
+    """
+    immediate = connection.dialect.name == "sqlite"
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    try:
+        yield connection
+        connection.exec_driver_sql("COMMIT")
+    except BaseException:
+        if not connection.invalidated:
+            connection.exec_driver_sql("ROLLBACK")
+        raise
+
+
+def autocommit(engine: Engine) -> Engine:
+    """The same engine and pool, with connections that commit each statement."""
+    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return engine
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def normalize_url(url: str) -> URL:
+    """The URL as SQLAlchemy wants it; ``postgres://`` is the old spelling.
+
+    Raises ``sqlalchemy.exc.ArgumentError`` for what is no database URL.
+    """
+    parsed = make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
+
+
+def dumps(value: Any) -> str:
+    """JSON for a column."""
+    return orjson.dumps(value).decode()
+
+
+def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
+    """How to make our own engine. (A host application makes its own.)"""
+    options: dict[str, Any] = {
+        "isolation_level": "AUTOCOMMIT",
+        # An error's text must not carry what was sent, such as a hash.
+        "hide_parameters": True,
+        "json_serializer": dumps,
+        "json_deserializer": orjson.loads,
+        "pool_size": pool_size,
+        "max_overflow": 0,
+        "pool_timeout": 10,
+        # The connection used last is the one most likely to be warm.
+        "pool_use_lifo": True,
+    }
+    if url.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+    return options
+
+
+def prepare_sqlite(engine: Engine) -> None:
+    """Set up each new connection of an engine of ours, if it is SQLite."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # With WAL this keeps every commit when the process dies; a power cut
+        # can cost the last ones, and never the file.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+
+class Page(NamedTuple):
+    """One page of a list, and how many rows the list has."""
+
+    rows: Sequence[AnyRow]
+    total: int
+
+
+def fetch_page(
+    executor: Executor,
+    columns: Sequence[Any],
+    source: FromClause,
+    where: Sequence[ColumnElement[bool]],
+    order_by: Sequence[Any],
+    *,
+    page: int,
+    limit: int,
+) -> Page:
+    """Read page ``page`` (from 1) of ``limit`` rows, with the total.
+
+    One statement, so that the page and the total are of the same moment; only
+    past the end, where no row carries the total, it is asked for by itself.
+    """
+    count = select(func.count()).select_from(source).where(*where)
+    rows = executor.execute(
+        select(*columns, count.scalar_subquery().label("page_total"))
+        .select_from(source)
+        .where(*where)
+        .order_by(*order_by)
+        .limit(limit)
+        .offset((page - 1) * limit)
+    ).all()
+    total = rows[0].page_total if rows else executor.execute(count).scalar_one()
+    return Page(rows, total)

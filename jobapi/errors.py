@@ -1,0 +1,288 @@
+"""Everything that can go wrong, as exceptions.
+
+::
+
+    JobApiError
+    ├── BadRequest                400
+    │   ├── MalformedJson
+    │   └── RequestIncomplete
+    ├── Unauthorized              401
+    │   ├── TokenMissing, TokenInvalid, TokenExpired, TokenRevoked
+    │   └── LoginFailed
+    ├── Forbidden                 403
+    │   ├── NotAMember, RoleTooLow, KeyNotAllowed, AdministratorOnly
+    │   ├── JobTypeNotAllowed
+    │   └── CrossSiteRequest
+    ├── NotFound                  404
+    │   ├── UnknownPath, WorkspaceNotFound, JobNotFound
+    │   └── UserNotFound, MemberNotFound, KeyNotFound
+    ├── MethodNotAllowed          405
+    ├── Conflict                  409
+    │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
+    │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
+    │   └── UsernameTaken, AlreadyMember, LastOwner
+    ├── PreconditionFailed        412
+    ├── BodyTooLarge              413
+    ├── UnsupportedMediaType      415
+    ├── ValidationFailed          422
+    ├── TooManyRequests           429
+    ├── InternalError             500
+    └── Unavailable               503
+
+An exception's docstring is the title of its problem, its message the detail.
+The body that they become over HTTP is RFC 9457, Problem Details for HTTP APIs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PROBLEM_TYPE_PREFIX = "urn:jobapi:problem:"
+
+
+class JobApiError(Exception):
+    """Request failed"""
+
+    status = 500
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def kind(cls) -> str:
+        """The stable name of this kind of error, such as ``job-not-found``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+    @classmethod
+    def title(cls) -> str:
+        """What this kind of error is, the same for each occurrence."""
+        return (cls.__doc__ or cls.__name__).split("\n", 1)[0].rstrip(".")
+
+    def problem(self) -> dict[str, Any]:
+        """The members of the problem details object (RFC 9457, section 3)."""
+        return {
+            "type": PROBLEM_TYPE_PREFIX + self.kind(),
+            "title": self.title(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+
+
+class BadRequest(JobApiError):
+    """Bad request"""
+
+    status = 400
+
+
+class MalformedJson(BadRequest):
+    """Body is not acceptable JSON"""
+
+
+class RequestIncomplete(BadRequest):
+    """Body ended early"""
+
+
+class Unauthorized(JobApiError):
+    """Authentication failed"""
+
+    status = 401
+
+    def __init__(self, detail: str) -> None:
+        # RFC 6750, section 3: a request without a token gets no error code.
+        code = "" if isinstance(self, TokenMissing | LoginFailed) else ' error="invalid_token"'
+        super().__init__(detail, headers={"WWW-Authenticate": f"Bearer{code}"})
+
+
+class TokenMissing(Unauthorized):
+    """No token"""
+
+
+class TokenInvalid(Unauthorized):
+    """Token not valid"""
+
+
+class TokenExpired(Unauthorized):
+    """Token expired"""
+
+
+class TokenRevoked(Unauthorized):
+    """Token revoked"""
+
+
+class LoginFailed(Unauthorized):
+    """Log-in failed"""
+
+
+class Forbidden(JobApiError):
+    """Not allowed"""
+
+    status = 403
+
+
+class NotAMember(Forbidden):
+    """No access to workspace"""
+
+
+class RoleTooLow(Forbidden):
+    """Role does not allow this"""
+
+
+class KeyNotAllowed(Forbidden):
+    """API keys cannot do this"""
+
+
+class AdministratorOnly(Forbidden):
+    """Administrators only"""
+
+
+class JobTypeNotAllowed(Forbidden):
+    """API key is not for this job type"""
+
+
+class CrossSiteRequest(Forbidden):
+    """Cross-site request refused"""
+
+
+class NotFound(JobApiError):
+    """Not found"""
+
+    status = 404
+
+
+class UnknownPath(NotFound):
+    """No such path"""
+
+
+class WorkspaceNotFound(NotFound):
+    """Workspace not found"""
+
+
+class JobNotFound(NotFound):
+    """Job not found"""
+
+
+class UserNotFound(NotFound):
+    """User not found"""
+
+
+class MemberNotFound(NotFound):
+    """Member not found"""
+
+
+class KeyNotFound(NotFound):
+    """API key not found"""
+
+
+class MethodNotAllowed(JobApiError):
+    """Method not allowed"""
+
+    status = 405
+
+
+class Conflict(JobApiError):
+    """State does not allow this"""
+
+    status = 409
+
+
+class JobNotCancellable(Conflict):
+    """Job cannot be cancelled"""
+
+
+class JobNotRetryable(Conflict):
+    """Job cannot be retried"""
+
+
+class JobNotEditable(Conflict):
+    """Job is not pending any more"""
+
+
+class TransitionNotAllowed(Conflict):
+    """Status change not allowed"""
+
+
+class JobNotRunning(Conflict):
+    """Job is not running"""
+
+
+class JobNotEnded(Conflict):
+    """Job has not ended"""
+
+
+class UsernameTaken(Conflict):
+    """User name taken"""
+
+
+class AlreadyMember(Conflict):
+    """Already a member"""
+
+
+class LastOwner(Conflict):
+    """Last owner of the workspace"""
+
+
+class PreconditionFailed(JobApiError):
+    """Changed since it was read"""
+
+    status = 412
+
+
+class BodyTooLarge(JobApiError):
+    """Body too large"""
+
+    status = 413
+
+
+class UnsupportedMediaType(JobApiError):
+    """Content type not supported"""
+
+    status = 415
+
+
+class ValidationFailed(JobApiError):
+    """Request data not valid"""
+
+    status = 422
+
+    def __init__(self, errors: Mapping[str, list[str]]) -> None:
+        """``errors`` maps each field (a dotted path) to what is wrong with it."""
+        self.errors = dict(errors)
+        super().__init__("; ".join(f"{f}: {' '.join(m)}" for f, m in self.errors.items()))
+
+    def problem(self) -> dict[str, Any]:
+        """The problem details, with the extension member ``errors``."""
+        return {**super().problem(), "errors": self.errors}
+
+
+class TooManyRequests(JobApiError):
+    """Too many requests"""
+
+    status = 429
+
+    def __init__(self, detail: str, *, retry_after: int) -> None:
+        """``retry_after`` is in whole seconds."""
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
+class InternalError(JobApiError):
+    """Internal error"""
+
+
+class Unavailable(JobApiError):
+    """Temporarily unavailable"""
+
+    status = 503
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+def all_errors(root: type[JobApiError] = JobApiError) -> Iterator[type[JobApiError]]:
+    """Every kind of error, those that are only a common base included."""
+    yield root
+    for child in root.__subclasses__():
+        yield from all_errors(child)

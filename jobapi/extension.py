@@ -1,0 +1,243 @@
+"""The only wiring: how the API comes into a Flask application."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from . import __version__, cli, config, logs
+from .config import NEW_SECRET_COMMAND, ConfigError, Settings
+from .database import autocommit, engine_options, normalize_url, prepare_sqlite
+from .models import Base
+from .tokens import TokenMint
+from .views import auth, docs, health, hooks, jobs, users, workspaces
+from .views.base import Api
+
+VERSION_TABLE = "jobapi_alembic_version"
+BIND_KEY = "jobapi"
+MIN_HOST_SECRET_BYTES = 16
+
+
+@dataclass
+class State:
+    """What the API knows of the application that it serves.
+
+    ``private`` is an application of our own that serves nothing. Our
+    flask-jwt-extended, Flask-Migrate and, where the host has no database for
+    us, Flask-SQLAlchemy live there, so that a host's own stay as they are.
+    """
+
+    app: Flask
+    settings: Settings
+    private: Flask
+    mint: TokenMint
+    url_prefix: str
+    standalone: bool
+    current_user: Callable[[], Any] | None
+    api: Api
+
+    _engine: Engine | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    @property
+    def engine(self) -> Engine:
+        """The database, one commit for each statement.
+
+        Found when it is first needed, because a host may set up its database
+        after us.
+        """
+        if self._engine is None:
+            with self._lock:
+                self._engine = self._engine or self._find_engine()
+        return self._engine
+
+    def _find_engine(self) -> Engine:
+        if self.settings.database_url is None and "sqlalchemy" in self.app.extensions:
+            with self.app.app_context():
+                engines = self.app.extensions["sqlalchemy"].engines
+            return autocommit(engines.get(BIND_KEY) or engines[None])
+        return _own_engine(self.private, self.settings)
+
+
+class JobAPI:
+    """Adds the Job API to a Flask application.
+
+    ``url_prefix`` is where in the application it lives, such as ``/job-api``.
+    ``current_user`` is for an application that has its own log-in: called in
+    each request, it returns a stable id of whoever is logged in (anything
+    whose ``str`` has 1 to 200 characters), or None. Our own log-in is not
+    served then.
+
+    The database is ``JOBAPI_DATABASE_URL``; where it is not set, the
+    application's own Flask-SQLAlchemy engine (its bind ``jobapi``, if there is
+    one); else a SQLite file in the application's instance folder.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        url_prefix: str = "",
+        current_user: Callable[[], Any] | None = None,
+    ) -> None:
+        self.url_prefix = url_prefix
+        self.current_user = current_user
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Add the API to ``app``.
+
+        Raises ``ConfigError`` for a setting that it cannot work with, and
+        ``RuntimeError`` where the application has a Job API already.
+        """
+        settings = config.load(app.config)
+        _install(
+            app,
+            settings,
+            _host_secret(app, settings),
+            url_prefix=self.url_prefix,
+            current_user=self.current_user,
+            standalone=False,
+        )
+
+
+def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
+    """Make an application that is nothing but the Job API.
+
+    ``settings`` are ``JOBAPI_…`` names with their values; they win over the
+    environment. Raises ``ConfigError``.
+    """
+    loaded = config.load(settings or {})
+    app = Flask("jobapi", instance_path=_instance_path(loaded), static_folder=None)
+    app.config.update(settings or {})
+    logs.configure(loaded.log_level, loaded.log_format)
+    if loaded.trusted_proxies:
+        hops = loaded.trusted_proxies
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops
+        )
+    secret = loaded.secret_key or _development_secret(loaded, Path(app.instance_path))
+    _install(app, loaded, secret, url_prefix="", current_user=None, standalone=True)
+    return app
+
+
+def _install(
+    app: Flask,
+    settings: Settings,
+    secret: str,
+    *,
+    url_prefix: str,
+    current_user: Callable[[], Any] | None,
+    standalone: bool,
+) -> None:
+    if "jobapi" in app.extensions:
+        raise RuntimeError("This application has a Job API already; call JobAPI once.")
+    if url_prefix and (not url_prefix.startswith("/") or url_prefix.endswith("/")):
+        raise ConfigError(
+            f"url_prefix must start with a slash and not end with one, unlike {url_prefix!r}."
+        )
+    private = Flask("jobapi", instance_path=app.instance_path, static_folder=None)
+    Migrate().init_app(private, directory=str(migrations_folder()), version_table=VERSION_TABLE)
+    api = Api(app, version=__version__, description=docs.DESCRIPTION)
+    state = State(
+        app=app,
+        settings=settings,
+        private=private,
+        mint=TokenMint(
+            private, secret, settings.access_token_seconds, settings.refresh_token_seconds
+        ),
+        url_prefix=url_prefix,
+        standalone=standalone,
+        current_user=current_user,
+        api=api,
+    )
+    app.extensions["jobapi"] = private.extensions["jobapi"] = state
+    api.describe_security(current_user is not None)
+    blueprints = [jobs.blp, workspaces.blp, workspaces.keys_blp, auth.own_blp, users.blp]
+    if current_user is None:
+        blueprints.insert(0, auth.blp)
+    for blueprint in [*blueprints, health.blp]:
+        api.register_blueprint(blueprint, url_prefix=url_prefix or None)
+    if settings.docs_enabled:
+        app.register_blueprint(docs.blp, url_prefix=url_prefix or None)
+    hooks.register(app, state)
+    app.cli.add_command(cli.commands)
+
+
+def migrations_folder() -> Path:
+    """Where the migrations are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def _own_engine(private: Flask, settings: Settings) -> Engine:
+    if settings.database_url is None:
+        os.makedirs(private.instance_path, exist_ok=True)
+    url = normalize_url(settings.database_url or "sqlite:///jobapi.sqlite3")
+    private.config |= {
+        "SQLALCHEMY_DATABASE_URI": url,
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(url, settings.database_pool_size),
+    }
+    db = SQLAlchemy(private, metadata=Base.metadata)
+    with private.app_context():
+        engine = db.engine
+    prepare_sqlite(engine)
+    return engine
+
+
+def _instance_path(settings: Settings) -> str | None:
+    return None if settings.instance_path is None else os.path.abspath(settings.instance_path)
+
+
+def _host_secret(app: Flask, settings: Settings) -> str:
+    if settings.secret_key is not None:
+        return settings.secret_key
+    host = app.config.get("SECRET_KEY") or ""
+    key = host.encode() if isinstance(host, str) else bytes(host)
+    if len(key) < MIN_HOST_SECRET_BYTES:
+        raise ConfigError(
+            "Set JOBAPI_SECRET_KEY, or give the application a SECRET_KEY of at least "
+            f"{MIN_HOST_SECRET_BYTES} bytes. Make one with: {NEW_SECRET_COMMAND}"
+        )
+    # Derived, so that what the host signs with its key is never a token of ours.
+    return hmac.new(key, b"jobapi tokens", hashlib.sha256).hexdigest()
+
+
+def _development_secret(settings: Settings, folder: Path) -> str:
+    """The secret kept in the instance folder, made when it is first needed."""
+    if not settings.development:
+        raise ConfigError(
+            "JOBAPI_SECRET_KEY is not set; it signs the tokens. "
+            f"Make one with: {NEW_SECRET_COMMAND} "
+            "(On a developer's machine set JOBAPI_ENV=development instead.)"
+        )
+    path = folder / "development-secret"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        # Written whole before it gets its name: of two processes that start at
+        # the same moment both end up with the same secret.
+        draft = folder / f".development-secret-{os.getpid()}-{secrets.token_hex(4)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()

@@ -1,0 +1,125 @@
+"""The kinds of values in requests and responses that marshmallow does not have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from .lifecycle import JobStatus
+
+# Two days from the ends of what Python can hold, so that a stored time can be
+# read back in every time zone.
+EARLIEST = datetime(1, 1, 3, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+# RFC 3339, section 5.6. What the numbers may be, datetime says.
+_RFC3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?"
+    r"([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)"
+)
+
+
+class Pattern(validate.Regexp):
+    """The whole text matches; written as JSON Schema wants it, from ``^`` to ``$``."""
+
+    def __call__(self, value: Any) -> Any:
+        """Raises ``ValidationError`` otherwise."""
+        if self.regex.fullmatch(value) is None:
+            raise ValidationError(self._format_error(value))
+        return value
+
+
+class Time(fields.Field[datetime]):
+    """A moment: RFC 3339 with an offset in, UTC in whole seconds out."""
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kw: Any) -> Any:
+        if value is None:
+            return None
+        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> datetime:
+        if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+            raise ValidationError(
+                "Not a time; write it as 2024-01-15T10:00:00Z, with Z or an offset."
+            )
+        try:
+            # Python's own parser knows no nanoseconds.
+            text = re.sub(r"(\.\d{6})\d+", r"\1", value.upper())
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise ValidationError("There is no such time.") from None
+        if not EARLIEST <= moment < LATEST:
+            raise ValidationError("It is too near to the end of the calendar.")
+        return moment
+
+
+class Choice(fields.Field[Any]):
+    """One of an enumeration's labels; ``also`` are other names taken on input."""
+
+    def __init__(self, enum: Any, *, also: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        self.labels: dict[Any, str] = {member: member.label for member in enum}
+        self.accepted = {member.label: member for member in enum} | dict(also or {})
+        documented = [*self.accepted, *([None] if kw.get("allow_none") else [])]
+        metadata = {"enum": documented, **kw.pop("metadata", {})}
+        super().__init__(metadata=metadata, **kw)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kw: Any) -> Any:
+        return None if value is None else self.labels[value]
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
+        if not isinstance(value, str) or value not in self.accepted:
+            raise ValidationError(f"Must be one of: {', '.join(self.labels.values())}.")
+        return self.accepted[value]
+
+
+class StatusInput(Choice):
+    """A job's status as callers may write it; ``completed`` means ``success``."""
+
+    def __init__(self, **kw: Any) -> None:
+        super().__init__(JobStatus, also={"completed": JobStatus.SUCCESS}, **kw)
+
+
+class Whole(fields.Integer):
+    """A whole number: no text, no truth value, and 5.0 as JSON Schema has it."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Document(fields.Dict):
+    """A JSON object with anything in it."""
+
+
+class Text(fields.String):
+    """A string, and nothing that only could be turned into one."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> str:
+        if isinstance(value, str) and "\x00" in value:
+            raise ValidationError("It must not contain the character U+0000.")
+        return super()._deserialize(value, attr, data, **kw)
+
+
+class Flag(fields.Boolean):
+    """true or false, and not what only looks like them."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class QueryInteger(fields.Integer):
+    """A whole number in a query string, in digits alone."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
+        if not re.fullmatch(r"[0-9]{1,18}", str(value)):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kw)

@@ -1,0 +1,267 @@
+"""The caller's verbs: create, get, list, edit, cancel and retry jobs.
+
+Each takes the session to work on, which may be a host application's own, and
+the workspace; none commits. They return rows of the jobs table.
+"""
+
+from __future__ import annotations
+
+from base64 import b32hexencode
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import uuid_utils
+from sqlalchemy import ColumnElement, and_, insert, select, true, update
+
+from . import lifecycle
+from .database import AnyRow, DbNow, Executor, Page, dumps, fetch_page
+from .errors import JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
+from .lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
+from .models import jobs, memberships
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
+
+COLUMNS = tuple(jobs.c)
+SORT_COLUMNS = {
+    "created_at": jobs.c.created_at,
+    "updated_at": jobs.c.updated_at,
+    "priority": jobs.c.priority,
+    "status": jobs.c.status,
+}
+
+# Two edits at the same moment: the second reads again and tries again.
+_MAX_TRIES = 50
+
+
+def new_job_id() -> str:
+    """``job_`` and a UUID version 7 (RFC 9562): sorts by time, 74 random bits."""
+    return "job_" + b32hexencode(uuid_utils.uuid7().bytes).decode().rstrip("=").lower()
+
+
+def create(
+    session: Executor,
+    workspace_id: int,
+    *,
+    created_by: int,
+    job_type: str,
+    priority: Priority = Priority.NORMAL,
+    metadata: Mapping[str, Any] | None = None,
+    estimated_duration: int | None = None,
+    scheduled_at: datetime | None = None,
+    max_retries: int = DEFAULT_MAX_RETRIES,
+    timeout_seconds: int | None = None,
+    now: datetime | None = None,
+) -> AnyRow:
+    """Create a job, due now or when it is scheduled.
+
+    Durations are in seconds, times need an offset. ``now`` is the database's
+    time where the caller has just read it. In a host's own session the job is
+    there when the host commits, and never was when it rolls back.
+    """
+    if now is None:
+        now = session.execute(select(DbNow())).scalar_one()
+    values = {
+        "job_id": new_job_id(),
+        "workspace_id": workspace_id,
+        "created_by": created_by,
+        "job_type": job_type,
+        "status": JobStatus.PENDING,
+        "priority": priority,
+        "version": 1,
+        "metadata": metadata,
+        "estimated_duration": estimated_duration,
+        "timeout_seconds": timeout_seconds,
+        "retry_count": 0,
+        "max_retries": max_retries,
+        "created_at": now,
+        "updated_at": now,
+        "queued_at": now,
+        "due_at": lifecycle.due_at(now, scheduled_at),
+        "scheduled_at": scheduled_at,
+    }
+    _limit_documents(values)
+    return session.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
+
+
+def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
+    """Read one job, with the database's time as ``now``. Raises ``JobNotFound``."""
+    row = session.execute(
+        select(*COLUMNS, DbNow().label("now")).where(
+            jobs.c.workspace_id == workspace_id, jobs.c.job_id == job_id
+        )
+    ).first()
+    if row is None:
+        raise not_found()
+    return row
+
+
+def not_found() -> JobNotFound:
+    """The refusal for a job that is not there, or is another workspace's."""
+    return JobNotFound("Job not found in specified workspace")
+
+
+def in_workspace(workspace_id: int) -> ColumnElement[bool]:
+    """The jobs of one workspace."""
+    return jobs.c.workspace_id == workspace_id
+
+
+def readable_by(user_id: int, *, is_admin: bool) -> ColumnElement[bool]:
+    """The jobs of all workspaces in which the user may read."""
+    if is_admin:
+        return true()
+    return jobs.c.workspace_id.in_(
+        select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
+    )
+
+
+def page(
+    session: Executor,
+    scope: ColumnElement[bool],
+    *,
+    status: Sequence[JobStatus] = (),
+    job_type: Sequence[str] = (),
+    priority: Sequence[Priority] = (),
+    only_job_types: Sequence[str] | None = None,
+    sort: str = "created_at",
+    order: str = "desc",
+    page: int = 1,
+    limit: int = 50,
+) -> Page:
+    """One page of the jobs in ``scope`` that match every filter given.
+
+    ``only_job_types`` is what the caller may see at all. Equal values are put
+    in the order of creation, in the direction of ``order``.
+    """
+    where = [scope]
+    for column, accepted in (
+        (jobs.c.status, status),
+        (jobs.c.job_type, job_type),
+        (jobs.c.priority, priority),
+    ):
+        if accepted:
+            where.append(column.in_(accepted))
+    if only_job_types is not None:
+        where.append(jobs.c.job_type.in_(only_job_types))
+    keys = [SORT_COLUMNS[sort], jobs.c.id]
+    return fetch_page(
+        session,
+        COLUMNS,
+        jobs,
+        where,
+        [key.desc() if order == "desc" else key.asc() for key in keys],
+        page=page,
+        limit=limit,
+    )
+
+
+def edit(
+    session: Executor,
+    workspace_id: int,
+    job_id: str,
+    changes: Mapping[str, Any],
+    *,
+    if_match: Callable[[int], bool] | None = None,
+    job: AnyRow | None = None,
+) -> AnyRow:
+    """Change what a caller may change; see ``lifecycle.edit`` for the rules.
+
+    ``if_match`` is asked whether the job's version is the wanted one. ``job``
+    is the job where it has just been read.
+    """
+    return _change(
+        session, workspace_id, job_id, lambda j: lifecycle.edit(j, changes, j.now), if_match, job
+    )
+
+
+def cancel(
+    session: Executor,
+    workspace_id: int,
+    job_id: str,
+    *,
+    reason: str | None = None,
+    if_match: Callable[[int], bool] | None = None,
+    job: AnyRow | None = None,
+) -> AnyRow:
+    """Cancel a pending or running job. Raises ``JobNotCancellable``."""
+    return _change(
+        session,
+        workspace_id,
+        job_id,
+        lambda j: lifecycle.cancel(j, reason=reason, now=j.now),
+        if_match,
+        job,
+    )
+
+
+def retry(
+    session: Executor,
+    workspace_id: int,
+    job_id: str,
+    *,
+    reason: str | None = None,
+    if_match: Callable[[int], bool] | None = None,
+    job: AnyRow | None = None,
+) -> AnyRow:
+    """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
+    return _change(
+        session,
+        workspace_id,
+        job_id,
+        lambda j: lifecycle.retry(j, reason=reason, now=j.now),
+        if_match,
+        job,
+    )
+
+
+def _change(
+    session: Executor,
+    workspace_id: int,
+    job_id: str,
+    rule: Callable[[Any], dict[str, Any]],
+    if_match: Callable[[int], bool] | None,
+    job: AnyRow | None,
+) -> AnyRow:
+    """Apply a rule to the job as it is, or to nothing.
+
+    The rule is decided on a version of the job, and the one statement that
+    writes it down applies to that version alone. Where somebody else was
+    faster, it is decided again on what they left.
+    """
+    for _ in range(_MAX_TRIES):
+        if job is None:
+            job = get(session, workspace_id, job_id)
+        if if_match is not None and not if_match(job.version):
+            raise PreconditionFailed(
+                "The job has changed since you read it. Read it again and decide anew."
+            )
+        values = rule(job)
+        if not values:
+            return job
+        _limit_documents(values)
+        changed = session.execute(
+            update(jobs)
+            .where(
+                and_(
+                    jobs.c.workspace_id == workspace_id,
+                    jobs.c.job_id == job_id,
+                    jobs.c.version == job.version,
+                )
+            )
+            .values(**values, version=job.version + 1, updated_at=job.now)
+            .returning(*COLUMNS)
+        ).first()
+        if changed is not None:
+            return changed
+        job = None
+    raise Unavailable("The job is being changed by too many others at this moment; try again.")
+
+
+def _limit_documents(values: Mapping[str, Any]) -> None:
+    for name in ("metadata", "result"):
+        document = values.get(name)
+        if document is not None and len(dumps(document)) > MAX_DOCUMENT_BYTES:
+            raise ValidationFailed(
+                {name: [f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."]}
+            )

@@ -1,0 +1,121 @@
+"""API keys: a machine's way into one workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import exists, insert, or_, select, update
+
+from .database import AnyRow, DbNow, Executor, Page, fetch_page
+from .errors import KeyNotFound, NotAMember, ValidationFailed
+from .identity import Role
+from .models import api_keys, memberships, users
+
+KEY_PREFIX = "jk_"
+USE_RESOLUTION = timedelta(minutes=1)
+
+
+def digest(key: str) -> str:
+    """What is stored of an API key. It is random, so a plain hash keeps it secret."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def create(
+    session: Executor,
+    workspace_id: int,
+    *,
+    user_id: int,
+    name: str,
+    role: Role,
+    job_types: Sequence[str] | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[AnyRow, str]:
+    """Make an API key; the second value is the key itself, not stored anywhere.
+
+    It acts for ``user_id``, who must be a member of the workspace or an
+    administrator (``NotAMember``). Raises ``ValidationFailed`` for an owner's
+    role or an expiry in the past.
+    """
+    now = session.execute(select(DbNow())).scalar_one()
+    if role is Role.OWNER:
+        raise ValidationFailed({"role": ["An API key can be viewer, worker or member."]})
+    if expires_at is not None and expires_at <= now:
+        raise ValidationFailed({"expires_at": ["It must lie in the future."]})
+    may = session.execute(
+        select(users.c.id).where(
+            users.c.id == user_id,
+            or_(
+                users.c.is_admin,
+                exists().where(
+                    memberships.c.workspace_id == workspace_id,
+                    memberships.c.user_id == user_id,
+                ),
+            ),
+        )
+    ).first()
+    if may is None:
+        raise NotAMember("The user for whom a key acts must be a member of the workspace.")
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    row = session.execute(
+        insert(api_keys)
+        .values(
+            workspace_id=workspace_id,
+            user_id=user_id,
+            name=name,
+            role=role,
+            job_types=None if job_types is None else list(job_types),
+            key_hash=digest(key),
+            created_at=now,
+            expires_at=expires_at,
+        )
+        .returning(*api_keys.c)
+    ).one()
+    return row, key
+
+
+def page(session: Executor, workspace_id: int, *, page: int, limit: int) -> Page:
+    """A workspace's API keys, revoked ones included, the oldest first."""
+    return fetch_page(
+        session,
+        [*api_keys.c],
+        api_keys,
+        [api_keys.c.workspace_id == workspace_id],
+        [api_keys.c.id],
+        page=page,
+        limit=limit,
+    )
+
+
+def revoke(session: Executor, workspace_id: int, key_id: int) -> None:
+    """End a key, at once and for good. Raises ``KeyNotFound``."""
+    now = session.execute(select(DbNow())).scalar_one()
+    revoked = session.execute(
+        update(api_keys)
+        .where(
+            api_keys.c.workspace_id == workspace_id,
+            api_keys.c.id == key_id,
+            api_keys.c.revoked_at.is_(None),
+        )
+        .values(revoked_at=now)
+        .returning(api_keys.c.id)
+    ).first()
+    if revoked is None:
+        raise KeyNotFound("There is no such key in this workspace, or it is revoked already.")
+
+
+def note_use(session: Executor, key_id: int, now: datetime) -> None:
+    """Write down that a key was used, at most once a minute."""
+    session.execute(
+        update(api_keys)
+        .where(
+            api_keys.c.id == key_id,
+            or_(
+                api_keys.c.last_used_at.is_(None),
+                api_keys.c.last_used_at <= now - USE_RESOLUTION,
+            ),
+        )
+        .values(last_used_at=now)
+    )

@@ -1,0 +1,251 @@
+"""The life of a job: its states, and what each verb changes. Pure, no I/O.
+
+Every function takes the job as it is, a row of the jobs table, and the time as
+the database tells it, and returns the columns to change. ``docs/lifecycle.md``
+draws the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import IntEnum
+from typing import Any
+
+from .errors import (
+    JobNotCancellable,
+    JobNotEditable,
+    JobNotRetryable,
+    JobNotRunning,
+    TransitionNotAllowed,
+    ValidationFailed,
+)
+
+DEFAULT_MAX_RETRIES = 3
+MAX_RETRIES_LIMIT = 100
+CANCELLED_REASON = "Cancelled via API"
+RETRY_REASON = "Retried via API"
+
+
+class JobStatus(IntEnum):
+    """The states of a job, in the order in which ``sort=status`` puts them."""
+
+    PENDING = 0
+    RUNNING = 1
+    SUCCESS = 2
+    FAILED = 3
+    CANCELLED = 4
+
+    @property
+    def label(self) -> str:
+        """The status's name as the API writes it."""
+        return self.name.lower()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has reached an end."""
+        return self > JobStatus.RUNNING
+
+
+class Priority(IntEnum):
+    """How soon a job is wanted; the number is its rank."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+    URGENT = 3
+
+    @property
+    def label(self) -> str:
+        """The priority's name as the API writes it."""
+        return self.name.lower()
+
+
+TRANSITIONS: Mapping[str, tuple[frozenset[JobStatus], JobStatus]] = {
+    "start": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.RUNNING),
+    "succeed": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.SUCCESS),
+    "fail": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.FAILED),
+    "cancel": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.CANCELLED),
+    "retry": (frozenset({JobStatus.FAILED, JobStatus.CANCELLED}), JobStatus.PENDING),
+}
+
+# The verb that an edit of `status` means. None leads to pending: going back is
+# a retry, which counts, and not an edit.
+EDIT_VERBS = {
+    JobStatus.RUNNING: "start",
+    JobStatus.SUCCESS: "succeed",
+    JobStatus.FAILED: "fail",
+    JobStatus.CANCELLED: "cancel",
+}
+
+# What may be edited while nobody works on the job, with what null means there.
+PENDING_FIELDS: Mapping[str, Any] = {
+    "priority": Priority.NORMAL,
+    "scheduled_at": None,
+    "estimated_duration": None,
+    "max_retries": DEFAULT_MAX_RETRIES,
+    "timeout_seconds": None,
+    "metadata": None,
+}
+WORK_FIELDS = ("progress_percent", "progress_message", "result", "error")
+
+
+def allows(verb: str, status: int) -> bool:
+    """Whether a job in this status takes this verb."""
+    return status in TRANSITIONS[verb][0]
+
+
+def allowed_from(verb: str) -> str:
+    """The statuses that take this verb, as a sentence wants them."""
+    return " or ".join(s.label for s in sorted(TRANSITIONS[verb][0]))
+
+
+def due_at(queued_at: datetime, scheduled_at: datetime | None) -> datetime:
+    """When a job may start: a schedule in the past means at once."""
+    return queued_at if scheduled_at is None else max(queued_at, scheduled_at)
+
+
+def actual_duration(due: datetime, end: datetime) -> int | None:
+    """Whole seconds from when the job was due to its end; None if never due."""
+    return None if end < due else int((end - due).total_seconds())
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """JSON Merge Patch of one value by another (RFC 7396, section 2)."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def cancel(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
+    """End a job that nobody wants any more; what it had done stays.
+
+    Raises ``JobNotCancellable`` where it has ended.
+    """
+    if not allows("cancel", job.status):
+        raise JobNotCancellable(
+            f"The job is {JobStatus(job.status).label}; "
+            f"only a {allowed_from('cancel')} job can be cancelled."
+        )
+    result = {**(job.result or {}), "cancelled_reason": reason or CANCELLED_REASON}
+    return {**_end(job, JobStatus.CANCELLED, now), "result": result}
+
+
+def retry(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
+    """Put an ended job back to the start, due now.
+
+    A person's retry is never refused for its count. Raises
+    ``JobNotRetryable`` where the job is alive or has succeeded.
+    """
+    if not allows("retry", job.status):
+        raise JobNotRetryable(
+            f"The job is {JobStatus(job.status).label}; "
+            f"only a {allowed_from('retry')} job can be retried."
+        )
+    count = job.retry_count + 1
+    return {
+        "status": JobStatus.PENDING,
+        "retry_count": count,
+        "max_retries": max(job.max_retries, count),
+        "queued_at": now,
+        "due_at": now,
+        "started_at": None,
+        "completed_at": None,
+        "actual_duration": None,
+        "error": None,
+        "progress_percent": None,
+        "progress_message": None,
+        "result": {"retry_reason": reason or RETRY_REASON, "previous_attempts": count},
+    }
+
+
+def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Apply an edit of any of the fields that callers may change.
+
+    ``result`` and ``metadata`` are merge patches; None clears a field.
+    Raises ``JobNotEditable``, ``TransitionNotAllowed`` or ``JobNotRunning``
+    where the job's status is in the way, ``ValidationFailed`` where two of the
+    changes contradict each other.
+    """
+    status = JobStatus(job.status)
+    values = _edit_pending(job, changes, status)
+    target = status
+    if "status" in changes:
+        target = JobStatus(changes["status"])
+        verb = EDIT_VERBS.get(target)
+        if verb is None or not allows(verb, status):
+            raise TransitionNotAllowed(_why_not(status, target))
+    work = [name for name in WORK_FIELDS if name in changes]
+    if work and "status" not in changes and status is not JobStatus.RUNNING:
+        raise JobNotRunning(
+            f"The job is {status.label}; {', '.join(work)} can be set only while it is "
+            "running, or together with a change of status."
+        )
+    if target is JobStatus.SUCCESS and changes.get("error") is not None:
+        raise ValidationFailed({"error": ["A job that succeeds has no error."]})
+
+    if target is JobStatus.RUNNING and "status" in changes:
+        values |= {"status": target, "started_at": job.started_at or now}
+    elif target.ended:
+        values |= _end(job, target, now)
+    for name in ("progress_percent", "progress_message", "error"):
+        if name in changes:
+            values[name] = changes[name]
+    if target is JobStatus.SUCCESS:
+        values["error"] = None
+    if "result" in changes:
+        values["result"] = merge_patch(job.result, changes["result"])
+    if target is JobStatus.CANCELLED:
+        given = changes.get("result") or {}
+        values["result"] = {
+            **(values.get("result", job.result) or {}),
+            "cancelled_reason": given.get("cancelled_reason") or CANCELLED_REASON,
+        }
+    return values
+
+
+def _edit_pending(job: Any, changes: Mapping[str, Any], status: JobStatus) -> dict[str, Any]:
+    names = [name for name in PENDING_FIELDS if name in changes]
+    if not names:
+        return {}
+    if status is not JobStatus.PENDING:
+        raise JobNotEditable(
+            f"The job is {status.label}; {', '.join(names)} can be changed only "
+            "while it is pending."
+        )
+    values = {
+        name: PENDING_FIELDS[name] if changes[name] is None else changes[name] for name in names
+    }
+    if "metadata" in values:
+        values["metadata"] = merge_patch(job.metadata, values["metadata"])
+    if "scheduled_at" in values:
+        values["due_at"] = due_at(job.queued_at, values["scheduled_at"])
+    if values.get("max_retries", job.retry_count) < job.retry_count:
+        raise JobNotEditable(
+            f"The job was already retried {job.retry_count} times; max_retries cannot be less."
+        )
+    return values
+
+
+def _end(job: Any, status: JobStatus, now: datetime) -> dict[str, Any]:
+    return {
+        "status": status,
+        "started_at": job.started_at or now,
+        "completed_at": now,
+        "actual_duration": actual_duration(job.due_at, now),
+    }
+
+
+def _why_not(status: JobStatus, target: JobStatus) -> str:
+    remedy = ""
+    if target is JobStatus.PENDING and allows("retry", status):
+        remedy = " Retry it with POST …/retry."
+    elif status.ended and allows("retry", status):
+        remedy = " Retry it first."
+    return f"A {status.label} job cannot become {target.label} by an edit.{remedy}"

@@ -1,0 +1,219 @@
+"""The tables. What must never be, the database refuses.
+
+Plain SQLAlchemy classes, so that they live beside a host application's own;
+every name starts with ``jobapi_``. Statuses, priorities and roles are stored
+as their ranks, because lists are sorted by them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from .database import UtcDateTime
+
+TABLE_PREFIX = "jobapi_"
+MAX_ID = 2**31 - 1
+"""The largest id of a user, a workspace or a key."""
+
+_Json = JSON(none_as_null=True)
+_BigId = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """The metadata of our tables alone."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+
+
+class User(Base):
+    """Somebody who may log in, or whom a host application knows."""
+
+    __tablename__ = "jobapi_users"
+    # SQLite would give a deleted row's id to the next one.
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    username: Mapped[str] = mapped_column(String(255), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(
+        Text, comment="Argon2id; null: cannot log in with a password"
+    )
+    is_admin: Mapped[bool]
+    disabled: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class LoginSession(Base):
+    """One log-in: its tokens work while its row is there."""
+
+    __tablename__ = "jobapi_sessions"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_users.id", ondelete="CASCADE"), index=True
+    )
+    refresh_id: Mapped[str] = mapped_column(
+        String(32), comment="the id of the one refresh token that still works"
+    )
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class LoginFailures(Base):
+    """Log-ins that failed within the last minute, by name and address."""
+
+    __tablename__ = "jobapi_login_failures"
+
+    subject: Mapped[str] = mapped_column(String(64), primary_key=True, comment="a hash")
+    count: Mapped[int]
+    since: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Workspace(Base):
+    """What isolates one team's jobs from another's."""
+
+    __tablename__ = "jobapi_workspaces"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Membership(Base):
+    """A user's one role in a workspace."""
+
+    __tablename__ = "jobapi_memberships"
+    __table_args__ = (CheckConstraint("role BETWEEN 0 AND 3", "role"),)
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_users.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    role: Mapped[int] = mapped_column(SmallInteger, comment="0 viewer 1 worker 2 member 3 owner")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKey(Base):
+    """A machine's way into one workspace, on behalf of a user."""
+
+    __tablename__ = "jobapi_api_keys"
+    __table_args__ = (
+        # Keys cannot own a workspace.
+        CheckConstraint("role BETWEEN 0 AND 2", "role"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), index=True
+    )
+    user_id: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    role: Mapped[int] = mapped_column(SmallInteger, comment="0 viewer 1 worker 2 member")
+    job_types: Mapped[list[str] | None] = mapped_column(_Json, comment="null: all")
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True, comment="SHA-256, hex")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class JobRecord(Base):
+    """A job. ``lifecycle`` says how it changes, ``docs/lifecycle.md`` draws it."""
+
+    __tablename__ = "jobapi_jobs"
+    __table_args__ = (
+        CheckConstraint("length(job_type) BETWEEN 1 AND 100", "job_type"),
+        CheckConstraint("status BETWEEN 0 AND 4", "status"),
+        CheckConstraint("priority BETWEEN 0 AND 3", "priority"),
+        CheckConstraint("progress_percent BETWEEN 0 AND 100", "progress"),
+        CheckConstraint("retry_count >= 0 AND retry_count <= max_retries", "retries"),
+        CheckConstraint("estimated_duration >= 0", "estimated_duration"),
+        CheckConstraint("timeout_seconds >= 1", "timeout_seconds"),
+        CheckConstraint("due_at >= queued_at", "due_at"),
+        CheckConstraint("(status = 0) = (started_at IS NULL)", "started"),
+        CheckConstraint("(status <= 1) = (completed_at IS NULL)", "completed"),
+        CheckConstraint(
+            "actual_duration IS NULL OR (actual_duration >= 0 AND status > 1)", "duration"
+        ),
+        CheckConstraint(
+            "status > 0 OR (progress_percent IS NULL AND progress_message IS NULL)",
+            "pending_progress",
+        ),
+        # Lists: a workspace's jobs by age, the default order.
+        Index("ix_jobapi_jobs_created", "workspace_id", "created_at", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(
+        _BigId, Identity(), primary_key=True, comment="the order of creation; never shown"
+    )
+    job_id: Mapped[str] = mapped_column(String(40), unique=True)
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE")
+    )
+    created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    job_type: Mapped[str] = mapped_column(String(100))
+    status: Mapped[int] = mapped_column(
+        SmallInteger, comment="0 pending 1 running 2 success 3 failed 4 cancelled"
+    )
+    priority: Mapped[int] = mapped_column(SmallInteger, comment="0 low 1 normal 2 high 3 urgent")
+    version: Mapped[int] = mapped_column(comment="counts the changes; the ETag")
+    # `metadata` is taken on a declarative class, so the attribute has another name.
+    job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata", _Json)
+    result: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    error: Mapped[str | None] = mapped_column(Text)
+    progress_percent: Mapped[int | None] = mapped_column(SmallInteger)
+    progress_message: Mapped[str | None] = mapped_column(Text)
+    estimated_duration: Mapped[int | None] = mapped_column(comment="seconds")
+    actual_duration: Mapped[int | None] = mapped_column(BigInteger, comment="seconds, since due")
+    timeout_seconds: Mapped[int | None]
+    retry_count: Mapped[int]
+    max_retries: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    queued_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, comment="when it was created, or last put back"
+    )
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    scheduled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+users = Base.metadata.tables["jobapi_users"]
+sessions = Base.metadata.tables["jobapi_sessions"]
+login_failures = Base.metadata.tables["jobapi_login_failures"]
+workspaces = Base.metadata.tables["jobapi_workspaces"]
+memberships = Base.metadata.tables["jobapi_memberships"]
+api_keys = Base.metadata.tables["jobapi_api_keys"]
+jobs = Base.metadata.tables["jobapi_jobs"]

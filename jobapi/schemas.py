@@ -1,0 +1,498 @@
+"""The shapes of requests and responses. No rules, no queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
+
+from .fields import Choice, Document, Flag, Pattern, QueryInteger, StatusInput, Text, Time, Whole
+from .identity import (
+    MAX_PASSWORD_LENGTH,
+    MIN_PASSWORD_LENGTH,
+    USERNAME_PATTERN,
+    USERNAME_RULE,
+    Role,
+)
+from .lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+
+MAX_SECONDS = 10 * 365 * 24 * 3600
+MAX_PAGE = 10**9
+MAX_TEXT = 65_536
+
+
+def _text(least: int, most: int) -> validate.Length:
+    return validate.Length(min=least, max=most)
+
+
+def _range(least: int, most: int) -> validate.Range:
+    return validate.Range(min=least, max=most)
+
+
+def _job_type(**kw: Any) -> Text:
+    return Text(
+        validate=Pattern(
+            r"^[A-Za-z0-9_.:-]{1,100}$",
+            error="Use 1 to 100 letters, digits and the characters _ . : -",
+        ),
+        **kw,
+    )
+
+
+def _seconds(least: int, doc: str) -> Whole:
+    return Whole(
+        allow_none=True,
+        validate=_range(least, MAX_SECONDS),
+        metadata={"description": doc},
+    )
+
+
+class Base(Schema):
+    """A request body, or a response: a field that is not known is refused."""
+
+    class Meta:
+        unknown = RAISE
+
+    # What JSON Schema can say of a schema and marshmallow cannot.
+    DOCUMENTED: ClassVar[Mapping[str, Any]] = {}
+
+
+class PagingQuery(Base):
+    """Which page of a list."""
+
+    page = QueryInteger(
+        load_default=1, validate=_range(1, MAX_PAGE), metadata={"description": "Page number."}
+    )
+    limit = QueryInteger(
+        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
+    )
+
+
+class JobListQuery(PagingQuery):
+    """Filters, order and page of a list of jobs."""
+
+    status = fields.List(
+        StatusInput(), metadata={"description": "Only these statuses; may be repeated."}
+    )
+    job_type = fields.List(
+        _job_type(), metadata={"description": "Only these types; may be repeated."}
+    )
+    priority = fields.List(
+        Choice(Priority), metadata={"description": "Only these priorities; may be repeated."}
+    )
+    sort = fields.String(
+        load_default="created_at",
+        validate=validate.OneOf(["created_at", "updated_at", "priority", "status"]),
+        metadata={"description": "Field to sort by; equal values stay in the order of creation."},
+    )
+    order = fields.String(
+        load_default="desc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "Sort order."},
+    )
+
+
+class LegacyJobListQuery(JobListQuery):
+    """The same over all workspaces, or one."""
+
+    workspace_id = QueryInteger(
+        validate=_range(1, 2**31 - 1), metadata={"description": "Only this workspace."}
+    )
+
+
+class Pagination(Base):
+    """Where in a list a page lies."""
+
+    page = fields.Integer(required=True)
+    limit = fields.Integer(required=True)
+    total = fields.Integer(required=True, metadata={"description": "How many items there are."})
+    total_pages = fields.Integer(required=True)
+
+
+class JobCreate(Base):
+    """A new job."""
+
+    job_type = _job_type(required=True, metadata={"description": "Type of job to create."})
+    workspace_id = Whole(
+        required=True,
+        metadata={"description": "Target workspace; must match the URL."},
+    )
+    priority = Choice(Priority, allow_none=True, metadata={"default": "normal"})
+    metadata = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "What the job needs to know; given back as it is."},
+    )
+    estimated_duration = _seconds(0, "Expected duration in seconds.")
+    scheduled_at = Time(
+        allow_none=True,
+        metadata={"description": "Not to be started before; a time in the past means now."},
+    )
+    max_retries = Whole(
+        allow_none=True,
+        validate=_range(0, MAX_RETRIES_LIMIT),
+        metadata={
+            "description": "How often a failed attempt is retried by itself.",
+            "default": DEFAULT_MAX_RETRIES,
+        },
+    )
+    timeout_seconds = _seconds(1, "How long an attempt may run, in seconds.")
+
+    @post_load
+    def _drop_nulls(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+        return {name: value for name, value in data.items() if value is not None}
+
+
+def _percent() -> Whole:
+    return Whole(allow_none=True, validate=_range(0, 100))
+
+
+class JobUpdate(Base):
+    """What to change of a job; what is left out stays."""
+
+    status = StatusInput(metadata={"description": "`completed` means `success`."})
+    progress_percent = _percent()
+    progress_message = Text(allow_none=True, validate=_text(0, 2000))
+    result = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+    )
+    error = Text(
+        allow_none=True,
+        validate=_text(0, MAX_TEXT),
+        metadata={"description": "Why the job failed."},
+    )
+    priority = Choice(
+        Priority, allow_none=True, metadata={"description": "Only while the job is pending."}
+    )
+    scheduled_at = Time(allow_none=True, metadata={"description": "Only while the job is pending."})
+    estimated_duration = _seconds(0, "Seconds; only while the job is pending.")
+    max_retries = Whole(
+        allow_none=True,
+        validate=_range(0, MAX_RETRIES_LIMIT),
+        metadata={"description": "Only while the job is pending."},
+    )
+    timeout_seconds = _seconds(1, "Only while the job is pending.")
+    metadata = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={
+            "description": "Merged into the metadata (RFC 7396); only while the job is pending."
+        },
+    )
+
+    @post_load
+    def _progress_out_of_result(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+        """Progress inside a sent result is progress, and is no part of the result."""
+        result = data.get("result")
+        if not result:
+            return data
+        inside = {k: result[k] for k in ("progress_percent", "progress_message") if k in result}
+        if not inside:
+            return data
+        try:
+            progress = _ProgressInResult().load(inside)
+        except ValidationError as error:
+            raise ValidationError({"result": error.messages}) from None
+        rest = {k: v for k, v in result.items() if k not in inside}
+        data = {k: v for k, v in data.items() if k != "result"}
+        return {**progress, **data, **({"result": rest} if rest else {})}
+
+
+class _ProgressInResult(Base):
+    progress_percent = _percent()
+    progress_message = Text(allow_none=True, validate=_text(0, 2000))
+
+
+class Reason(Base):
+    """Why a job is cancelled or retried."""
+
+    reason = Text(validate=_text(1, 1000), allow_none=True)
+
+
+class Job(Base):
+    """A job, whole."""
+
+    job_id = fields.String(required=True)
+    job_type = fields.String(required=True)
+    status = Choice(JobStatus, required=True)
+    priority = Choice(Priority, required=True)
+    workspace_id = fields.Integer(required=True)
+    created_by = fields.Integer(required=True, metadata={"description": "The creator's user id."})
+    metadata = Document(keys=fields.String(), required=True, allow_none=True)
+    result = Document(
+        keys=fields.String(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "While the job runs, with its progress in it."},
+    )
+    error = fields.String(
+        required=True, allow_none=True, metadata={"description": "The last attempt's."}
+    )
+    estimated_duration = fields.Integer(required=True, allow_none=True)
+    actual_duration = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Whole seconds from `due_at` to the end."},
+    )
+    timeout_seconds = fields.Integer(required=True, allow_none=True)
+    retry_count = fields.Integer(required=True)
+    max_retries = fields.Integer(required=True)
+    created_at = Time(required=True)
+    updated_at = Time(required=True)
+    started_at = Time(required=True, allow_none=True)
+    completed_at = Time(required=True, allow_none=True)
+    scheduled_at = Time(required=True, allow_none=True)
+    due_at = Time(
+        required=True,
+        metadata={"description": "The later of creation, or retry, and `scheduled_at`."},
+    )
+
+
+class JobList(Base):
+    """A page of jobs."""
+
+    data = fields.List(fields.Nested(Job), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class JobProgress(Base):
+    """A job's status and progress."""
+
+    job_id = fields.String(required=True)
+    status = Choice(JobStatus, required=True)
+    progress_percent = fields.Integer(required=True, validate=_range(0, 100))
+    progress_message = fields.String(required=True, allow_none=True)
+    updated_at = Time(required=True)
+
+
+class JobResult(Base):
+    """What a job that has ended leaves."""
+
+    job_id = fields.String(required=True)
+    result = Document(keys=fields.String(), required=True, allow_none=True)
+    status = Choice(JobStatus, required=True)
+    completed_at = Time(required=True)
+
+
+class LoginRequest(Base):
+    """A user's name and password."""
+
+    username = fields.String(required=True)
+    password = fields.String(required=True, metadata={"format": "password"})
+
+
+class Tokens(Base):
+    """What a log-in gives."""
+
+    access_token = fields.String(required=True)
+    refresh_token = fields.String(required=True)
+    token_type = fields.String(required=True, validate=validate.OneOf(["bearer"]))
+    expires_in = fields.Integer(
+        required=True, metadata={"description": "Seconds until the access token expires."}
+    )
+
+
+class PasswordChange(Base):
+    """One's own password, old and new."""
+
+    current_password = fields.String(required=True, metadata={"format": "password"})
+    new_password = fields.String(
+        required=True,
+        validate=_text(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
+        metadata={"format": "password"},
+    )
+
+
+class UserCreate(Base):
+    """A new user."""
+
+    username = fields.String(
+        required=True,
+        validate=Pattern(f"^{USERNAME_PATTERN}$", error=USERNAME_RULE),
+    )
+    password = fields.String(
+        required=True,
+        validate=_text(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
+        metadata={"format": "password"},
+    )
+    is_admin = Flag(load_default=False)
+
+
+class UserUpdate(Base):
+    """What to change of a user."""
+
+    password = fields.String(
+        validate=_text(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH), metadata={"format": "password"}
+    )
+    is_admin = Flag()
+    disabled = Flag()
+
+
+class User(Base):
+    """A user."""
+
+    user_id = fields.Integer(attribute="id", required=True)
+    username = fields.String(required=True)
+    is_admin = fields.Boolean(required=True)
+    disabled = fields.Boolean(required=True)
+    created_at = Time(required=True)
+
+
+class UserList(Base):
+    """A page of users."""
+
+    data = fields.List(fields.Nested(User), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+def _name(**kw: Any) -> Text:
+    return Text(
+        validate=[
+            _text(1, 200),
+            Pattern(r"^[\s\S]*\S[\s\S]*$", error="It must not be blank."),
+        ],
+        **kw,
+    )
+
+
+class WorkspaceName(Base):
+    """A workspace's name."""
+
+    name = _name(required=True)
+
+
+class WorkspaceUpdate(Base):
+    """What to change of a workspace."""
+
+    name = _name()
+
+
+class Workspace(Base):
+    """A workspace, and one's role there."""
+
+    workspace_id = fields.Integer(attribute="id", required=True)
+    name = fields.String(required=True)
+    role = Choice(Role, required=True, metadata={"description": "The caller's role."})
+    created_by = fields.Integer(required=True)
+    created_at = Time(required=True)
+    updated_at = Time(required=True)
+
+
+class WorkspaceList(Base):
+    """A page of workspaces."""
+
+    data = fields.List(fields.Nested(Workspace), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class MemberAdd(Base):
+    """A user, by id or by name, and the role to have."""
+
+    DOCUMENTED = {
+        "oneOf": [{"required": ["user_id"]}, {"required": ["username"]}],
+    }
+
+    user_id = Whole(validate=_range(1, 2**31 - 1))
+    username = Text(validate=_text(1, 255))
+    role = Choice(Role, required=True)
+
+    @post_load
+    def _one_of_two(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+        if ("user_id" in data) == ("username" in data):
+            raise ValidationError("Give either user_id or username.", "user_id")
+        return data
+
+
+class MemberUpdate(Base):
+    """A member's new role."""
+
+    role = Choice(Role, required=True)
+
+
+class Member(Base):
+    """A member of a workspace."""
+
+    user_id = fields.Integer(required=True)
+    username = fields.String(required=True)
+    role = Choice(Role, required=True)
+    created_at = Time(required=True)
+
+
+class MemberList(Base):
+    """A page of members."""
+
+    data = fields.List(fields.Nested(Member), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class KeyCreate(Base):
+    """A new API key."""
+
+    name = _name(required=True)
+    role = Choice([role for role in Role if role is not Role.OWNER], required=True)
+    job_types = fields.List(
+        _job_type(),
+        allow_none=True,
+        validate=_text(1, 100),
+        metadata={"description": "The only job types that the key has to do with."},
+    )
+    expires_at = Time(allow_none=True)
+
+
+class Key(Base):
+    """An API key, without the key itself."""
+
+    key_id = fields.Integer(attribute="id", required=True)
+    name = fields.String(required=True)
+    role = Choice(Role, required=True)
+    job_types = fields.List(fields.String(), required=True, allow_none=True)
+    workspace_id = fields.Integer(required=True)
+    created_by = fields.Integer(
+        attribute="user_id", required=True, metadata={"description": "For whom the key acts."}
+    )
+    created_at = Time(required=True)
+    expires_at = Time(required=True, allow_none=True)
+    last_used_at = Time(required=True, allow_none=True, metadata={"description": "To the minute."})
+    revoked_at = Time(required=True, allow_none=True)
+
+
+class NewKey(Key):
+    """An API key, and the key itself, which is never shown again."""
+
+    key = fields.String(required=True)
+
+
+class KeyList(Base):
+    """A page of API keys."""
+
+    data = fields.List(fields.Nested(Key), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class Health(Base):
+    """That the service is well."""
+
+    status = fields.String(required=True, validate=validate.OneOf(["ok"]))
+
+
+class Problem(Base):
+    """An error, as RFC 9457 has it."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    type = fields.String(
+        required=True,
+        metadata={"format": "uri-reference", "description": "The stable name of this kind."},
+    )
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True, metadata={"description": "What to do about it."})
+    errors = fields.Dict(
+        keys=fields.String(),
+        values=fields.List(fields.String()),
+        metadata={"description": "For 422: what is wrong with each field."},
+    )

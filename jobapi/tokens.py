@@ -1,0 +1,110 @@
+"""Access and refresh tokens: flask-jwt-extended, on an app of its own.
+
+That extension keeps one configuration per application. A host application may
+have its own, so ours lives on a private application that serves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple
+
+import jwt
+from flask import Flask
+from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token, decode_token
+from flask_jwt_extended.exceptions import JWTExtendedException
+
+from .accounts import Login
+from .errors import TokenExpired, TokenInvalid
+
+TokenType = Literal["access", "refresh"]
+
+_CACHE_SIZE = 4096
+# Nodes' clocks differ a little: a token from a node that is ahead must not be
+# refused as issued in the future. The expiry is checked without this leeway.
+_LEEWAY_SECONDS = 60
+
+
+class Claims(NamedTuple):
+    """What a token of ours says."""
+
+    user_id: int
+    session_id: str
+    token_id: str
+    type: TokenType
+    expires: int
+
+
+class TokenMint:
+    """Makes tokens and reads them."""
+
+    def __init__(self, private: Flask, secret: str, access_seconds: int, refresh_seconds: int):
+        private.config |= {
+            "JWT_SECRET_KEY": secret,
+            "JWT_ALGORITHM": "HS256",
+            "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=access_seconds),
+            "JWT_REFRESH_TOKEN_EXPIRES": timedelta(seconds=refresh_seconds),
+            "JWT_ENCODE_NBF": False,
+            "JWT_DECODE_LEEWAY": _LEEWAY_SECONDS,
+        }
+        JWTManager(private)
+        self._private = private
+        self._known: OrderedDict[bytes, Claims] = OrderedDict()
+        self.access_seconds = access_seconds
+        self.refresh_lifetime = timedelta(seconds=refresh_seconds)
+
+    def pair(self, login: Login) -> dict[str, Any]:
+        """The answer to a log-in or a refresh."""
+        claims = {"sid": login.session_id}
+        subject = str(login.user_id)
+        with self._private.app_context():
+            return {
+                "access_token": create_access_token(subject, additional_claims=claims),
+                "refresh_token": create_refresh_token(
+                    subject, additional_claims={**claims, "rid": login.refresh_id}
+                ),
+                "token_type": "bearer",
+                "expires_in": self.access_seconds,
+            }
+
+    def read(self, token: str, wanted: TokenType) -> Claims:
+        """What a token says, if it is ours and has not expired.
+
+        Whether it was revoked, the database knows. The same token comes with
+        every request of a client, so a signature found right is remembered (by
+        the token's hash) and only the expiry is looked at again.
+        """
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        claims = self._known.get(digest)
+        if claims is None:
+            claims = self._decode(token)
+            self._known[digest] = claims
+            while len(self._known) > _CACHE_SIZE:
+                try:
+                    self._known.popitem(last=False)
+                except KeyError:
+                    break  # another thread has emptied it meanwhile
+        if claims.expires <= time.time():
+            raise TokenExpired("The token has expired; refresh it or log in again.")
+        if claims.type != wanted:
+            raise TokenInvalid(f"This needs the {wanted} token, not the {claims.type} token.")
+        return claims
+
+    def _decode(self, token: str) -> Claims:
+        try:
+            with self._private.app_context():
+                claims = decode_token(token)
+            return Claims(
+                user_id=int(claims["sub"]),
+                session_id=claims["sid"],
+                token_id=claims.get("rid", ""),
+                type=claims["type"],
+                expires=claims["exp"],
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenExpired("The token has expired; refresh it or log in again.") from None
+        except (jwt.PyJWTError, JWTExtendedException, KeyError, ValueError, TypeError):
+            raise TokenInvalid("The token is not one of ours; log in to get one.") from None

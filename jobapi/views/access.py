@@ -1,0 +1,338 @@
+"""Who calls, which workspace, which role: found and checked once, in one query.
+
+A view behind ``guard`` gets a ``Caller``. Where its path names a job, the same
+query has read the job, so that reading one costs one round trip.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, wraps
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from flask import g, request
+from sqlalchemy import Connection, Select, and_, bindparam, select
+from sqlalchemy.exc import DBAPIError
+
+from .. import accounts, errors
+from ..database import AnyRow, DbNow
+from ..identity import Role
+from ..jobs import COLUMNS, not_found
+from ..keys import KEY_PREFIX, USE_RESOLUTION, digest, note_use
+from ..models import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
+from .base import View, state
+
+NUMBERS = frozenset({"workspace_id", "user_id", "key_id"})
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+_JOB_ID = re.compile(r"job_[0-9a-v]{26}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+JOB_COLUMNS = {
+    "job": COLUMNS,
+    "status": (
+        jobs.c.job_id,
+        jobs.c.job_type,
+        jobs.c.status,
+        jobs.c.version,
+        jobs.c.progress_percent,
+        jobs.c.progress_message,
+        jobs.c.updated_at,
+    ),
+    "result": (
+        jobs.c.job_id,
+        jobs.c.job_type,
+        jobs.c.status,
+        jobs.c.version,
+        jobs.c.result,
+        jobs.c.completed_at,
+    ),
+}
+
+logger = logging.getLogger("jobapi")
+
+
+class Identity(NamedTuple):
+    """What a request says of its caller, before the database has been asked."""
+
+    kind: str  # "token", "key" or "host"
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what the request is about."""
+
+    connection: Connection
+    now: datetime
+    user_id: int
+    is_admin: bool
+    session_id: str | None = None
+    key_id: int | None = None
+    key_workspace_id: int | None = None
+    job_types: Sequence[str] | None = None
+    role: Role | None = None
+    job: AnyRow | None = None
+
+    @property
+    def name(self) -> str:
+        """For the log: who this is, without anything secret."""
+        return f"key:{self.key_id}" if self.key_id is not None else f"user:{self.user_id}"
+
+    def check_job_type(self, job_type: str) -> None:
+        """Refuse what is not for this key (``JobTypeNotAllowed``)."""
+        if self.job_types is not None and job_type not in self.job_types:
+            raise errors.JobTypeNotAllowed(
+                f"This API key is for the job types {', '.join(self.job_types)} only."
+            )
+
+
+def public(view: View) -> View:
+    """Mark a view that anybody may call."""
+    view.__dict__.setdefault("_apidoc", {})["jobapi"] = {"public": True}
+    return view
+
+
+def guard(
+    role: Role | None = None,
+    *,
+    job: str | None = None,
+    admin: bool = False,
+    keys: bool = True,
+) -> Callable[[View], View]:
+    """Let a view be called only by whoever may, and tell it who that is.
+
+    ``role`` is the least role in the workspace of the path. ``job`` names the
+    columns to read of the path's job. ``admin``: administrators only;
+    ``keys=False``: no API keys. Refused in this order: 401, an unknown
+    workspace 404, no member 403, role too low 403, an unknown job 404.
+    """
+
+    def decorator(view: View) -> View:
+        @wraps(view)
+        def guarded(**url: Any) -> Any:
+            identity = identify()
+            if request.method not in _SAFE_METHODS:
+                # Read the body first: nobody's slow upload may hold a connection.
+                request.get_data()
+            for name in NUMBERS & url.keys():
+                url[name] = _number(url[name])
+            workspace_id = url.get("workspace_id")
+            with connect() as connection:
+                caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
+                if caller.key_id is not None and (admin or not keys):
+                    raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
+                if admin and not caller.is_admin:
+                    raise errors.AdministratorOnly("Only an administrator may do this.")
+                if role is not None and (caller.role is None or caller.role < role):
+                    raise errors.RoleTooLow(_need(role, caller.role))
+                if job is not None and (
+                    caller.job is None
+                    or caller.job.job_id is None
+                    or (
+                        caller.job_types is not None and caller.job.job_type not in caller.job_types
+                    )
+                ):
+                    raise not_found()
+                return view(caller, **url)
+
+        apidoc = guarded.__dict__["_apidoc"] = {**view.__dict__.get("_apidoc", {})}
+        apidoc["jobapi"] = {
+            "guarded": True,
+            "role": role,
+            "admin": admin,
+            "keys": keys,
+        }
+        return guarded
+
+    return decorator
+
+
+def _number(text: str) -> int:
+    # In the path ids are text, so that one out of range is an unknown one like
+    # any other, in this order of refusals. No row has the id 0.
+    number = int(text) if _NUMBER.fullmatch(text) else 0
+    return number if number <= MAX_ID else 0
+
+
+def _need(role: Role, has: Role | None) -> str:
+    or_higher = "" if role is Role.OWNER else " or higher"
+    yours = f"; yours is {has.label}" if has is not None else ""
+    return f"This needs the role {role.label}{or_higher} in the workspace{yours}."
+
+
+@contextmanager
+def connect() -> Iterator[Connection]:
+    """A connection from the pool, each statement committed by itself."""
+    with state().engine.connect() as connection:
+        yield connection
+
+
+def identify() -> Identity:
+    """Who the request says it is from. Raises ``Unauthorized``."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    token = token.strip() if scheme.lower() == "bearer" else ""
+    if token.startswith(KEY_PREFIX):
+        return Identity("key", {"key_hash": digest(token)})
+    host_user = state().current_user
+    if host_user is not None:
+        return _identify_by_host(host_user)
+    if not token:
+        raise errors.TokenMissing("Send the header: Authorization: Bearer TOKEN")
+    claims = state().mint.read(token, "access")
+    return Identity("token", {"user_id": claims.user_id, "session_id": claims.session_id})
+
+
+def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
+    host_id = current_user()
+    if host_id is None:
+        raise errors.TokenMissing("Log in first.")
+    # The host's log-in may be a cookie, which a browser sends along from any
+    # page; what such a page may not do is change something.
+    if request.method not in _SAFE_METHODS:
+        site = request.headers.get("Sec-Fetch-Site")
+        origin = request.headers.get("Origin")
+        if site not in (None, "same-origin", "none") or (
+            site is None and origin is not None and urlsplit(origin).netloc != request.host
+        ):
+            raise errors.CrossSiteRequest("Requests from other sites' pages are refused.")
+    return Identity("host", {"username": accounts.host_username(host_id)})
+
+
+@cache
+def _statement(kind: str, in_workspace: bool, job: str | None) -> Select[Any]:
+    """The query for a caller, with workspace and job where the path names them."""
+    columns: list[Any] = [
+        users.c.id.label("caller_id"),
+        users.c.is_admin.label("caller_is_admin"),
+        DbNow().label("now"),
+    ]
+    if kind == "key":
+        source: Any = api_keys.join(users, users.c.id == api_keys.c.user_id)
+        columns += [
+            api_keys.c.id.label("key_id"),
+            api_keys.c.workspace_id.label("key_workspace_id"),
+            api_keys.c.role.label("key_role"),
+            api_keys.c.job_types.label("key_job_types"),
+            api_keys.c.expires_at.label("key_expires_at"),
+            api_keys.c.revoked_at.label("key_revoked_at"),
+            api_keys.c.last_used_at.label("key_last_used_at"),
+        ]
+        where = api_keys.c.key_hash == bindparam("key_hash")
+    elif kind == "token":
+        source = users.join(sessions, sessions.c.user_id == users.c.id)
+        where = and_(users.c.id == bindparam("user_id"), sessions.c.id == bindparam("session_id"))
+    else:
+        source = users
+        where = users.c.username == bindparam("username")
+    if in_workspace:
+        columns.append(workspaces.c.id.label("caller_workspace_id"))
+        source = source.outerjoin(workspaces, workspaces.c.id == bindparam("workspace_id"))
+    if in_workspace or kind == "key":
+        of = api_keys.c.workspace_id if kind == "key" else workspaces.c.id
+        columns.append(memberships.c.role.label("caller_role"))
+        source = source.outerjoin(
+            memberships,
+            and_(memberships.c.workspace_id == of, memberships.c.user_id == users.c.id),
+        )
+    if job is not None:
+        columns += JOB_COLUMNS[job]
+        source = source.outerjoin(
+            jobs,
+            and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
+        )
+    return select(*columns).select_from(source).where(where, ~users.c.disabled)
+
+
+def _fetch(connection: Connection, statement: Select[Any], parameters: Any) -> AnyRow | None:
+    try:
+        return connection.execute(statement, parameters).first()
+    except DBAPIError as error:
+        # The pool had a connection that the database has closed meanwhile, as
+        # it does when it restarts. All of them are dropped now: ask once more.
+        if not error.connection_invalidated:
+            raise
+    return connection.execute(statement, parameters).first()
+
+
+def _look_up(
+    connection: Connection,
+    identity: Identity,
+    workspace_id: int | None,
+    job_id: str | None,
+    job: str | None,
+) -> Caller:
+    kind, parameters = identity
+    in_workspace = workspace_id is not None
+    if in_workspace:
+        parameters = {**parameters, "workspace_id": workspace_id}
+    if job is not None:
+        # What cannot be an id is looked for as nothing, not sent as it is.
+        known_form = job_id is not None and _JOB_ID.fullmatch(job_id)
+        parameters = {**parameters, "job_id": job_id if known_form else ""}
+    statement = _statement(kind, in_workspace, job)
+    row = _fetch(connection, statement, parameters)
+    if row is None and kind == "host":
+        # Nobody has seen this user here before, or they are disabled.
+        accounts.host_user(
+            connection, parameters["username"].removeprefix(accounts.HOST_USER_PREFIX)
+        )
+        row = _fetch(connection, statement, parameters)
+    if row is None:
+        raise errors.TokenRevoked(_REVOKED[kind])
+    caller = _caller(connection, identity, row, in_workspace, job)
+    g.jobapi_caller = caller.name
+    return caller
+
+
+_REVOKED = {
+    "token": "The log-in of this token has ended; log in again.",
+    "key": "This API key does not work, or no longer; ask the workspace's owner for another.",
+    "host": "This user is disabled; ask an administrator.",
+}
+
+
+def _caller(
+    connection: Connection, identity: Identity, row: AnyRow, in_workspace: bool, job: str | None
+) -> Caller:
+    key = _check_key(connection, row) if identity.kind == "key" else {}
+    if in_workspace and row.caller_workspace_id is None:
+        raise errors.WorkspaceNotFound("There is no such workspace.")
+    role = None
+    if in_workspace or key:
+        role = Role.OWNER if row.caller_is_admin else row.caller_role
+        elsewhere = key and in_workspace and row.key_workspace_id != row.caller_workspace_id
+        if role is None or elsewhere:
+            raise errors.NotAMember("No access to this workspace; ask one of its owners.")
+        # A key can do no more than the user for whom it acts.
+        role = Role(min(role, row.key_role) if key else role)
+    return Caller(
+        connection=connection,
+        now=row.now,
+        user_id=row.caller_id,
+        is_admin=row.caller_is_admin and not key,
+        session_id=identity.parameters.get("session_id"),
+        role=role,
+        job=row if job is not None else None,
+        **key,
+    )
+
+
+def _check_key(connection: Connection, row: AnyRow) -> dict[str, Any]:
+    if row.key_revoked_at is not None:
+        raise errors.TokenRevoked("This API key was revoked.")
+    if row.key_expires_at is not None and row.key_expires_at <= row.now:
+        raise errors.TokenExpired("This API key has expired.")
+    last = row.key_last_used_at
+    if last is None or last <= row.now - USE_RESOLUTION:
+        note_use(connection, row.key_id, row.now)
+    return {
+        "key_id": row.key_id,
+        "key_workspace_id": row.key_workspace_id,
+        "job_types": row.key_job_types,
+    }

@@ -1,0 +1,93 @@
+"""Log in and out, and one's own account: ``/auth``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response, request
+
+from .. import accounts, schemas
+from ..database import transaction
+from ..errors import TokenMissing
+from . import examples
+from .access import Caller, connect, guard, public
+from .base import Blueprint, json_response, state
+
+blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
+own_blp = Blueprint("me", "Auth", "")
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+@blp.operation("/auth/login", "POST", summary="Log in", errors=(401, 429))
+@public
+@blp.arguments(schemas.LoginRequest, example=examples.LOGIN)
+@blp.response(200, schemas.Tokens, example=examples.TOKENS)
+def login(body: dict[str, Any]) -> Response:
+    """Exchange a name and a password for an access token and a refresh token."""
+    with connect() as connection:
+        user = accounts.authenticate(connection, body["username"], body["password"], _attempts())
+        session = accounts.open_session(connection, user.id, state().mint.refresh_lifetime)
+    return json_response(state().mint.pair(session), headers=_NO_STORE)
+
+
+@blp.operation(
+    "/auth/refresh",
+    "POST",
+    summary="Refresh tokens",
+    errors=(401,),
+    description="Send the refresh token as Bearer, no body. The old one stops working.",
+    security=[{"bearer": []}],
+)
+@public
+@blp.response(200, schemas.Tokens, example=examples.TOKENS)
+def refresh() -> Response:
+    """Exchange the refresh token for new tokens."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise TokenMissing("Send the refresh token: Authorization: Bearer REFRESH_TOKEN")
+    mint = state().mint
+    claims = mint.read(token.strip(), "refresh")
+    with connect() as connection:
+        session = accounts.refresh_session(
+            connection, claims.session_id, claims.token_id, mint.refresh_lifetime
+        )
+    return json_response(mint.pair(session), headers=_NO_STORE)
+
+
+@blp.operation("/auth/logout", "POST", summary="Log out")
+@guard(keys=False)
+@blp.response(204)
+def logout(caller: Caller) -> None:
+    """End this log-in: neither its access nor its refresh token works any more."""
+    accounts.close_session(caller.connection, caller.session_id or "")
+
+
+@blp.operation("/auth/password", "POST", summary="Change one's own password", errors=(429,))
+@guard(keys=False)
+@blp.arguments(schemas.PasswordChange)
+@blp.response(204)
+def change_password(caller: Caller, body: dict[str, Any]) -> None:
+    """Change the password; all other log-ins of the user end."""
+    old_hash = accounts.check_current_password(
+        caller.connection, caller.user_id, body["current_password"], _attempts()
+    )
+    with transaction(caller.connection) as tx:
+        accounts.replace_password(
+            tx, caller.user_id, old_hash, body["new_password"], keep_session=caller.session_id
+        )
+
+
+def _attempts() -> accounts.Attempts | None:
+    settings = state().settings
+    if not settings.ratelimit_enabled:
+        return None
+    return accounts.Attempts(settings.login_failures_per_minute, request.remote_addr or "")
+
+
+@own_blp.operation("/auth/me", summary="Who am I")
+@guard(keys=False)
+@own_blp.response(200, schemas.User)
+def get_me(caller: Caller) -> Any:
+    """The user who is logged in."""
+    return accounts.get_user(caller.connection, caller.user_id)

@@ -1,0 +1,376 @@
+"""What all views share: bodies, answers, errors, and their documentation."""
+
+from __future__ import annotations
+
+import http
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Flask, Response, current_app, got_request_exception, request, url_for
+from flask_smorest import Api as SmorestApi
+from flask_smorest import Blueprint as SmorestBlueprint
+from sqlalchemy.exc import DBAPIError, OperationalError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from werkzeug.exceptions import HTTPException
+
+from .. import errors, schemas
+from ..fields import Choice, Time
+from ..models import MAX_ID
+from . import examples
+from .bodies import Parser
+
+if TYPE_CHECKING:
+    from ..extension import State
+
+BLUEPRINT_PREFIX = "jobapi-"
+"""Keeps our blueprints and endpoints apart from a host application's."""
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+_JSON_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS | orjson.OPT_APPEND_NEWLINE
+
+View = Callable[..., Any]
+
+logger = logging.getLogger("jobapi")
+
+
+def state() -> State:
+    """What ``JobAPI`` set up for the app that serves this request."""
+    return cast("State", current_app.extensions["jobapi"])
+
+
+# Answers
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An answer in JSON; times in UTC and whole seconds."""
+    return current_app.response_class(
+        orjson.dumps(value, option=_JSON_OPTIONS), status, headers, mimetype=JSON
+    )
+
+
+def paginated(rows: Sequence[Any], total: int, page: int, limit: int) -> dict[str, Any]:
+    """The envelope of every list."""
+    return {
+        "data": rows,
+        "pagination": {
+            "page": page,
+            "limit": limit,
+            "total": total,
+            "total_pages": -(-total // limit),
+        },
+    }
+
+
+def location(endpoint: str, **url: Any) -> dict[str, str]:
+    """The header that says where what was created is."""
+    return {"Location": url_for(endpoint, **url)}
+
+
+def etag(version: int) -> str:
+    """The ETag of a job in this version."""
+    return f'"{version}"'
+
+
+def not_modified(version: int) -> Response | None:
+    """304, where the caller has this version already (RFC 9110, section 13.1.2)."""
+    if request.if_none_match and request.if_none_match.contains_weak(str(version)):
+        return current_app.response_class(status=304, headers={"ETag": etag(version)})
+    return None
+
+
+def version_wanted() -> Callable[[int], bool] | None:
+    """What the If-Match header asks of a version; None where there is no header."""
+    if "If-Match" not in request.headers:
+        return None
+    return lambda version: request.if_match.contains(str(version))
+
+
+# Errors
+
+
+def render(error: errors.JobApiError) -> Response:
+    """The one body of every error."""
+    return current_app.response_class(
+        orjson.dumps(error.problem()), error.status, error.headers, mimetype=PROBLEM
+    )
+
+
+_BY_STATUS: Mapping[int, type[errors.JobApiError]] = {
+    400: errors.BadRequest,
+    401: errors.Unauthorized,
+    403: errors.Forbidden,
+    404: errors.UnknownPath,
+    405: errors.MethodNotAllowed,
+    409: errors.Conflict,
+    412: errors.PreconditionFailed,
+    413: errors.BodyTooLarge,
+    415: errors.UnsupportedMediaType,
+}
+
+
+def translate(error: HTTPException) -> errors.JobApiError:
+    """One of our errors for one of Werkzeug's."""
+    status = error.code or 500
+    if status == 404:
+        return errors.UnknownPath(f"There is nothing at {request.path}.")
+    if status == 405:
+        allowed = sorted(getattr(error, "valid_methods", None) or ())
+        return errors.MethodNotAllowed(
+            f"{request.method} is not allowed here; allowed: {', '.join(allowed)}.",
+            headers={"Allow": ", ".join(allowed)},
+        )
+    if status == 413:
+        return errors.BodyTooLarge(
+            f"The body may have at most {state().settings.max_body_bytes} bytes."
+        )
+    detail = error.description or http.HTTPStatus(status).phrase
+    if status == 401:
+        return errors.TokenInvalid(detail)
+    if status in _BY_STATUS:
+        return _BY_STATUS[status](detail)
+    if 400 <= status < 500:
+        translated = errors.BadRequest(detail)
+        translated.status = status
+        return translated
+    return errors.InternalError(_INSIDE)
+
+
+_INSIDE = "Something went wrong on our side; the log has the details under this request's id."
+
+
+def handle_own(error: errors.JobApiError) -> Response:
+    """Render an error of ours."""
+    return render(error)
+
+
+def handle_http(error: HTTPException) -> Response:
+    """Render an error of Werkzeug's; what carries a response, or redirects, is kept."""
+    if error.response is not None or error.code is None or error.code < 400:
+        return cast(Response, error.get_response())
+    return render(translate(error))
+
+
+def handle_database(error: Exception) -> Response:
+    """Say of a database that is away that it is worth trying again."""
+    away = isinstance(error, PoolTimeout | OperationalError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+    if not away:
+        return handle_any(error)
+    _log_fault(error)
+    return render(errors.Unavailable("The database does not answer at this moment; try again."))
+
+
+def handle_any(error: Exception) -> Response:
+    """Log a fault, tell whoever listens to Flask's signal, and show nothing of it."""
+    _log_fault(error)
+    got_request_exception.send(state().app, exception=error)
+    return render(errors.InternalError(_INSIDE))
+
+
+def error_handlers() -> list[tuple[type[Exception], Callable[[Any], Response]]]:
+    """Which error is rendered by what."""
+    return [
+        (errors.JobApiError, handle_own),
+        (HTTPException, handle_http),
+        (DBAPIError, handle_database),
+        (PoolTimeout, handle_database),
+        (Exception, handle_any),
+    ]
+
+
+def _log_fault(error: Exception) -> None:
+    # A host's engine may put what was sent into its errors' text.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StatementError):
+            cause.hide_parameters = True
+        cause = cause.__cause__ or cause.__context__
+    logger.error("fault", exc_info=error)
+
+
+# Documentation
+
+
+class _Converter(OpenAPIConverter):
+    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
+        return {**super().schema2jsonschema(schema), **getattr(schema, "DOCUMENTED", {})}
+
+
+class _MarshmallowPlugin(MarshmallowPlugin):
+    Converter = _Converter
+
+
+class Api(SmorestApi):
+    """flask-smorest's Api, without its error handler, which is app-wide."""
+
+    def __init__(self, app: Flask, *, version: str, description: str) -> None:
+        super().__init__(
+            app,
+            config_prefix="JOBAPI",
+            spec_kwargs={
+                "title": "Job API",
+                "version": version,
+                "openapi_version": "3.1.0",
+                "info": {"description": description},
+                "marshmallow_plugin": _MarshmallowPlugin(),
+            },
+        )
+
+    def _init_spec(self, **options: Any) -> None:
+        super()._init_spec(**options)
+        self.register_field(Choice, "string", None)
+        self.register_field(Time, "string", "date-time")
+
+    DEFAULT_ERROR_RESPONSE_NAME = cast(str, None)
+    ERROR_SCHEMA = schemas.Problem
+
+    def register_blueprint(
+        self, blp: SmorestBlueprint, *, parameters: Any = None, **options: Any
+    ) -> None:
+        """Register a blueprint and document it, under its tag instead of its name."""
+        self._app.extensions["flask-smorest"]["blp_name_to_api"][blp.name] = self
+        self._app.register_blueprint(blp, **options)
+        blp.register_views_in_doc(self, self._app, self.spec, name=blp.name, parameters=parameters)
+        if blp.description:
+            self.spec.tag({"name": blp.tag, "description": blp.description})
+
+    def describe_security(self, host_login: bool) -> None:
+        """Say how a caller shows who they are."""
+        by = (
+            "An API key" if host_login else "An access token from `POST /auth/login`, or an API key"
+        )
+        self.spec.components.security_scheme(
+            "bearer",
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "description": f"{by} (`jk_…`). Without `Bearer` in front, which is added.",
+            },
+        )
+
+    def _register_error_handlers(self) -> None:
+        """Errors are handled on our blueprints, so that a host's own stay as they are."""
+
+    def _register_responses(self) -> None:
+        for status, description in ERROR_RESPONSES.items():
+            self.spec.components.response(
+                _component(status),
+                {
+                    "description": description,
+                    "content": {PROBLEM: {"schema": schemas.Problem}},
+                },
+                lazy=True,
+            )
+
+
+ERROR_RESPONSES = {
+    400: "The body is not JSON, or not such that it can be stored.",
+    401: "No token, or one that is malformed, expired or revoked.",
+    403: "No access to the workspace, or the role does not allow this.",
+    404: "The job, or the workspace, does not exist.",
+    409: "The request is right, but the state does not allow it.",
+    412: "The job has changed since the version that `If-Match` names.",
+    413: "The body is too large.",
+    415: "The body is of a type that is not accepted.",
+    422: "The data is not valid; `errors` says for each field what is wrong.",
+    429: "Too many requests; `Retry-After` says in how many seconds to try again.",
+    500: "A fault in the service; the log has the details under `X-Request-Id`.",
+    503: "The database is away; try again.",
+}
+
+
+_ID = {"type": "integer", "minimum": 1, "maximum": MAX_ID}
+PATH_PARAMETERS = [
+    {"name": name, "in": "path", "description": description, "schema": schema, "example": example}
+    for name, description, schema, example in (
+        ("workspace_id", "The workspace.", _ID, 1),
+        ("job_id", "The job, as its creation named it.", {"type": "string"}, examples.JOB_ID),
+        ("user_id", "The user.", _ID, 123),
+        ("key_id", "The API key.", _ID, 1),
+    )
+]
+
+
+def _component(status: int) -> str:
+    return "Problem" + http.HTTPStatus(status).phrase.replace(" ", "").replace("-", "")
+
+
+class Blueprint(SmorestBlueprint):
+    """A blueprint whose errors are problems and whose operations document them."""
+
+    ARGUMENTS_PARSER = Parser()
+    DEFAULT_LOCATION_CONTENT_TYPE_MAPPING = {
+        **SmorestBlueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
+        "optional_json": JSON,
+        "patch_json": JSON,
+    }
+
+    def __init__(self, name: str, tag: str, description: str) -> None:
+        super().__init__(f"{BLUEPRINT_PREFIX}{name}", __name__, description=description)
+        self.tag = tag
+        self._prepare_doc_cbks.append(_document_errors)
+        for kind, handler in error_handlers():
+            self.register_error_handler(kind, handler)
+
+    def arguments(self, schema: Any, **kw: Any) -> Callable[[View], View]:
+        """Load what the request carries by a schema; the view gets it after the caller."""
+        return cast(Callable[[View], View], super().arguments(schema, **kw))
+
+    def response(self, status: int, schema: Any = None, **kw: Any) -> Callable[[View], View]:
+        """Dump what the view returns by a schema; a whole response is left as it is."""
+        return cast(Callable[[View], View], super().response(status, schema, **kw))
+
+    def operation(
+        self, rule: str, method: str = "GET", *, errors: tuple[int, ...] = (), **doc: Any
+    ) -> Callable[[View], View]:
+        """Route a view and document it: ``errors`` are those it has of its own."""
+
+        def decorator(view: View) -> View:
+            apidoc: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
+            apidoc["jobapi"] = {**apidoc.get("jobapi", {}), "errors": errors}
+            apidoc["manual_doc"] = {
+                "operationId": view.__name__,
+                "description": inspect.getdoc(view) or "",
+                **doc,
+            }
+            self.add_url_rule(
+                rule,
+                view.__name__,
+                view,
+                methods=[method],
+                tags=[self.tag],
+                parameters=[p for p in PATH_PARAMETERS if f"{p['name']}>" in rule],
+            )
+            return view
+
+        return decorator
+
+
+def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
+    """Add to an operation the errors that it can answer with, and its security."""
+    ours = info.get("jobapi", {})
+    statuses = {500, 503, *ours["errors"]}
+    if ours.get("guarded"):
+        statuses |= {401, 403}
+        doc["security"] = [{"bearer": []}]
+    else:
+        doc["security"] = []
+    if method != "get":
+        statuses.add(413)
+    if "requestBody" in doc:
+        statuses |= {400, 415, 422}
+    if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
+        statuses.add(422)
+    for status in sorted(statuses):
+        doc["responses"].setdefault(str(status), _component(status))
+    return doc

@@ -1,0 +1,94 @@
+"""The API's description and the page to read and try it: ``/openapi.json``, ``/docs``."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any
+
+from flask import Blueprint, Response, current_app, request, send_from_directory, url_for
+from markupsafe import escape
+
+from .base import BLUEPRINT_PREFIX, error_handlers, json_response, state
+
+DESCRIPTION = """\
+Background jobs over HTTP: create jobs in a workspace; watch, filter, change, cancel and retry
+them.
+
+Log in with `POST /auth/login` and send the access token, or an API key, with each request:
+`Authorization: Bearer TOKEN`. Each error is a problem details object (RFC 9457).
+"""
+
+# Swagger UI writes styles into its elements; scripts are files of ours alone.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="{files}favicon-32x32.png">
+<link rel="stylesheet" href="{files}swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{files}swagger-ui-bundle.js"></script>
+<script src="{start}"></script>
+</body>
+</html>
+"""
+
+blp = Blueprint(f"{BLUEPRINT_PREFIX}docs", __name__)
+for _kind, _handler in error_handlers():
+    blp.register_error_handler(_kind, _handler)
+
+
+@blp.get("/openapi.json")
+def get_openapi() -> Response:
+    """The description of the API, OpenAPI 3.1."""
+    spec: dict[str, Any] = state().api.spec.to_dict()
+    return json_response({**spec, "servers": [{"url": request.script_root or "/"}]})
+
+
+@blp.get("/docs")
+def get_docs() -> Response:
+    """Swagger UI."""
+    page = _PAGE.format(
+        title=escape(state().api.spec.title),
+        files=escape(url_for(".get_docs_file", name="")),
+        start=escape(url_for(".get_docs_start")),
+    )
+    return current_app.response_class(
+        page,
+        mimetype="text/html",
+        headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"},
+    )
+
+
+@blp.get("/docs/start.js")
+def get_docs_start() -> Response:
+    """What Swagger UI is to show, as a file: the page allows no scripts within it."""
+    options = {
+        "url": url_for(".get_openapi"),
+        "dom_id": "#swagger-ui",
+        "deepLinking": True,
+        "persistAuthorization": True,
+        "tryItOutEnabled": True,
+        "displayRequestDuration": True,
+        "validatorUrl": None,
+    }
+    script = f"window.ui = SwaggerUIBundle({json.dumps(options)});"
+    return current_app.response_class(script, mimetype="text/javascript")
+
+
+@blp.get("/docs/files/<path:name>")
+def get_docs_file(name: str) -> Response:
+    """A file of Swagger UI's."""
+    folder = resources.files("flask_swagger_ui") / "dist"
+    return send_from_directory(str(folder), name, max_age=3600)

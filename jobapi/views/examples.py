@@ -1,0 +1,128 @@
+"""The examples in the API's documentation, with the guide's names and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+JOB_ID = "job_01hm5vq2k8d7t3n6b1r9c4f0ga"
+
+CREATE: dict[str, Any] = {
+    "job_type": "data_processing",
+    "workspace_id": 1,
+    "priority": "high",
+    "metadata": {
+        "source_file": "dataset.csv",
+        "output_format": "parquet",
+        "filters": {"column": "value"},
+    },
+    "estimated_duration": 600,
+    "scheduled_at": "2024-01-15T15:00:00Z",
+}
+
+_METADATA = CREATE["metadata"]
+
+PENDING: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "job_type": "data_processing",
+    "status": "pending",
+    "priority": "high",
+    "workspace_id": 1,
+    "created_by": 123,
+    "metadata": _METADATA,
+    "result": None,
+    "error": None,
+    "estimated_duration": 600,
+    "actual_duration": None,
+    "timeout_seconds": None,
+    "retry_count": 0,
+    "max_retries": 3,
+    "created_at": "2024-01-15T11:00:00Z",
+    "updated_at": "2024-01-15T11:00:00Z",
+    "started_at": None,
+    "completed_at": None,
+    "scheduled_at": "2024-01-15T15:00:00Z",
+    "due_at": "2024-01-15T15:00:00Z",
+}
+
+RUNNING: dict[str, Any] = PENDING | {
+    "job_type": "data_analysis",
+    "status": "running",
+    "result": {
+        "progress_percent": 50,
+        "progress_message": "Halfway complete",
+        "intermediate_data": "temp_results.json",
+        "rows_processed": 25000,
+    },
+    "estimated_duration": 300,
+    "created_at": "2024-01-15T10:00:00Z",
+    "updated_at": "2024-01-15T10:02:30Z",
+    "started_at": "2024-01-15T10:01:00Z",
+    "scheduled_at": None,
+    "due_at": "2024-01-15T10:00:00Z",
+}
+
+SUCCESS: dict[str, Any] = RUNNING | {
+    "status": "success",
+    "result": {
+        "output_file": "analysis_results.csv",
+        "rows_processed": 50000,
+        "success": True,
+        "insights": ["trend_detected", "anomaly_found"],
+    },
+    "actual_duration": 285,
+    "updated_at": "2024-01-15T10:04:45Z",
+    "completed_at": "2024-01-15T10:04:45Z",
+}
+
+CANCELLED: dict[str, Any] = RUNNING | {
+    "status": "cancelled",
+    "result": {"cancelled_reason": "Cancelled via API", "partial_results": "temp_data.json"},
+    "actual_duration": 120,
+    "updated_at": "2024-01-15T10:02:00Z",
+    "completed_at": "2024-01-15T10:02:00Z",
+}
+
+RETRIED: dict[str, Any] = RUNNING | {
+    "status": "pending",
+    "result": {"retry_reason": "Retried via API", "previous_attempts": 1},
+    "retry_count": 1,
+    "updated_at": "2024-01-15T10:05:00Z",
+    "started_at": None,
+    "due_at": "2024-01-15T10:05:00Z",
+}
+
+LIST: dict[str, Any] = {
+    "data": [RUNNING],
+    "pagination": {"page": 1, "limit": 50, "total": 1, "total_pages": 1},
+}
+
+UPDATE: dict[str, Any] = {
+    "status": "running",
+    "progress_percent": 50,
+    "progress_message": "Halfway complete",
+    "result": {"intermediate_data": "temp_results.json", "rows_processed": 25000},
+}
+
+STATUS: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "status": "running",
+    "progress_percent": 75,
+    "progress_message": "Processing batch 3 of 4...",
+    "updated_at": "2024-01-15T10:03:30Z",
+}
+
+RESULT: dict[str, Any] = {
+    "job_id": JOB_ID,
+    "result": SUCCESS["result"],
+    "status": "success",
+    "completed_at": "2024-01-15T10:04:45Z",
+}
+
+LOGIN = {"username": "your_username", "password": "your_password"}
+
+TOKENS = {
+    "access_token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9...",
+    "refresh_token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9...",
+    "token_type": "bearer",
+    "expires_in": 3600,
+}

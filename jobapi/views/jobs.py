@@ -1,0 +1,315 @@
+"""The jobs of a workspace: ``/workspace/{workspace_id}/jobs``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response, url_for
+
+from .. import jobs, schemas
+from ..database import AnyRow
+from ..errors import JobNotEnded, ValidationFailed
+from ..identity import Role
+from ..lifecycle import JobStatus, Priority
+from . import examples
+from .access import Caller, guard
+from .base import (
+    Blueprint,
+    etag,
+    json_response,
+    location,
+    not_modified,
+    paginated,
+    version_wanted,
+)
+from .bodies import MERGE_PATCH
+
+blp = Blueprint(
+    "jobs", "Jobs", "Create jobs in a workspace; watch, filter, change, cancel and retry them."
+)
+
+JOBS = "/workspace/<workspace_id>/jobs"
+JOB = f"{JOBS}/<job_id>"
+
+# RFC 9745 wants the moment since when: the year of the guide, which has never
+# known this path otherwise.
+DEPRECATION = {"Deprecation": "@1704067200"}
+
+STATUS_LABELS = [status.label for status in JobStatus]
+PRIORITY_LABELS = [priority.label for priority in Priority]
+
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "The `ETag` that was read; 412 where the job has changed since.",
+}
+_IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "An `ETag`; 304 where the job is still the same.",
+}
+_ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "The job's version."}}
+_NOT_MODIFIED = {"304": {"description": "Not changed since the version named."}}
+
+
+def job_object(row: Any) -> dict[str, Any]:
+    """The full job, as ``schemas.Job`` has it, from a row.
+
+    Written out, because a schema's dump would cost more than the query; a
+    test holds the two together.
+    """
+    result = row.result
+    if row.status == JobStatus.RUNNING and (
+        row.progress_percent is not None or row.progress_message is not None
+    ):
+        result = {
+            "progress_percent": row.progress_percent or 0,
+            "progress_message": row.progress_message,
+            **(result or {}),
+        }
+    return {
+        "job_id": row.job_id,
+        "job_type": row.job_type,
+        "status": STATUS_LABELS[row.status],
+        "priority": PRIORITY_LABELS[row.priority],
+        "workspace_id": row.workspace_id,
+        "created_by": row.created_by,
+        "metadata": row.metadata,
+        "result": result,
+        "error": row.error,
+        "estimated_duration": row.estimated_duration,
+        "actual_duration": row.actual_duration,
+        "timeout_seconds": row.timeout_seconds,
+        "retry_count": row.retry_count,
+        "max_retries": row.max_retries,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "started_at": row.started_at,
+        "completed_at": row.completed_at,
+        "scheduled_at": row.scheduled_at,
+        "due_at": row.due_at,
+    }
+
+
+def job_response(row: AnyRow, status: int = 200, **headers: str) -> Response:
+    """The full job with its ETag."""
+    return json_response(job_object(row), status, {"ETag": etag(row.version), **headers})
+
+
+@blp.operation(JOBS, summary="List jobs in workspace", errors=(404,))
+@guard(Role.VIEWER)
+@blp.arguments(schemas.JobListQuery, location="query")
+@blp.response(200, schemas.JobList, example=examples.LIST)
+def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+    """The jobs that match every filter given; a filter may be repeated."""
+    return _page(caller, jobs.in_workspace(workspace_id), query)
+
+
+def _page(caller: Caller, scope: Any, query: dict[str, Any], **headers: str) -> Response:
+    rows, total = jobs.page(caller.connection, scope, only_job_types=caller.job_types, **query)
+    body = paginated([job_object(row) for row in rows], total, query["page"], query["limit"])
+    return json_response(body, headers=headers)
+
+
+@blp.operation(JOBS, "POST", summary="Create job in workspace", errors=(404,))
+@guard(Role.MEMBER)
+@blp.arguments(schemas.JobCreate, example=examples.CREATE)
+@blp.response(
+    201,
+    schemas.Job,
+    example=examples.PENDING,
+    headers={
+        **_ETAG_HEADER,
+        "Location": {"schema": {"type": "string"}, "description": "The new job's URL."},
+    },
+)
+def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+    """Create a job, due now or when it is scheduled."""
+    if body.pop("workspace_id") != workspace_id:
+        raise ValidationFailed({"workspace_id": [f"It must match the URL's, {workspace_id}."]})
+    caller.check_job_type(body["job_type"])
+    row = jobs.create(
+        caller.connection, workspace_id, created_by=caller.user_id, now=caller.now, **body
+    )
+    where = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=row.job_id)
+    return job_response(row, 201, **where)
+
+
+@blp.operation(
+    JOB,
+    summary="Get job details",
+    errors=(404,),
+    parameters=[_IF_NONE_MATCH],
+    responses=_NOT_MODIFIED,
+)
+@guard(Role.VIEWER, job="job")
+@blp.response(200, schemas.Job, example=examples.SUCCESS, headers=_ETAG_HEADER)
+def get_job(caller: Caller, workspace_id: int, job_id: str) -> Response:
+    """Everything about one job."""
+    job: Any = caller.job
+    return not_modified(job.version) or job_response(job)
+
+
+@blp.operation(
+    f"{JOB}/status",
+    summary="Get job status",
+    errors=(404,),
+    parameters=[_IF_NONE_MATCH],
+    responses=_NOT_MODIFIED,
+)
+@guard(Role.VIEWER, job="status")
+@blp.response(200, schemas.JobProgress, example=examples.STATUS, headers=_ETAG_HEADER)
+def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Response:
+    """Where a job stands; cheap enough to be asked often."""
+    job: Any = caller.job
+    unchanged = not_modified(job.version)
+    if unchanged:
+        return unchanged
+    percent = 100 if job.status == JobStatus.SUCCESS else job.progress_percent or 0
+    body = {
+        "job_id": job.job_id,
+        "status": STATUS_LABELS[job.status],
+        "progress_percent": percent,
+        "progress_message": job.progress_message,
+        "updated_at": job.updated_at,
+    }
+    return json_response(body, headers={"ETag": etag(job.version)})
+
+
+@blp.operation(
+    f"{JOB}/result",
+    summary="Get job result",
+    errors=(404, 409),
+    parameters=[_IF_NONE_MATCH],
+    responses=_NOT_MODIFIED,
+)
+@guard(Role.VIEWER, job="result")
+@blp.response(200, schemas.JobResult, example=examples.RESULT, headers=_ETAG_HEADER)
+def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
+    """What a job that has ended leaves; before its end 409."""
+    job: Any = caller.job
+    status = JobStatus(job.status)
+    if not status.ended:
+        raise JobNotEnded(f"The job is {status.label}; it has a result when it has ended.")
+    unchanged = not_modified(job.version)
+    if unchanged:
+        return unchanged
+    body = {
+        "job_id": job.job_id,
+        "result": job.result,
+        "status": status.label,
+        "completed_at": job.completed_at,
+    }
+    return json_response(body, headers={"ETag": etag(job.version)})
+
+
+@blp.operation(
+    JOB,
+    "PATCH",
+    summary="Update job",
+    errors=(404, 409, 412),
+    parameters=[_IF_MATCH],
+    requestBody={
+        "content": {
+            MERGE_PATCH: {
+                "schema": {"$ref": "#/components/schemas/JobUpdate"},
+                "example": examples.UPDATE,
+            }
+        }
+    },
+)
+@guard(Role.MEMBER, job="job")
+@blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
+@blp.response(200, schemas.Job, example=examples.RUNNING, headers=_ETAG_HEADER)
+def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+    """Change status, progress, result; while it is pending, also how it is to run.
+
+    `result` and `metadata` are merged into what is there (RFC 7396). What is
+    left out stays as it is.
+    """
+    row = jobs.edit(
+        caller.connection,
+        workspace_id,
+        job_id,
+        body,
+        if_match=version_wanted(),
+        job=caller.job,
+    )
+    return job_response(row)
+
+
+@blp.operation(
+    f"{JOB}/cancel",
+    "POST",
+    summary="Cancel job",
+    errors=(404, 409, 412),
+    parameters=[_IF_MATCH],
+)
+@guard(Role.MEMBER, job="job")
+@blp.arguments(schemas.Reason, location="optional_json", required=False)
+@blp.response(200, schemas.Job, example=examples.CANCELLED, headers=_ETAG_HEADER)
+def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+    """Cancel a pending or running job; what it had done so far stays in `result`."""
+    row = jobs.cancel(
+        caller.connection,
+        workspace_id,
+        job_id,
+        reason=body.get("reason"),
+        if_match=version_wanted(),
+        job=caller.job,
+    )
+    return job_response(row)
+
+
+@blp.operation(
+    f"{JOB}/retry",
+    "POST",
+    summary="Retry job",
+    errors=(404, 409, 412),
+    parameters=[_IF_MATCH],
+)
+@guard(Role.MEMBER, job="job")
+@blp.arguments(schemas.Reason, location="optional_json", required=False)
+@blp.response(200, schemas.Job, example=examples.RETRIED, headers=_ETAG_HEADER)
+def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+    """Put a failed or cancelled job back to pending, due now."""
+    row = jobs.retry(
+        caller.connection,
+        workspace_id,
+        job_id,
+        reason=body.get("reason"),
+        if_match=version_wanted(),
+        job=caller.job,
+    )
+    return job_response(row)
+
+
+@blp.operation("/jobs", summary="List all user jobs", deprecated=True)
+@guard()
+@blp.arguments(schemas.LegacyJobListQuery, location="query")
+@blp.response(
+    200,
+    schemas.JobList,
+    example=examples.LIST,
+    headers={
+        "Deprecation": {"schema": {"type": "string"}, "description": "Since when (RFC 9745)."},
+        "Link": {"schema": {"type": "string"}, "description": "What to use instead."},
+    },
+)
+def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
+    """Jobs across all workspaces that the caller may read. Use `/workspace/{id}/jobs`."""
+    workspace_id = query.pop("workspace_id", None)
+    if caller.key_workspace_id is not None:
+        scope = jobs.in_workspace(caller.key_workspace_id)
+    else:
+        scope = jobs.readable_by(caller.user_id, is_admin=caller.is_admin)
+    if workspace_id is not None:
+        scope &= jobs.in_workspace(workspace_id)
+    successor = url_for("jobapi-workspaces.list_workspaces")
+    if workspace_id is not None:
+        successor = url_for("jobapi-jobs.list_jobs", workspace_id=workspace_id)
+    return _page(
+        caller, scope, query, **DEPRECATION, Link=f'<{successor}>; rel="successor-version"'
+    )

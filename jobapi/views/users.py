@@ -1,0 +1,56 @@
+"""Users, for administrators: ``/users``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import accounts, schemas
+from ..database import transaction
+from .access import Caller, guard
+from .base import Blueprint, location, paginated
+
+blp = Blueprint("users", "Users", "Who may log in. For administrators.")
+
+USER = "/users/<user_id>"
+
+
+@blp.operation("/users", summary="List users")
+@guard(admin=True)
+@blp.arguments(schemas.PagingQuery, location="query")
+@blp.response(200, schemas.UserList)
+def list_users(caller: Caller, query: dict[str, int]) -> Any:
+    """All users, the oldest first."""
+    rows, total = accounts.page_users(caller.connection, **query)
+    return paginated(rows, total, **query)
+
+
+@blp.operation("/users", "POST", summary="Create user", errors=(409,))
+@guard(admin=True)
+@blp.arguments(schemas.UserCreate)
+@blp.response(201, schemas.User)
+def create_user(caller: Caller, body: dict[str, Any]) -> Any:
+    """Add somebody who can log in."""
+    row = accounts.create_user(caller.connection, **body)
+    return row, 201, location("jobapi-users.get_user", user_id=row.id)
+
+
+@blp.operation(USER, summary="Get user", errors=(404,))
+@guard(admin=True)
+@blp.response(200, schemas.User)
+def get_user(caller: Caller, user_id: int) -> Any:
+    """One user."""
+    return accounts.get_user(caller.connection, user_id)
+
+
+@blp.operation(USER, "PATCH", summary="Update user", errors=(404,))
+@guard(admin=True)
+@blp.arguments(schemas.UserUpdate)
+@blp.response(200, schemas.User)
+def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
+    """Disable or enable a user, set a new password, make them an administrator or not.
+
+    Being disabled and a new password end the user's log-ins at once; while the
+    user is disabled, the API keys that act for them do not work.
+    """
+    with transaction(caller.connection) as tx:
+        return accounts.edit_user(tx, user_id, body)

@@ -1,0 +1,169 @@
+"""Workspaces, their members and API keys: ``/workspace``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import accounts, keys, schemas, workspaces
+from ..database import transaction
+from ..errors import RoleTooLow
+from ..identity import Role
+from .access import Caller, guard
+from .base import Blueprint, location, paginated
+
+blp = Blueprint("workspaces", "Workspaces", "Workspaces and their members.")
+keys_blp = Blueprint("keys", "API keys", "Keys with which machines use one workspace.")
+
+WORKSPACE = "/workspace/<workspace_id>"
+MEMBERS = f"{WORKSPACE}/members"
+MEMBER = f"{MEMBERS}/<user_id>"
+KEYS = f"{WORKSPACE}/keys"
+KEY = f"{KEYS}/<key_id>"
+
+
+def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
+    return {**row._mapping, "role": role}
+
+
+@blp.operation("/workspace", summary="List my workspaces")
+@guard()
+@blp.arguments(schemas.PagingQuery, location="query")
+@blp.response(200, schemas.WorkspaceList)
+def list_workspaces(caller: Caller, query: dict[str, int]) -> Any:
+    """The workspaces that the caller may read, with the caller's role in each."""
+    rows, total = workspaces.page(
+        caller.connection,
+        user_id=caller.user_id,
+        is_admin=caller.is_admin,
+        only_workspace=caller.key_workspace_id,
+        **query,
+    )
+    items = [_with_role(row, caller.role if caller.key_id else row.role) for row in rows]
+    return paginated(items, total, **query)
+
+
+@blp.operation("/workspace", "POST", summary="Create workspace")
+@guard(keys=False)
+@blp.arguments(schemas.WorkspaceName)
+@blp.response(201, schemas.Workspace)
+def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
+    """Make a workspace; whoever makes it is its owner."""
+    with transaction(caller.connection) as tx:
+        row = workspaces.create(tx, body["name"], owner_id=caller.user_id)
+    headers = location("jobapi-workspaces.get_workspace", workspace_id=row.id)
+    return _with_role(row, Role.OWNER), 201, headers
+
+
+@blp.operation(WORKSPACE, summary="Get workspace", errors=(404,))
+@guard(Role.VIEWER)
+@blp.response(200, schemas.Workspace)
+def get_workspace(caller: Caller, workspace_id: int) -> Any:
+    """One workspace, and the caller's role there."""
+    return _with_role(workspaces.get(caller.connection, workspace_id), caller.role)
+
+
+@blp.operation(WORKSPACE, "PATCH", summary="Update workspace", errors=(404,))
+@guard(Role.OWNER)
+@blp.arguments(schemas.WorkspaceUpdate)
+@blp.response(200, schemas.Workspace)
+def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
+    """Give a workspace another name."""
+    if "name" in body:
+        row = workspaces.rename(caller.connection, workspace_id, body["name"])
+    else:
+        row = workspaces.get(caller.connection, workspace_id)
+    return _with_role(row, caller.role)
+
+
+@blp.operation(WORKSPACE, "DELETE", summary="Delete workspace", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@blp.response(204)
+def delete_workspace(caller: Caller, workspace_id: int) -> None:
+    """Delete a workspace with all its jobs, keys and members, for good."""
+    with transaction(caller.connection) as tx:
+        workspaces.remove(tx, workspace_id)
+
+
+@blp.operation(MEMBERS, summary="List members", errors=(404,))
+@guard(Role.VIEWER)
+@blp.arguments(schemas.PagingQuery, location="query")
+@blp.response(200, schemas.MemberList)
+def list_members(caller: Caller, query: dict[str, int], workspace_id: int) -> Any:
+    """A workspace's members and their roles."""
+    rows, total = workspaces.page_members(caller.connection, workspace_id, **query)
+    return paginated(rows, total, **query)
+
+
+@blp.operation(MEMBERS, "POST", summary="Add member", errors=(404, 409))
+@guard(Role.OWNER, keys=False)
+@blp.arguments(schemas.MemberAdd)
+@blp.response(201, schemas.Member)
+def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
+    """Make a user, named by id or by name, a member."""
+    if "user_id" in body:
+        user = accounts.get_user(caller.connection, body["user_id"])
+    else:
+        user = accounts.find_user(caller.connection, body["username"])
+    row = workspaces.add_member(caller.connection, workspace_id, user.id, body["role"])
+    headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
+    return row, 201, headers
+
+
+@blp.operation(MEMBER, summary="Get member", errors=(404,))
+@guard(Role.VIEWER)
+@blp.response(200, schemas.Member)
+def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
+    """One member."""
+    return workspaces.get_member(caller.connection, workspace_id, user_id)
+
+
+@blp.operation(MEMBER, "PATCH", summary="Change member's role", errors=(404, 409))
+@guard(Role.OWNER, keys=False)
+@blp.arguments(schemas.MemberUpdate)
+@blp.response(200, schemas.Member)
+def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_id: int) -> Any:
+    """Give a member another role, from now on."""
+    with transaction(caller.connection) as tx:
+        return workspaces.set_role(tx, workspace_id, user_id, body["role"])
+
+
+@blp.operation(MEMBER, "DELETE", summary="Remove member", errors=(404, 409))
+@guard(Role.VIEWER, keys=False)
+@blp.response(204)
+def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
+    """Take a member out; owners anybody, the others themselves alone.
+
+    The last owner cannot leave.
+    """
+    if user_id != caller.user_id and caller.role is not Role.OWNER:
+        raise RoleTooLow("Only an owner can take out somebody else.")
+    with transaction(caller.connection) as tx:
+        workspaces.remove_member(tx, workspace_id, user_id)
+
+
+@keys_blp.operation(KEYS, summary="List API keys", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@keys_blp.arguments(schemas.PagingQuery, location="query")
+@keys_blp.response(200, schemas.KeyList)
+def list_keys(caller: Caller, query: dict[str, int], workspace_id: int) -> Any:
+    """A workspace's API keys, revoked ones included. The keys themselves are not kept."""
+    rows, total = keys.page(caller.connection, workspace_id, **query)
+    return paginated(rows, total, **query)
+
+
+@keys_blp.operation(KEYS, "POST", summary="Create API key", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@keys_blp.arguments(schemas.KeyCreate)
+@keys_blp.response(201, schemas.NewKey)
+def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
+    """Make an API key that acts for the caller. The key is shown this once."""
+    row, key = keys.create(caller.connection, workspace_id, user_id=caller.user_id, **body)
+    return {**row._mapping, "key": key}, 201, {"Cache-Control": "no-store"}
+
+
+@keys_blp.operation(KEY, "DELETE", summary="Revoke API key", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@keys_blp.response(204)
+def revoke_key(caller: Caller, workspace_id: int, key_id: int) -> None:
+    """End a key, at once and for good."""
+    keys.revoke(caller.connection, workspace_id, key_id)

