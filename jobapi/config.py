@@ -164,16 +164,22 @@ def _check(settings: Settings) -> None:
         )
     if settings.database_url is not None:
         try:
-            backend = normalize_url(settings.database_url).get_backend_name()
+            url = normalize_url(settings.database_url)
         except ArgumentError:
             # The text may hold a password, so it is not repeated.
             raise ConfigError(
                 "JOBAPI_DATABASE_URL is not a database URL; "
                 "write postgresql://user:password@host/name or sqlite:///file."
             ) from None
+        backend = url.get_backend_name()
         if backend not in SERVED_BY:
             raise ConfigError(
                 f"JOBAPI_DATABASE_URL is for {backend}; jobapi works on {' and '.join(SERVED_BY)}."
+            )
+        if backend == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ConfigError(
+                "JOBAPI_DATABASE_URL is a SQLite database in memory, which each process would "
+                "have for itself; name a file: sqlite:///file."
             )
     for origin in settings.origins:
         if origin != "*" and (not origin.startswith(("http://", "https://")) or origin[-1] == "/"):

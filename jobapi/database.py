@@ -41,6 +41,7 @@ AnyRow = Row[*tuple[Any, ...]]
 """A row of whatever columns; they are its attributes."""
 
 SQLITE_BUSY_SECONDS = 30
+CONNECT_SECONDS = 5
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -154,6 +155,8 @@ def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
     }
     if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+    elif "connect_timeout" not in url.query:
+        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     return options
 
 
