@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, wraps
@@ -17,11 +16,10 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from flask import g, request
-from sqlalchemy import Connection, Select, and_, bindparam, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, and_, bindparam, select
 
 from .. import accounts, errors
-from ..database import AnyRow, DbNow
+from ..database import AnyRow, DbNow, Lookup
 from ..identity import Role
 from ..jobs import COLUMNS, not_found
 from ..keys import KEY_PREFIX, USE_RESOLUTION, digest, note_use
@@ -166,11 +164,9 @@ def _need(role: Role, has: Role | None) -> str:
     return f"This needs the role {role.label}{or_higher} in the workspace{yours}."
 
 
-@contextmanager
-def connect() -> Iterator[Connection]:
-    """A connection from the pool, each statement committed by itself."""
-    with state().engine.connect() as connection:
-        yield connection
+def connect() -> Connection:
+    """A connection from the pool, each statement committed by itself; to be closed."""
+    return state().engine.connect()
 
 
 def identify() -> Identity:
@@ -205,7 +201,7 @@ def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
 
 
 @cache
-def _statement(kind: str, in_workspace: bool, job: str | None) -> Select[Any]:
+def _lookup(kind: str, in_workspace: bool, job: str | None) -> Lookup:
     """The query for a caller, with workspace and job where the path names them."""
     columns: list[Any] = [
         users.c.id.label("caller_id"),
@@ -246,18 +242,7 @@ def _statement(kind: str, in_workspace: bool, job: str | None) -> Select[Any]:
             jobs,
             and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
         )
-    return select(*columns).select_from(source).where(where, ~users.c.disabled)
-
-
-def _fetch(connection: Connection, statement: Select[Any], parameters: Any) -> AnyRow | None:
-    try:
-        return connection.execute(statement, parameters).first()
-    except DBAPIError as error:
-        # The pool had a connection that the database has closed meanwhile, as
-        # it does when it restarts. All of them are dropped now: ask once more.
-        if not error.connection_invalidated:
-            raise
-    return connection.execute(statement, parameters).first()
+    return Lookup(select(*columns).select_from(source).where(where, ~users.c.disabled))
 
 
 def _look_up(
@@ -275,14 +260,14 @@ def _look_up(
         # What cannot be an id is looked for as nothing, not sent as it is.
         known_form = job_id is not None and _JOB_ID.fullmatch(job_id)
         parameters = {**parameters, "job_id": job_id if known_form else ""}
-    statement = _statement(kind, in_workspace, job)
-    row = _fetch(connection, statement, parameters)
+    lookup = _lookup(kind, in_workspace, job)
+    row = lookup.first(connection, parameters)
     if row is None and kind == "host":
         # Nobody has seen this user here before, or they are disabled.
         accounts.host_user(
             connection, parameters["username"].removeprefix(accounts.HOST_USER_PREFIX)
         )
-        row = _fetch(connection, statement, parameters)
+        row = lookup.first(connection, parameters)
     if row is None:
         raise errors.TokenRevoked(_REVOKED[kind])
     caller = _caller(connection, identity, row, in_workspace, job)

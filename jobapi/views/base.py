@@ -82,7 +82,8 @@ def etag(version: int) -> str:
 
 def not_modified(version: int) -> Response | None:
     """304, where the caller has this version already (RFC 9110, section 13.1.2)."""
-    if request.if_none_match and request.if_none_match.contains_weak(str(version)):
+    wanted = "If-None-Match" in request.headers and request.if_none_match
+    if wanted and wanted.contains_weak(str(version)):
         return current_app.response_class(status=304, headers={"ETag": etag(version)})
     return None
 
@@ -324,7 +325,8 @@ class Blueprint(SmorestBlueprint):
 
     def arguments(self, schema: Any, **kw: Any) -> Callable[[View], View]:
         """Load what the request carries by a schema; the view gets it after the caller."""
-        return cast(Callable[[View], View], super().arguments(schema, **kw))
+        # One schema for all requests: making one anew costs more than loading.
+        return cast(Callable[[View], View], super().arguments(schema(), **kw))
 
     def response(self, status: int, schema: Any = None, **kw: Any) -> Callable[[View], View]:
         """Dump what the view returns by a schema; a whole response is left as it is."""

@@ -89,7 +89,8 @@ def register(app: Flask, state: State) -> None:
         headers = response.headers
         headers["X-Request-Id"] = g.jobapi_request_id
         for name, value in SECURITY_HEADERS.items():
-            headers.setdefault(name, value)
+            if name not in headers:
+                headers[name] = value
         if "Cache-Control" not in headers:
             # What has an ETag may be kept, and asked about each time.
             headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
