@@ -1,0 +1,163 @@
+"""The OpenAPI document: for a client generator, and for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from jobapi.lifecycle import JobStatus
+
+from .factories import Desk
+
+METHODS = ("get", "post", "patch", "put", "delete")
+PROBLEM = "application/problem+json"
+
+
+def document(app: Flask) -> dict[str, Any]:
+    """The document as it is served."""
+    response = app.test_client().get("/openapi.json")
+    assert response.status_code == 200
+    return dict(response.get_json())
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every operation with its method and path."""
+    for path, item in document["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield method, path, item[method]
+
+
+def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """What a reference names, or the thing itself."""
+    if "$ref" not in node:
+        return node
+    target: Any = document
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return dict(target)
+
+
+def test_document_is_valid(app: Flask) -> None:
+    served = document(app)
+    assert served["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(served).validate()
+
+
+def test_document_has_every_route_and_method(app: Flask) -> None:
+    documented = {(method.upper(), path) for method, path, _ in operations(document(app))}
+    routed = {
+        (method, rule.rule.replace("<", "{").replace(">", "}"))
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if "docs" not in rule.endpoint
+    }
+    assert documented == routed
+
+
+def test_operations_are_complete_for_a_generator_and_a_person(app: Flask) -> None:
+    served = document(app)
+    ids = [operation["operationId"] for _, _, operation in operations(served)]
+    assert len(ids) == len(set(ids))
+    for method, path, operation in operations(served):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["description"].endswith((".", "`.")), where
+        assert len(operation["tags"]) == 1, where
+        assert operation["security"] in ([], [{"bearer": []}]), where
+        for parameter in operation.get("parameters", ()):
+            parameter = resolved(served, parameter)
+            assert parameter.get("description"), f"{where}: {parameter['name']}"
+    assert served["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_operations_document_their_errors_as_problems(app: Flask) -> None:
+    served = document(app)
+    for method, path, operation in operations(served):
+        where = f"{method} {path}"
+        answers = operation["responses"]
+        needed = {"500", "503"}
+        if operation["security"]:
+            needed |= {"401", "403"} if path != "/auth/refresh" else {"401"}
+        if "{" in path:
+            needed |= {"404"}
+        if "requestBody" in operation:
+            needed |= {"400", "413", "415", "422"}
+        if path.startswith("/health/"):
+            needed = {"500"}
+        assert needed <= answers.keys(), where
+        for status, answer in answers.items():
+            if int(status) >= 400:
+                content = resolved(served, answer)["content"]
+                assert content.keys() == {PROBLEM}, f"{where} {status}"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("post", "/auth/login", "200"),
+        ("get", "/workspace/{workspace_id}/jobs", "200"),
+        ("post", "/workspace/{workspace_id}/jobs", "201"),
+        ("get", "/workspace/{workspace_id}/jobs/{job_id}", "200"),
+        ("patch", "/workspace/{workspace_id}/jobs/{job_id}", "200"),
+        ("get", "/workspace/{workspace_id}/jobs/{job_id}/status", "200"),
+        ("get", "/workspace/{workspace_id}/jobs/{job_id}/result", "200"),
+        ("post", "/workspace/{workspace_id}/jobs/{job_id}/cancel", "200"),
+        ("post", "/workspace/{workspace_id}/jobs/{job_id}/retry", "200"),
+        ("get", "/jobs", "200"),
+    ],
+)
+def test_operations_of_the_guide_have_its_examples(
+    app: Flask, method: str, path: str, status: str
+) -> None:
+    served = document(app)
+    content = served["paths"][path][method]["responses"][status]["content"]["application/json"]
+    assert content["example"]
+    if method in ("post", "patch") and not path.endswith(("/cancel", "/retry")):
+        bodies = served["paths"][path][method]["requestBody"]["content"].values()
+        assert all(body["example"] for body in bodies)
+
+
+def test_only_the_legacy_list_is_deprecated(app: Flask) -> None:
+    served = document(app)
+    marked = [path for _, path, operation in operations(served) if operation.get("deprecated")]
+    assert marked == ["/jobs"]
+
+
+def test_answers_have_the_shape_that_is_documented(desk: Desk) -> None:
+    """The answers of the hot paths are written out by hand; this holds them to the document."""
+    served = document(desk.world.app)
+    schemas = served["components"]["schemas"]
+    job = desk.create()
+    assert job.keys() == schemas["Job"]["properties"].keys()
+    assert set(schemas["Job"]["required"]) == job.keys()
+    status = desk.get(f"/{job['job_id']}/status").json
+    assert status.keys() == schemas["JobProgress"]["properties"].keys()
+    ended = desk.job_in("success")
+    result = desk.get(f"/{ended['job_id']}/result").json
+    assert result.keys() == schemas["JobResult"]["properties"].keys()
+
+
+def test_statuses_are_documented_as_an_enumeration(app: Flask) -> None:
+    schemas = document(app)["components"]["schemas"]
+    assert schemas["Job"]["properties"]["status"]["enum"] == [s.label for s in JobStatus]
+
+
+def test_docs_page_loads_nothing_from_outside(app: Flask) -> None:
+    client = app.test_client()
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert page.mimetype == "text/html"
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    assert "default-src" in page.headers["Content-Security-Policy"]
+
+
+def test_docs_switched_off_are_not_there(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("sqlite"), JOBAPI_DOCS_ENABLED="false")
+    for path in ("/docs", "/openapi.json"):
+        assert app.test_client().get(path).status_code == 404
