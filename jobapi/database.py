@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.functions import FunctionElement
@@ -99,6 +99,15 @@ def insert_or_ignore(executor: Executor, table: Table) -> Any:
     bind = executor if isinstance(executor, Connection) else executor.get_bind()
     dialect = sqlite if bind.dialect.name == "sqlite" else postgresql
     return dialect.insert(table)
+
+
+def parent_is_gone(error: DBAPIError) -> bool:
+    """Whether a foreign key refused a row, because what it belongs to is not there any more."""
+    if not isinstance(error, IntegrityError):
+        return False
+    return isinstance(error.orig, psycopg.errors.ForeignKeyViolation) or (
+        getattr(error.orig, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_FOREIGNKEY"
+    )
 
 
 @contextmanager
@@ -191,8 +200,8 @@ class Lookup:
         self.statement = statement
         columns = statement.selected_columns
         # SQLAlchemy's Row gives columns as attributes; so does this.
-        names = [str(c.key) for c in columns]
-        self._row: Any = namedtuple("_row", names)  # type: ignore[misc]
+        make_type: Any = namedtuple
+        self._row = make_type("_row", [str(c.key) for c in columns])
         self._times = [i for i, c in enumerate(columns) if isinstance(c.type, UtcDateTime)]
         self._sql: str | None = None
 

@@ -127,9 +127,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     logs.configure(loaded.log_level, loaded.log_format)
     if loaded.trusted_proxies:
         hops = loaded.trusted_proxies
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops
-        )
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops)
     secret = loaded.secret_key or _development_secret(loaded, Path(app.instance_path))
     _install(app, loaded, secret, url_prefix="", current_user=None, standalone=True)
     return app

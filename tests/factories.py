@@ -73,7 +73,7 @@ class World:
         headers = dict(kw.pop("headers", {}))
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        return self.client.open(path, method=method, headers=headers, **kw)
+        return self.client.open(path, method=method, headers=headers, buffered=True, **kw)
 
 
 class Desk:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from .. import errors, schemas
+from ..database import parent_is_gone
 from ..fields import Choice, Time
 from ..models import MAX_ID
 from . import examples
@@ -162,6 +163,10 @@ def handle_http(error: HTTPException) -> Response:
 
 def handle_database(error: Exception) -> Response:
     """Say of a database that is away that it is worth trying again."""
+    if isinstance(error, DBAPIError) and parent_is_gone(error):
+        # It was there when the caller's access was checked; nothing else that
+        # rows belong to can be deleted.
+        return render(errors.WorkspaceNotFound("The workspace was deleted a moment ago."))
     away = isinstance(error, PoolTimeout | OperationalError) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     )

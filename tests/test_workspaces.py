@@ -1,0 +1,220 @@
+"""Workspaces and their members."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from jobapi.identity import Role
+from jobapi.models import api_keys, jobs, memberships
+
+from .factories import Desk, World
+
+
+def members_path(desk: Desk) -> str:
+    return f"/workspace/{desk.workspace_id}/members"
+
+
+def test_create_workspace_makes_the_creator_its_owner(world: World) -> None:
+    user = world.user()
+    token = world.token(user)
+    response = world.call("POST", "/workspace", token, json={"name": "Research"})
+    assert response.status_code == 201
+    assert response.json["name"] == "Research"
+    assert response.json["role"] == "owner"
+    assert response.json["created_by"] == user.id
+    where = response.headers["Location"]
+    assert where == f"/workspace/{response.json['workspace_id']}"
+    assert world.call("GET", where, token).json == response.json
+    member = world.call("GET", f"{where}/members", token).json["data"]
+    assert [(m["user_id"], m["role"]) for m in member] == [(user.id, "owner")]
+
+
+@pytest.mark.parametrize("name", ["", "   ", "\n\t", "x" * 201, None, 5, "a\x00b"])
+def test_create_workspace_of_an_odd_name_is_422(desk: Desk, name: Any) -> None:
+    response = desk.call("POST", "/workspace", json={"name": name})
+    assert response.status_code in (400, 422)
+    if response.status_code == 422:
+        assert list(response.json["errors"]) == ["name"]
+
+
+def test_update_workspace_renames_it_and_nothing_is_allowed(desk: Desk) -> None:
+    path = f"/workspace/{desk.workspace_id}"
+    assert desk.call("PATCH", path, json={}).json["name"] == "Workspace"
+    renamed = desk.call("PATCH", path, json={"name": "Новое имя"})
+    assert renamed.status_code == 200
+    assert desk.call("GET", path).json["name"] == "Новое имя"
+    assert desk.call("PATCH", path, json={"owner": 5}).status_code == 422
+
+
+def test_list_workspaces_are_mine_with_my_role(world: World) -> None:
+    anna, bert, admin = world.user(), world.user(), world.user(is_admin=True)
+    hers, his = world.workspace(anna, "Hers"), world.workspace(bert, "His")
+    shared = world.workspace(bert, "Shared")
+    token = world.token(bert)
+    body = {"user_id": anna.id, "role": "viewer"}
+    assert world.call("POST", f"/workspace/{shared}/members", token, json=body).status_code == 201
+
+    def listed(user: Any) -> list[tuple[int, str]]:
+        data = world.call("GET", "/workspace", world.token(user)).json["data"]
+        return [(w["workspace_id"], w["role"]) for w in data]
+
+    assert listed(anna) == [(hers, "owner"), (shared, "viewer")]
+    assert listed(bert) == [(his, "owner"), (shared, "owner")]
+    assert listed(admin) == [(hers, "owner"), (his, "owner"), (shared, "owner")]
+    key = world.key(shared, anna, Role.MEMBER)
+    data = world.call("GET", "/workspace", key).json["data"]
+    assert [(w["workspace_id"], w["role"]) for w in data] == [(shared, "viewer")]
+
+
+def test_delete_workspace_takes_all_of_it_and_nothing_else(world: World) -> None:
+    desk, other = Desk(world), Desk(world)
+    for each in (desk, other):
+        each.create()
+        world.key(each.workspace_id, each.user, Role.VIEWER)
+        world.member(each.workspace_id, Role.VIEWER)
+    assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 204
+    assert desk.get().status_code == 404
+    assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 404
+    with world.transaction() as tx:
+        for table, left in ((jobs, 1), (api_keys, 1), (memberships, 2)):
+            ids = tx.execute(select(table.c.workspace_id)).scalars().all()
+            assert ids == [other.workspace_id] * left
+    # Its number is not given to anybody else.
+    assert world.workspace(desk.user) > other.workspace_id
+
+
+def test_delete_workspace_while_jobs_are_created_leaves_nothing(world: World) -> None:
+    desk = Desk(world)
+    body = {"job_type": "x", "workspace_id": desk.workspace_id}
+    headers = {"Authorization": f"Bearer {desk.token}"}
+
+    def create(_: int) -> int:
+        client = world.app.test_client()
+        return int(client.post(desk.jobs_path, json=body, headers=headers).status_code)
+
+    with ThreadPoolExecutor(5) as pool:
+        creating = [pool.submit(create, n) for n in range(40)]
+        deleted = desk.call("DELETE", f"/workspace/{desk.workspace_id}")
+        answers = {future.result() for future in creating}
+    assert deleted.status_code == 204
+    assert answers <= {201, 404}
+    with world.transaction() as tx:
+        assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
+
+
+def test_add_member_by_id_and_by_name(desk: Desk) -> None:
+    anna, bert = desk.world.user("anna"), desk.world.user("bert")
+    by_id = desk.call("POST", members_path(desk), json={"user_id": anna.id, "role": "member"})
+    by_name = desk.call("POST", members_path(desk), json={"username": "bert", "role": "viewer"})
+    assert (by_id.status_code, by_name.status_code) == (201, 201)
+    assert by_name.json["user_id"] == bert.id
+    where = by_name.headers["Location"]
+    assert where == f"{members_path(desk)}/{bert.id}"
+    assert desk.call("GET", where).json == by_name.json
+    again = desk.call("POST", members_path(desk), json={"user_id": anna.id, "role": "viewer"})
+    assert again.status_code == 409
+    assert again.json["type"].endswith(":already-member")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"role": "member"}, 422),
+        ({"user_id": 1, "username": "anna", "role": "member"}, 422),
+        ({"user_id": 1}, 422),
+        ({"user_id": 1, "role": "king"}, 422),
+        ({"user_id": 1, "role": None}, 422),
+        ({"user_id": "1", "role": "member"}, 422),
+        ({"user_id": 0, "role": "member"}, 422),
+        ({"user_id": True, "role": "member"}, 422),
+        ({"user_id": 999, "role": "member"}, 404),
+        ({"username": "nobody", "role": "member"}, 404),
+    ],
+)
+def test_add_member_bad_input_is_refused(desk: Desk, body: Any, status: int) -> None:
+    assert desk.call("POST", members_path(desk), json=body).status_code == status
+
+
+def test_update_member_changes_the_role(desk: Desk) -> None:
+    member = desk.world.member(desk.workspace_id, Role.VIEWER)
+    path = f"{members_path(desk)}/{member.id}"
+    response = desk.call("PATCH", path, json={"role": "owner"})
+    assert response.json["role"] == "owner"
+    assert desk.call("GET", path).json["role"] == "owner"
+    assert desk.call("PATCH", path, json={}).status_code == 422
+
+
+def test_member_who_is_none_is_404(desk: Desk) -> None:
+    stranger = desk.world.user()
+    for user_id in (stranger.id, 999, 0, "x", 10**20):
+        path = f"{members_path(desk)}/{user_id}"
+        for method, body in (("GET", None), ("PATCH", {"role": "viewer"}), ("DELETE", None)):
+            kw = {"json": body} if body else {}
+            response = desk.call(method, path, **kw)
+            assert response.status_code == 404, (method, user_id)
+            assert response.json["type"].endswith(":member-not-found")
+
+
+def test_remove_member_anybody_may_leave(desk: Desk) -> None:
+    for role in (Role.VIEWER, Role.WORKER, Role.MEMBER):
+        member = desk.world.member(desk.workspace_id, role)
+        other = desk.world.member(desk.workspace_id, Role.VIEWER)
+        token = desk.world.token(member)
+        call = desk.world.call
+        refused = call("DELETE", f"{members_path(desk)}/{other.id}", token)
+        assert refused.status_code == 403
+        assert call("DELETE", f"{members_path(desk)}/{member.id}", token).status_code == 204
+        assert call("GET", members_path(desk), token).status_code == 403
+
+
+def test_last_owner_can_neither_leave_nor_step_down(desk: Desk) -> None:
+    path = f"{members_path(desk)}/{desk.user.id}"
+    for response in (
+        desk.call("DELETE", path),
+        desk.call("PATCH", path, json={"role": "member"}),
+    ):
+        assert response.status_code == 409
+        assert response.json["type"].endswith(":last-owner")
+    assert desk.call("PATCH", path, json={"role": "owner"}).status_code == 200
+    desk.world.member(desk.workspace_id, Role.OWNER)
+    assert desk.call("DELETE", path).status_code == 204
+
+
+def test_last_owner_is_bound_for_an_administrator_too(desk: Desk) -> None:
+    admin = desk.world.token(desk.world.user(is_admin=True))
+    path = f"{members_path(desk)}/{desk.user.id}"
+    assert desk.world.call("DELETE", path, admin).status_code == 409
+
+
+@pytest.mark.parametrize("how", ["leave", "step down"])
+def test_owners_who_go_at_the_same_moment_leave_one(world: World, how: str) -> None:
+    for _ in range(5):
+        desk = Desk(world)
+        owners = [desk.user] + [world.member(desk.workspace_id, Role.OWNER) for _ in range(3)]
+        calls = [(f"{members_path(desk)}/{owner.id}", world.token(owner)) for owner in owners]
+
+        def go(call: tuple[str, str]) -> int:
+            path, token = call
+            client = world.app.test_client()
+            headers = {"Authorization": f"Bearer {token}"}
+            if how == "leave":
+                return int(client.delete(path, headers=headers).status_code)
+            body = {"role": "viewer"}
+            return int(client.patch(path, json=body, headers=headers).status_code)
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = sorted(pool.map(go, calls))
+        assert answers == ([204] * 3 if how == "leave" else [200] * 3) + [409]
+
+
+def test_list_members_pages(desk: Desk) -> None:
+    for _ in range(4):
+        desk.world.member(desk.workspace_id, Role.VIEWER)
+    response = desk.call("GET", f"{members_path(desk)}?limit=3&page=2").json
+    assert response["pagination"] == {"page": 2, "limit": 3, "total": 5, "total_pages": 2}
+    assert len(response["data"]) == 2
+    assert response["data"][0].keys() == {"user_id", "username", "role", "created_at"}
