@@ -175,14 +175,14 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """
     status = JobStatus(job.status)
     values = _edit_pending(job, changes, status)
-    target = status
+    target = None
     if "status" in changes:
         target = JobStatus(changes["status"])
         verb = EDIT_VERBS.get(target)
         if verb is None or not allows(verb, status):
             raise TransitionNotAllowed(_why_not(status, target))
     work = [name for name in WORK_FIELDS if name in changes]
-    if work and "status" not in changes and status is not JobStatus.RUNNING:
+    if work and target is None and status is not JobStatus.RUNNING:
         raise JobNotRunning(
             f"The job is {status.label}; {', '.join(work)} can be set only while it is "
             "running, or together with a change of status."
@@ -190,9 +190,9 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     if target is JobStatus.SUCCESS and changes.get("error") is not None:
         raise ValidationFailed({"error": ["A job that succeeds has no error."]})
 
-    if target is JobStatus.RUNNING and "status" in changes:
+    if target is JobStatus.RUNNING:
         values |= {"status": target, "started_at": job.started_at or now}
-    elif target.ended:
+    elif target is not None:
         values |= _end(job, target, now)
     for name in ("progress_percent", "progress_message", "error"):
         if name in changes:

@@ -1,0 +1,221 @@
+"""Lists of jobs: filters, order, pages, and the legacy list over all workspaces."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from sqlalchemy import update
+
+from jobapi.identity import Role
+from jobapi.lifecycle import JobStatus, Priority
+from jobapi.models import jobs
+
+from .factories import Desk, World
+
+STATUSES = [s.label for s in JobStatus]
+PRIORITIES = [p.label for p in Priority]
+TYPES = ["data_analysis", "model_training", "data_processing"]
+
+
+@pytest.fixture
+def many(desk: Desk) -> list[dict[str, Any]]:
+    """Sixty jobs of all sorts, in the order of creation, as the API shows them."""
+    dice = random.Random(7)
+    made = []
+    for _ in range(60):
+        status = dice.choice(STATUSES)
+        made.append(
+            desk.job_in(status, job_type=dice.choice(TYPES), priority=dice.choice(PRIORITIES))
+        )
+    # Many at the same moment, so that ties have to be broken.
+    with desk.world.transaction() as tx:
+        rows = tx.execute(jobs.select().order_by(jobs.c.id)).all()
+        for row in rows:
+            moment = rows[row.id % 3].created_at
+            tx.execute(
+                update(jobs)
+                .where(jobs.c.id == row.id)
+                .values(updated_at=moment, created_at=rows[row.id // 20].created_at)
+            )
+    return [desk.get(f"/{job['job_id']}").json for job in made]
+
+
+def listed(desk: Desk, query: str = "") -> Any:
+    response = desk.get(f"?{query}")
+    assert response.status_code == 200, response.text
+    return response.json
+
+
+def ids(page: Any) -> list[str]:
+    return [job["job_id"] for job in page["data"]]
+
+
+def test_list_of_nothing_has_no_pages(desk: Desk) -> None:
+    assert listed(desk) == {
+        "data": [],
+        "pagination": {"page": 1, "limit": 50, "total": 0, "total_pages": 0},
+    }
+
+
+def test_list_shows_whole_jobs_the_newest_first(desk: Desk) -> None:
+    made = [desk.create(metadata={"n": n}) for n in range(3)]
+    page = listed(desk)
+    assert page["data"] == made[::-1]
+    assert page["pagination"] == {"page": 1, "limit": 50, "total": 3, "total_pages": 1}
+
+
+def test_filters_and_their_totals_are_exact(desk: Desk, many: list[dict[str, Any]]) -> None:
+    dice = random.Random(11)
+    choices = {"status": STATUSES, "job_type": TYPES, "priority": PRIORITIES}
+    for _ in range(60):
+        wanted = {
+            name: dice.sample(values, dice.randint(1, 2))
+            for name, values in choices.items()
+            if dice.random() < 0.6
+        }
+        page = listed(desk, urlencode({**wanted, "limit": 100, "order": "asc"}, doseq=True))
+        expected = [
+            job["job_id"] for job in many if all(job[name] in wanted[name] for name in wanted)
+        ]
+        assert sorted(ids(page)) == sorted(expected), wanted
+        assert page["pagination"]["total"] == len(expected)
+
+
+def test_filter_completed_means_success(desk: Desk, many: list[dict[str, Any]]) -> None:
+    assert ids(listed(desk, "status=completed&limit=100")) == ids(
+        listed(desk, "status=success&limit=100")
+    )
+    both = listed(desk, "status=completed&status=success&limit=100")
+    assert {job["status"] for job in both["data"]} == {"success"}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
+def test_sort_orders_by_rank_and_breaks_ties_by_creation(
+    desk: Desk, many: list[dict[str, Any]], sort: str, order: str
+) -> None:
+    with desk.world.transaction() as tx:
+        rows = tx.execute(jobs.select()).all()
+    rows = sorted(rows, key=lambda r: (getattr(r, sort), r.id), reverse=order == "desc")
+    expected = [row.job_id for row in rows]
+    query = f"sort={sort}&order={order}"
+    assert ids(listed(desk, f"{query}&limit=100")) == expected
+    # Page by page: nothing twice, nothing missing.
+    paged = [
+        job for page in range(1, 10) for job in ids(listed(desk, f"{query}&limit=7&page={page}"))
+    ]
+    assert paged == expected
+
+
+def test_sort_without_order_is_descending(desk: Desk, many: list[dict[str, Any]]) -> None:
+    assert ids(listed(desk, "sort=priority")) == ids(listed(desk, "sort=priority&order=desc"))
+    assert listed(desk, "sort=priority")["data"][0]["priority"] == "urgent"
+
+
+def test_pages_past_the_end_are_empty_with_the_total(
+    desk: Desk, many: list[dict[str, Any]]
+) -> None:
+    for page in (4, 1000, 10**9):
+        answer = listed(desk, f"limit=20&page={page}")
+        assert answer["data"] == []
+        assert answer["pagination"] == {"page": page, "limit": 20, "total": 60, "total_pages": 3}
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=ten", "limit"),
+        ("limit=", "limit"),
+        ("limit=5.0", "limit"),
+        ("limit=%2B5", "limit"),
+        ("limit=5&limit=6", "limit"),
+        ("page=0", "page"),
+        ("page=1e3", "page"),
+        ("page=1_000", "page"),
+        ("page=%D9%A3", "page"),
+        ("page=100000000000000000000", "page"),
+        ("page=1000000001", "page"),
+        ("status=done", "status.0"),
+        ("status=", "status.0"),
+        ("status=pending&status=x", "status.1"),
+        ("priority=HIGH", "priority.0"),
+        ("priority=3", "priority.0"),
+        ("job_type=", "job_type.0"),
+        ("job_type=a%20b", "job_type.0"),
+        ("job_type=%00", "job_type.0"),
+        ("sort=job_id", "sort"),
+        ("sort=created_at&sort=status", "sort"),
+        ("order=down", "order"),
+        ("order=", "order"),
+        ("workspace_id=1", "workspace_id"),
+        ("colour=red", "colour"),
+        ("Status=pending", "Status"),
+    ],
+)
+def test_bad_query_is_422_and_named(desk: Desk, query: str, name: str) -> None:
+    response = desk.get(f"?{query}")
+    assert response.status_code == 422, response.text
+    assert list(response.json["errors"]) == [name]
+    assert name in response.json["detail"]
+
+
+def test_list_is_of_this_workspace_alone(world: World) -> None:
+    mine, other = Desk(world), Desk(world)
+    job = mine.create()
+    other.create()
+    assert ids(listed(mine)) == [job["job_id"]]
+
+
+# The legacy list
+
+
+def legacy(desk: Desk, query: str = "") -> Any:
+    return desk.call("GET", f"/jobs?{query}")
+
+
+def test_legacy_list_says_that_it_is_deprecated(desk: Desk) -> None:
+    response = legacy(desk)
+    assert response.status_code == 200
+    assert response.headers["Deprecation"] == "@1704067200"
+    assert response.headers["Link"] == '</workspace>; rel="successor-version"'
+    response = legacy(desk, f"workspace_id={desk.workspace_id}")
+    assert response.headers["Link"] == f'<{desk.jobs_path}>; rel="successor-version"'
+
+
+def test_legacy_list_has_the_jobs_of_all_workspaces_that_one_may_read(world: World) -> None:
+    mine, other, third = Desk(world), Desk(world), Desk(world)
+    made = [desk.create()["job_id"] for desk in (mine, other, third)]
+    with world.transaction() as tx:
+        from jobapi import workspaces
+
+        workspaces.add_member(tx, other.workspace_id, mine.user.id, Role.VIEWER)
+    assert ids(legacy(mine).json) == [made[1], made[0]]
+    assert ids(legacy(mine, f"workspace_id={other.workspace_id}").json) == [made[1]]
+    assert legacy(mine, f"workspace_id={third.workspace_id}").json["data"] == []
+    assert legacy(mine, "workspace_id=999").json["pagination"]["total"] == 0
+    admin = world.token(world.user(is_admin=True))
+    assert ids(world.call("GET", "/jobs", admin).json) == made[::-1]
+    key = world.key(other.workspace_id, mine.user, Role.VIEWER)
+    assert ids(world.call("GET", "/jobs", key).json) == [made[1]]
+    query = f"/jobs?workspace_id={mine.workspace_id}"
+    assert world.call("GET", query, key).json["data"] == []
+
+
+def test_legacy_list_takes_the_same_filters_sort_and_pages(
+    desk: Desk, many: list[dict[str, Any]]
+) -> None:
+    query = "status=failed&status=pending&priority=high&sort=updated_at&order=asc&limit=3&page=2"
+    assert legacy(desk, query).json == listed(desk, query)
+
+
+@pytest.mark.parametrize("query", ["workspace_id=x", "workspace_id=0", "colour=red", "limit=0"])
+def test_legacy_list_refuses_a_bad_query(desk: Desk, query: str) -> None:
+    response = legacy(desk, query)
+    assert response.status_code == 422
+    assert list(response.json["errors"]) == [query.split("=")[0]]
