@@ -32,7 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.functions import FunctionElement
@@ -110,6 +111,16 @@ def parent_is_gone(error: DBAPIError) -> bool:
     )
 
 
+def is_away(error: Exception) -> bool:
+    """Whether the database could not be asked, so that the same may work in a moment."""
+    if isinstance(error, OperationalError):
+        # With this code SQLite says that a statement is wrong, not that it is busy.
+        return getattr(error.orig, "sqlite_errorname", "") != "SQLITE_ERROR"
+    return isinstance(error, PoolTimeout) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+
+
 @contextmanager
 def transaction(connection: Connection) -> Iterator[Connection]:
     """All or nothing, on a connection in autocommit mode.
@@ -167,7 +178,8 @@ def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
         "pool_use_lifo": True,
     }
     if url.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+        if "timeout" not in url.query:
+            options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     elif "connect_timeout" not in url.query:
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     return options

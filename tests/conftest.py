@@ -83,29 +83,44 @@ def new_database(new_postgres: Any, tmp_path_factory: Any) -> Any:
     return make
 
 
-@pytest.fixture(scope="session")
-def make_app(tmp_path_factory: Any) -> Any:
-    """Makes a standalone application with the settings given, on a migrated database."""
-
-    def make(url: str, **settings: Any) -> Flask:
-        app = create_app(
-            {
-                "JOBAPI_DATABASE_URL": url,
-                "JOBAPI_SECRET_KEY": SECRET,
-                "JOBAPI_INSTANCE_PATH": str(tmp_path_factory.mktemp("instance")),
-                **settings,
-            }
-        )
+def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> Flask:
+    """A standalone application with the settings given."""
+    app = create_app(
+        {
+            "JOBAPI_DATABASE_URL": url,
+            "JOBAPI_SECRET_KEY": SECRET,
+            "JOBAPI_INSTANCE_PATH": str(folder),
+            **settings,
+        }
+    )
+    if migrate:
         with app.extensions["jobapi"].private.app_context():
             flask_migrate.upgrade()
-        return app
+    return app
 
-    return make
+
+@pytest.fixture
+def make_app(tmp_path: Path) -> Any:
+    """Makes applications with settings of their own, on a migrated database."""
+    made: list[Flask] = []
+
+    def make(url: str, **settings: Any) -> Flask:
+        made.append(app_on(url, tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.extensions["jobapi"].engine.dispose()
 
 
 @pytest.fixture(scope="session")
-def _apps(new_database: Any, make_app: Any) -> dict[str, Flask]:
-    return {kind: make_app(new_database(kind)) for kind in DATABASES}
+def _apps(new_database: Any, tmp_path_factory: Any) -> Any:
+    apps = {
+        kind: app_on(new_database(kind), tmp_path_factory.mktemp("instance")) for kind in DATABASES
+    }
+    yield apps
+    for app in apps.values():
+        app.extensions["jobapi"].engine.dispose()
 
 
 @pytest.fixture(params=DATABASES)

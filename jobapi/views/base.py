@@ -14,12 +14,12 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask, Response, current_app, got_request_exception, request, url_for
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
-from sqlalchemy.exc import DBAPIError, OperationalError, StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from .. import errors, schemas
-from ..database import parent_is_gone
+from ..database import is_away, parent_is_gone
 from ..fields import Choice, Time
 from ..models import MAX_ID
 from . import examples
@@ -167,10 +167,7 @@ def handle_database(error: Exception) -> Response:
         # It was there when the caller's access was checked; nothing else that
         # rows belong to can be deleted.
         return render(errors.WorkspaceNotFound("The workspace was deleted a moment ago."))
-    away = isinstance(error, PoolTimeout | OperationalError) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    )
-    if not away:
+    if not is_away(error):
         return handle_any(error)
     _log_fault(error)
     return render(errors.Unavailable("The database does not answer at this moment; try again."))

@@ -1,0 +1,292 @@
+"""Production manners: headers, CORS, HEAD and OPTIONS, proxies, health, logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from jobapi import logs
+
+from .conftest import SECRET
+from .factories import PASSWORD, Desk, World
+from .served import Service, environment, jobapi
+
+ORIGIN = "https://app.example.com"
+
+
+# Headers
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/jobs", "/nowhere", "/openapi.json"])
+def test_every_answer_has_a_request_id_and_security_headers(app: Flask, path: str) -> None:
+    headers = app.test_client().get(path).headers
+    assert len(headers["X-Request-Id"]) == 32
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert "Cache-Control" in headers
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("abc-123", True),
+        ("0af7651916cd43dd8448eb211c80319c", True),
+        ("", False),
+        ("x" * 129, False),
+        ("two words", False),
+        ('"quoted"', False),
+        ("\xff", False),
+    ],
+)
+def test_request_id_that_was_sent_is_kept_where_it_is_harmless(
+    app: Flask, given: str, kept: bool
+) -> None:
+    response = app.test_client().get("/health/live", headers={"X-Request-Id": given})
+    assert (response.headers["X-Request-Id"] == given) == kept
+
+
+def test_jobs_may_be_kept_and_asked_about_and_all_else_is_not_stored(desk: Desk) -> None:
+    job_id = desk.create()["job_id"]
+    assert desk.get(f"/{job_id}").headers["Cache-Control"] == "private, no-cache"
+    assert desk.get().headers["Cache-Control"] == "no-store"
+
+
+# HEAD, OPTIONS and CORS
+
+
+def test_head_answers_as_get_without_the_body(desk: Desk) -> None:
+    job_id = desk.create()["job_id"]
+    for path in (desk.jobs_path, f"{desk.jobs_path}/{job_id}", "/auth/me", "/workspace"):
+        get, head = desk.call("GET", path), desk.call("HEAD", path)
+        assert head.status_code == 200
+        assert head.data == b""
+        assert head.headers["Content-Length"] == get.headers["Content-Length"]
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert desk.world.call("HEAD", desk.jobs_path).status_code == 401
+    assert desk.call("HEAD", "/workspace/999/jobs").status_code == 404
+
+
+def test_options_says_what_is_allowed_without_a_token(desk: Desk) -> None:
+    response = desk.world.call("OPTIONS", desk.jobs_path)
+    assert response.status_code == 200
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+
+
+def preflight(app: Flask, origin: str = ORIGIN, path: str = "/workspace/1/jobs") -> Any:
+    return app.test_client().options(
+        path,
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": "PATCH",
+            "Access-Control-Request-Headers": "authorization, content-type, if-match",
+        },
+    )
+
+
+def test_cors_is_off_by_default(desk: Desk) -> None:
+    app = desk.world.app
+    for response in (preflight(app), desk.get(headers={"Origin": ORIGIN})):
+        assert not [name for name, _ in response.headers if name.startswith("Access-Control")]
+
+
+def test_cors_is_for_the_origins_that_are_set(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("sqlite"), JOBAPI_CORS_ORIGINS=f"{ORIGIN}, http://localhost:3000")
+    asked = preflight(app)
+    assert asked.status_code == 200
+    assert asked.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert "PATCH" in asked.headers["Access-Control-Allow-Methods"]
+    allowed = asked.headers["Access-Control-Allow-Headers"].lower()
+    assert all(name in allowed for name in ("authorization", "content-type", "if-match"))
+    assert "Access-Control-Allow-Credentials" not in asked.headers
+    assert "Access-Control-Allow-Origin" not in preflight(app, "https://evil.example").headers
+    # Errors too, or the page could not read them.
+    for path in ("/jobs", "/nowhere"):
+        response = app.test_client().get(path, headers={"Origin": ORIGIN})
+        assert response.status_code in (401, 404)
+        assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert "ETag" in response.headers["Access-Control-Expose-Headers"]
+        assert "Origin" in response.headers["Vary"]
+
+
+def test_cors_for_everybody_is_a_star(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("sqlite"), JOBAPI_CORS_ORIGINS="*")
+    assert preflight(app).headers["Access-Control-Allow-Origin"] == "*"
+
+
+# Proxies
+
+FORWARDED = {
+    "X-Forwarded-For": "203.0.113.9",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "jobs.example.com",
+    "X-Forwarded-Prefix": "/api",
+}
+
+
+def test_proxies_are_believed_as_far_as_they_are_set(make_app: Any, new_database: Any) -> None:
+    desk = Desk(World(make_app(new_database("sqlite"), JOBAPI_TRUSTED_PROXIES="1")))
+    body = {"job_type": "x", "workspace_id": desk.workspace_id}
+    created = desk.post(json=body, headers=FORWARDED)
+    assert created.headers["Location"].startswith("/api/workspace/")
+    document = desk.call("GET", "/openapi.json", headers=FORWARDED).json
+    assert document["servers"] == [{"url": "/api"}]
+    page = desk.call("GET", "/docs", headers=FORWARDED).text
+    assert 'src="/api/docs/start.js"' in page
+
+
+def test_proxies_are_not_believed_by_default(desk: Desk) -> None:
+    """Or anybody could get around the limit of failed log-ins."""
+    body = {"username": "anna", "password": "wrong"}
+    answers = [
+        desk.world.call(
+            "POST", "/auth/login", json=body, headers={"X-Forwarded-For": f"203.0.113.{n}"}
+        ).status_code
+        for n in range(22)
+    ]
+    assert answers == [401] * 20 + [429] * 2
+    created = desk.post(
+        json={"job_type": "x", "workspace_id": desk.workspace_id}, headers=FORWARDED
+    )
+    assert created.headers["Location"].startswith("/workspace/")
+
+
+# Health
+
+
+def test_ready_knows_the_migration_version(world: World) -> None:
+    client = world.client
+    assert client.get("/health/ready").json == {"status": "ok"}
+    with world.transaction() as tx:
+        known = tx.execute(text("SELECT version_num FROM jobapi_alembic_version")).scalar_one()
+        tx.execute(text("UPDATE jobapi_alembic_version SET version_num = 'older'"))
+    try:
+        behind = client.get("/health/ready")
+        assert behind.status_code == 503
+        assert "older" in behind.json["detail"]
+        assert "jobapi db upgrade" in behind.json["detail"]
+        assert client.get("/health/live").status_code == 200
+    finally:
+        with world.transaction() as tx:
+            tx.execute(text("UPDATE jobapi_alembic_version SET version_num = :v"), {"v": known})
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_ready_on_an_empty_database_says_what_to_run(
+    make_app: Any, new_database: Any, database: str
+) -> None:
+    app = make_app(new_database(database), migrate=False)
+    response = app.test_client().get("/health/ready")
+    assert response.status_code == 503
+    assert "migration none" in response.json["detail"]
+
+
+# Logs
+
+
+def test_log_has_one_object_a_request_and_nothing_secret(
+    database: str, new_database: Any, tmp_path: Path
+) -> None:
+    url = new_database(database)
+    env = environment(
+        JOBAPI_DATABASE_URL=url, JOBAPI_SECRET_KEY=SECRET, JOBAPI_INSTANCE_PATH=str(tmp_path)
+    )
+    made = [jobapi("init", env=env)]
+    made.append(jobapi("users", "create", "anna", "--password", PASSWORD, "--admin", env=env))
+    made.append(jobapi("workspaces", "create", "W", "--owner", "anna", env=env))
+    assert all(done.returncode == 0 for done in made), made
+    service = Service(tmp_path, env)
+    secrets = [SECRET, PASSWORD, "wr0ng-guess", "n3w-password", "$argon2id$"]
+    try:
+        client = service.client("anna", PASSWORD)
+        wrong = {"username": "anna", "password": "wr0ng-guess"}
+        assert client.post("/auth/login", json=wrong).status_code == 401
+        right = {"username": "anna", "password": PASSWORD}
+        tokens = client.post("/auth/login", json=right).json()
+        key = client.post("/workspace/1/keys", json={"name": "k", "role": "member"}).json()["key"]
+        secrets += [tokens["access_token"], tokens["refresh_token"], key]
+        secrets.append(client.headers["Authorization"].removeprefix("Bearer "))
+        # Where they do not belong: in the query, in a broken body, as a name.
+        client.get("/jobs", params={"token": key, "access_token": tokens["access_token"]})
+        client.post("/auth/login", content=f'{{"password": "{PASSWORD}"')
+        client.post("/auth/login", json={"username": "anna", "password": [PASSWORD]})
+        change = {"current_password": PASSWORD, "new_password": "n3w-password"}
+        assert client.post("/auth/password", json=change).status_code == 204
+        headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "mine-17"}
+        assert client.get("/workspace/1/jobs", headers=headers).status_code == 200
+        headers = {"Authorization": f"Bearer {tokens['refresh_token']}"}
+        assert client.get("/jobs", headers=headers).status_code == 401
+        # A fault, whose traceback is logged.
+        engine = _engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE jobapi_users RENAME COLUMN username TO named"))
+        engine.dispose()
+        fault = client.post("/auth/login", json={**right, "password": "wr0ng-guess"})
+        assert fault.status_code == 500
+        service.stop()
+    finally:
+        service.close()
+    log = service.log.read_text()
+    for secret in secrets:
+        assert secret not in log
+    lines = service.lines()
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    mine = [line for line in lines if line["request_id"] == "mine-17"]
+    assert len(mine) == 1
+    assert mine[0]["method"] == "GET"
+    assert mine[0]["path"] == "/workspace/1/jobs"
+    assert mine[0]["status"] == 200
+    assert mine[0]["caller"] == "key:1"
+    assert mine[0]["address"] == "127.0.0.1"
+    assert isinstance(mine[0]["duration_ms"], float)
+    errors = [line for line in lines if line["level"] == "ERROR"]
+    assert "jobapi_users" in errors[0]["exc_info"]
+    assert errors[0]["request_id"] == fault.headers["X-Request-Id"]
+
+
+def _engine(url: str) -> Any:
+    from sqlalchemy import create_engine
+
+    from jobapi.database import normalize_url
+
+    return create_engine(normalize_url(url))
+
+
+def test_log_path_cannot_break_the_line(app: Flask, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    with caplog.at_level("INFO", "jobapi"):
+        app.test_client().get("/a%0aINFO%20forged%1b[31m?password=secret")
+    message = caplog.records[-1].getMessage()
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert "secret" not in message
+    assert "/a%0AINFO%20forged" in message
+
+
+def test_log_as_text_is_for_a_person(capsys: Any) -> None:
+    config = logs.dict_config("INFO", "text")
+    text_format = config["formatters"]["text"]["format"]
+    assert "%(request_id)s" in text_format
+    record = logging.LogRecord("jobapi", logging.INFO, "x", 1, "said %s", ("this",), None)
+    assert logs.RequestIdFilter().filter(record)
+    assert logging.Formatter(text_format).format(record).endswith("INFO jobapi [-] said this")
+
+
+def test_log_objects_are_json_though_the_message_is_odd() -> None:
+    import logging.config
+
+    from pythonjsonlogger.orjson import OrjsonFormatter
+
+    form = dict(logs.dict_config("INFO", "json")["formatters"]["json"])
+    form.pop("()")
+    formatter = OrjsonFormatter(
+        form.pop("fmt"), datefmt=form.pop("datefmt"), rename_fields=form.pop("rename_fields")
+    )
+    record = logging.LogRecord("jobapi", logging.INFO, "x", 1, 'a "quote"\n%s', ("ü",), None)
+    assert json.loads(formatter.format(record))["message"] == 'a "quote"\nü'
