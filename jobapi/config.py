@@ -116,10 +116,10 @@ def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) ->
         given |= {k: v for k, v in source.items() if k.startswith(PREFIX)}
     known = {PREFIX + f.name.upper(): f for f in fields(Settings)}
     for name in sorted(given.keys() - known.keys()):
-        near = difflib.get_close_matches(name[len(PREFIX) :], (k[len(PREFIX) :] for k in known), 1)
-        hint = (
-            f"; did you mean {PREFIX}{near[0]}?" if near else "; the README lists those there are."
+        near = difflib.get_close_matches(
+            name.removeprefix(PREFIX), [f.name.upper() for f in known.values()], 1
         )
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; the README lists all."
         logger.warning("There is no setting %s%s", name, hint)
     values = {
         known[name].name: _convert(name, known[name], value)

@@ -6,6 +6,7 @@ the workspace; none commits. They return rows of the jobs table.
 
 from __future__ import annotations
 
+import re
 from base64 import b32hexencode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -34,6 +35,8 @@ SORT_COLUMNS = {
 # Built once, because building it costs nearly as much as the database does.
 _INSERT = insert(jobs).returning(*COLUMNS)
 
+_JOB_TYPE = re.compile(lifecycle.JOB_TYPE_PATTERN)
+
 # Two edits at the same moment: the second reads again and tries again.
 _MAX_TRIES = 50
 
@@ -61,8 +64,11 @@ def create(
 
     Durations are in seconds, times need an offset. ``now`` is the database's
     time where the caller has just read it. In a host's own session the job is
-    there when the host commits, and never was when it rolls back.
+    there when the host commits, and never was when it rolls back. Raises
+    ``ValidationFailed``.
     """
+    if not _JOB_TYPE.fullmatch(job_type):
+        raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
     values = {

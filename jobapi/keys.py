@@ -11,7 +11,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from .database import AnyRow, DbNow, Executor, Page, fetch_page
 from .errors import KeyNotFound, NotAMember, ValidationFailed
-from .identity import Role
+from .identity import Role, check_name
 from .models import api_keys, memberships, users
 
 KEY_PREFIX = "jk_"
@@ -36,9 +36,10 @@ def create(
     """Make an API key; the second value is the key itself, not stored anywhere.
 
     It acts for ``user_id``, who must be a member of the workspace or an
-    administrator (``NotAMember``). Raises ``ValidationFailed`` for an owner's
-    role or an expiry in the past.
+    administrator (``NotAMember``). Raises ``ValidationFailed`` for a name that
+    is none, an owner's role or an expiry in the past.
     """
+    check_name(name)
     now = session.execute(select(DbNow())).scalar_one()
     if role is Role.OWNER:
         raise ValidationFailed({"role": ["An API key can be viewer, worker or member."]})

@@ -21,6 +21,8 @@ from .errors import (
     ValidationFailed,
 )
 
+JOB_TYPE_PATTERN = r"[A-Za-z0-9_.:\-]{1,100}"
+JOB_TYPE_RULE = "Use 1 to 100 letters, digits and the characters _ . : -"
 DEFAULT_MAX_RETRIES = 3
 MAX_RETRIES_LIMIT = 100
 CANCELLED_REASON = "Cancelled via API"

@@ -9,13 +9,21 @@ from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_lo
 
 from .fields import Choice, Document, Flag, Pattern, QueryInteger, StatusInput, Text, Time, Whole
 from .identity import (
+    MAX_NAME_LENGTH,
     MAX_PASSWORD_LENGTH,
     MIN_PASSWORD_LENGTH,
     USERNAME_PATTERN,
     USERNAME_RULE,
     Role,
 )
-from .lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+from .lifecycle import (
+    DEFAULT_MAX_RETRIES,
+    JOB_TYPE_PATTERN,
+    JOB_TYPE_RULE,
+    MAX_RETRIES_LIMIT,
+    JobStatus,
+    Priority,
+)
 
 MAX_SECONDS = 10 * 365 * 24 * 3600
 MAX_PAGE = 10**9
@@ -32,10 +40,7 @@ def _range(least: int, most: int) -> validate.Range:
 
 def _job_type(**kw: Any) -> Text:
     return Text(
-        validate=Pattern(
-            r"^[A-Za-z0-9_.:-]{1,100}$",
-            error="Use 1 to 100 letters, digits and the characters _ . : -",
-        ),
+        validate=Pattern(f"^{JOB_TYPE_PATTERN}$", error=JOB_TYPE_RULE),
         **kw,
     )
 
@@ -351,7 +356,7 @@ class UserList(Base):
 def _name(**kw: Any) -> Text:
     return Text(
         validate=[
-            _text(1, 200),
+            _text(1, MAX_NAME_LENGTH),
             Pattern(r"^[\s\S]*\S[\s\S]*$", error="It must not be blank."),
         ],
         **kw,

@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, case, delete, func, insert, select, true, 
 
 from .database import AnyRow, DbNow, Executor, Page, fetch_page, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
-from .identity import Role
+from .identity import Role, check_name
 from .models import api_keys, jobs, memberships, users, workspaces
 
 MEMBER_COLUMNS = (
@@ -18,7 +18,8 @@ MEMBER_COLUMNS = (
 
 
 def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
-    """Make a workspace; whoever makes it owns it."""
+    """Make a workspace; whoever makes it owns it. Raises ``ValidationFailed`` for its name."""
+    check_name(name)
     now = session.execute(select(DbNow())).scalar_one()
     row = session.execute(
         insert(workspaces)
@@ -74,7 +75,8 @@ def page(
 
 
 def rename(session: Executor, workspace_id: int, name: str) -> AnyRow:
-    """Give a workspace another name. Raises ``WorkspaceNotFound``."""
+    """Give a workspace another name. Raises ``WorkspaceNotFound``, ``ValidationFailed``."""
+    check_name(name)
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
         update(workspaces).where(workspaces.c.id == workspace_id).values(name=name, updated_at=now)

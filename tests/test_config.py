@@ -82,7 +82,7 @@ def test_password_in_a_url_is_not_repeated() -> None:
     [
         ("JOBAPI_SECRET", "did you mean JOBAPI_SECRET_KEY?"),
         ("JOBAPI_DATABSE_URL", "did you mean JOBAPI_DATABASE_URL?"),
-        ("JOBAPI_QQQ", "the README lists those there are."),
+        ("JOBAPI_QQQ", "the README lists all."),
     ],
 )
 def test_unknown_setting_warns_with_the_nearest(
