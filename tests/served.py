@@ -44,6 +44,7 @@ class Service:
 
     def __init__(self, folder: Path, env: dict[str, str], *arguments: str) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}"
+        self.env = env
         self._clients: list[httpx2.Client] = []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
