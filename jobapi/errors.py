@@ -4,8 +4,7 @@
 
     JobApiError
     ├── BadRequest                400
-    │   ├── MalformedJson
-    │   └── RequestIncomplete
+    │   └── MalformedJson
     ├── Unauthorized              401
     │   ├── TokenMissing, TokenInvalid, TokenExpired, TokenRevoked
     │   └── LoginFailed
@@ -80,10 +79,6 @@ class BadRequest(JobApiError):
 
 class MalformedJson(BadRequest):
     """Body is not acceptable JSON"""
-
-
-class RequestIncomplete(BadRequest):
-    """Body ended early"""
 
 
 class Unauthorized(JobApiError):

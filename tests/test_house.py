@@ -1,0 +1,114 @@
+"""The rules of the house, checked."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT / "jobapi").with_suffix("").parts): path
+    for path in (ROOT / "jobapi").rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+GROUND = {"errors", "lifecycle", "identity", "fields"}
+STORE = GROUND | {"database", "models"}
+SERVICES = {"accounts", "workspaces", "jobs", "keys"}
+
+# What a module may import of ours.
+MAY_IMPORT = {
+    "errors": set(),
+    "lifecycle": {"errors"},
+    "identity": {"errors"},
+    "logs": set(),
+    "database": set(),
+    "config": {"database"},
+    "models": {"database"},
+    "fields": {"lifecycle"},
+    "schemas": {"fields", "identity", "lifecycle"},
+    "tokens": {"accounts", "errors"},
+    **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
+    "extension": {"config", "database", "models", "tokens", "logs", "cli", "views"},
+    "cli": {"config", "database", "errors", "identity", "logs", "extension"} | SERVICES,
+}
+VIEWS = STORE | SERVICES | {"schemas", "views", "extension"}
+
+
+def imports(path: Path, name: str) -> set[str]:
+    """The modules of ours that a module imports, wherever in it."""
+    package = ["jobapi", *name.split(".")[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1][1:]
+            parts = base + (node.module.split(".") if node.module else [])
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {f"/{n.split('.')[0]}" for n in names if n}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_one_way(name: str) -> None:
+    ours = {module for module in imports(MODULES[name], name) if not module.startswith("/")}
+    allowed = VIEWS if name.startswith("views.") else MAY_IMPORT[name]
+    assert ours - {"__version__"} <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES | {"models", "database", "lifecycle", "errors"}))
+def test_services_know_neither_the_web_nor_forms(name: str) -> None:
+    strangers = {"/flask", "/flask_smorest", "/marshmallow", "/werkzeug", "/webargs"}
+    assert not imports(MODULES[name], name) & strangers
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_services_never_commit(name: str) -> None:
+    text = MODULES[name].read_text()
+    assert not re.search(r"\.(commit|rollback|begin)\(|\btransaction\(|COMMIT", text)
+
+
+def test_only_the_ground_is_imported_by_importing_the_package() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, jobapi, jobapi.errors, jobapi.lifecycle; print('flask' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def locked(path: Path) -> dict[str, str]:
+    pins = re.findall(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==([^ ;\\]+)", path.read_text(), re.M)
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def test_requirements_are_what_setup_cfg_asks_for() -> None:
+    """After a change of setup.cfg: make lock."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = setup["options"]["install_requires"].split("\n")
+    dev = setup["options.extras_require"]["dev"].split("\n")
+    runtime, everything = locked(ROOT / "requirements.txt"), locked(ROOT / "requirements-dev.txt")
+    for lock, lines in ((runtime, needed), (everything, needed + dev)):
+        for requirement in map(Requirement, filter(None, lines)):
+            version = lock.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement.name} is not locked; run: make lock"
+            assert version in requirement.specifier, f"{requirement} is {version}; run: make lock"
+    assert runtime.items() <= everything.items()
+
+
+def test_every_locked_requirement_has_hashes() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        text = (ROOT / name).read_text()
+        pins = re.findall(r"^[A-Za-z0-9_.-]+.*==", text, re.M)
+        blocks = re.split(r"^(?=[A-Za-z0-9_.-]+.*==)", text, flags=re.M)[1:]
+        assert len(blocks) == len(pins)
+        assert all("--hash=sha256:" in block for block in blocks)
