@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup run test lint test-browser bench lock clean
+.PHONY: help setup run test lint test-browser fuzz bench lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
 	@echo "make test          lint, types and all tests, on SQLite and on a real Postgres"
 	@echo "make test-browser  the tests that need a Chromium"
+	@echo "make fuzz          requests made from the OpenAPI document, many more than in make test"
 	@echo "make bench         speed, side by side with a bare Flask view (BENCH_DATABASE_URL)"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
@@ -41,6 +42,10 @@ test: lint
 
 test-browser: $(READY)
 	$(BIN)/pytest tests/browser -n 0
+
+fuzz: export FUZZ_EXAMPLES ?= 300
+fuzz: $(READY)
+	$(BIN)/pytest tests/test_fuzz.py tests/test_hostile.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py

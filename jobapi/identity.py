@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 from .errors import ValidationFailed
@@ -11,14 +12,16 @@ USERNAME_RULE = "Use 1 to 100 letters, digits and the characters _ . @ + -"
 MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 128
 MAX_NAME_LENGTH = 200
+# At least one character that can be seen. Written out, because languages do not
+# agree on what a space is.
+NAME_PATTERN = r"[\s\S]*[^\s\ufeff\x00-\x1f\x7f-\x9f][\s\S]*"
+NAME_RULE = f"Use 1 to {MAX_NAME_LENGTH} characters, and not only spaces."
 
 
 def check_name(name: str) -> None:
     """Refuse a workspace's or a key's name that nobody could read (``ValidationFailed``)."""
-    if not name.strip() or len(name) > MAX_NAME_LENGTH or "\x00" in name:
-        raise ValidationFailed(
-            {"name": [f"Use 1 to {MAX_NAME_LENGTH} characters, and not only spaces."]}
-        )
+    if len(name) > MAX_NAME_LENGTH or "\x00" in name or not re.fullmatch(NAME_PATTERN, name):
+        raise ValidationFailed({"name": [NAME_RULE]})
 
 
 class Role(IntEnum):

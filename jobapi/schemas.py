@@ -12,6 +12,8 @@ from .identity import (
     MAX_NAME_LENGTH,
     MAX_PASSWORD_LENGTH,
     MIN_PASSWORD_LENGTH,
+    NAME_PATTERN,
+    NAME_RULE,
     USERNAME_PATTERN,
     USERNAME_RULE,
     Role,
@@ -354,13 +356,8 @@ class UserList(Base):
 
 
 def _name(**kw: Any) -> Text:
-    return Text(
-        validate=[
-            _text(1, MAX_NAME_LENGTH),
-            Pattern(r"^[\s\S]*\S[\s\S]*$", error="It must not be blank."),
-        ],
-        **kw,
-    )
+    form = Pattern(f"^{NAME_PATTERN}$", error=NAME_RULE)
+    return Text(validate=[_text(1, MAX_NAME_LENGTH), form], **kw)
 
 
 class WorkspaceName(Base):

@@ -10,6 +10,7 @@ import flask_migrate
 import psycopg
 import pytest
 from flask import Flask
+from hypothesis import settings
 
 from jobapi import create_app
 from jobapi.models import Base
@@ -23,6 +24,13 @@ SECRET = "only-for-tests-" + "x" * 32
 # What somebody has set in their shell must not decide how tests end.
 for _name in [name for name in os.environ if name.startswith("JOBAPI_")]:
     del os.environ[_name]
+
+
+# The same examples each time, so that a change fails for what it changed. What
+# looks for new ones (make fuzz) says so.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("new", deadline=None, database=None)
+settings.load_profile("new" if "FUZZ_EXAMPLES" in os.environ else "same")
 
 
 def pytest_configure(config: Any) -> None:

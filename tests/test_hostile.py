@@ -123,7 +123,6 @@ documents = st.dictionaries(
 
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(document=documents)
@@ -141,7 +140,6 @@ def test_any_document_reads_back_as_it_was_sent(desk: Desk, document: dict[str, 
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

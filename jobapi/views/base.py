@@ -264,6 +264,9 @@ class Api(SmorestApi):
     def _register_error_handlers(self) -> None:
         """Errors are handled on our blueprints, so that a host's own stay as they are."""
 
+    def _register_pagination_header(self) -> None:
+        """Pages say in their body where they lie, not in a header."""
+
     def _register_responses(self) -> None:
         for status, description in ERROR_RESPONSES.items():
             self.spec.components.response(

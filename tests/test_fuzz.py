@@ -1,0 +1,126 @@
+"""Schemathesis: requests made from the OpenAPI document, answers held to it.
+
+``make fuzz`` does the same with many more examples.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import schemathesis
+from flask import Flask
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+
+from jobapi.identity import Role
+
+from .conftest import empty
+from .factories import PASSWORD, Desk, World
+from .test_access import TABLE
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
+
+OPERATIONS = sorted(
+    (method, rule.replace("<", "{").replace(">", "}"))
+    for method, rule in TABLE
+    if "docs" not in rule and rule != "/openapi.json"
+)
+
+
+def configuration() -> SchemathesisConfig:
+    config = SchemathesisConfig()
+    checks = config.projects.default.checks
+    # A generated If-Match hardly names the job's version; If-None-Match may be `*`.
+    accepted = ["2xx", "304", "401", "403", "404", "409", "412", "429"]
+    checks.positive_data_acceptance.expected_statuses = accepted
+    config.projects.default.generation.allow_x00 = False
+    # Who may call is another test's; here a token is always sent.
+    config.projects.default.generation.with_security_parameters = False
+    return config
+
+
+def fits(value: Any) -> bool:
+    """Whether JSON that the document allows is such that both databases keep it."""
+    if isinstance(value, dict):
+        return all(fits(k) and fits(v) for k, v in value.items())
+    if isinstance(value, list):
+        return all(map(fits, value))
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return True
+
+
+class Scene:
+    """An administrator at work, a job, a member, a key; filled in where the path names one."""
+
+    def __init__(self, app: Flask, path: str) -> None:
+        world = World(app)
+        empty(app)
+        desk = Desk(world)
+        # Hashing takes a while.
+        password = PASSWORD if path == "/auth/password" else None
+        self.tokens = world.tokens(world.user("boss", password=password, is_admin=True))
+        self.ids = {
+            "workspace_id": desk.workspace_id,
+            "job_id": world.job(desk.workspace_id, desk.user),
+            "user_id": desk.user.id,
+            "key_id": 1,
+        }
+        world.key(desk.workspace_id, desk.user, Role.VIEWER)
+
+    def prepare(self, case: Any, positive: bool) -> dict[str, str]:
+        """Put what is there into a case; returns its headers."""
+        for name in case.path_parameters or {}:
+            if positive:
+                case.path_parameters[name] = self.ids[name]
+        body = case.body
+        if isinstance(body, dict) and positive:
+            assume(fits(body))
+            if "workspace_id" in body:
+                body["workspace_id"] = self.ids["workspace_id"]
+            if "current_password" in body:
+                body["current_password"] = PASSWORD
+            if body.get("status") in ("success", "completed"):
+                body.pop("error", None)  # the two contradict each other
+            expires = body.get("expires_at")
+            assume(not expires or _future(expires))
+        path = case.path
+        token = self.tokens["refresh_token" if path == "/auth/refresh" else "access_token"]
+        return {} if path == "/auth/login" else {"Authorization": f"Bearer {token}"}
+
+
+def _future(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text.upper()) > datetime.now(UTC)
+    except (ValueError, TypeError):
+        return False
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_generated_requests_find_nothing(
+    app: Flask, method: str, path: str, mode: GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", app, config=configuration())
+    operation = schema[path][method]
+    if mode is GenerationMode.NEGATIVE and not (
+        list(operation.iter_parameters()) or operation.body
+    ):
+        mode = GenerationMode.POSITIVE  # there is nothing to get wrong
+
+    @settings(
+        max_examples=EXAMPLES,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Any) -> None:
+        scene = Scene(app, path)
+        headers = scene.prepare(case, mode is GenerationMode.POSITIVE)
+        case.call_and_validate(headers=headers)
+
+    run()
