@@ -64,6 +64,15 @@ class Settings:
     login_failures_per_minute: int = _setting(
         20, "How many log-ins may fail in a minute, for one user name from one address.", least=1
     )
+    retry_backoff_seconds: int = _setting(
+        5,
+        "The longest wait before the first automatic retry of a job; it doubles with each further "
+        "one, and half of it is left to chance.",
+        least=1,
+    )
+    retry_backoff_max_seconds: int = _setting(
+        3600, "The longest wait before any automatic retry.", least=1
+    )
     max_body_bytes: int = _setting(
         1024 * 1024, "The largest request body; a larger one is answered with 413.", least=1024
     )

@@ -12,24 +12,33 @@ from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import orjson
 import psycopg
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Connection,
     DateTime,
     Dialect,
     Engine,
     FromClause,
+    Insert,
     Row,
     Select,
     Table,
+    Text,
+    bindparam,
+    column,
     event,
     func,
+    insert,
     select,
+    type_coerce,
 )
+from sqlalchemy import cast as cast_type
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
@@ -97,9 +106,85 @@ def insert_or_ignore(executor: Executor, table: Table) -> Any:
 
     It has the ``on_conflict_do_update`` of both dialects, too.
     """
-    bind = executor if isinstance(executor, Connection) else executor.get_bind()
-    dialect = sqlite if bind.dialect.name == "sqlite" else postgresql
+    dialect = sqlite if dialect_name(executor) == "sqlite" else postgresql
     return dialect.insert(table)
+
+
+class SecondsAfter(FunctionElement[datetime]):
+    """A moment so many seconds after another."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(SecondsAfter)
+def _after_postgresql(element: SecondsAfter, compiler: Any, **kw: Any) -> str:
+    moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({moment} + {seconds} * interval '1 second')"
+
+
+@compiles(SecondsAfter, "sqlite")
+def _after_sqlite(element: SecondsAfter, compiler: Any, **kw: Any) -> str:
+    moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    # Whole milliseconds, like its clock.
+    return f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, {seconds} || ' seconds')"
+
+
+def dialect_name(executor: Executor) -> str:
+    """``postgresql`` or ``sqlite``."""
+    bind = executor if isinstance(executor, Connection) else executor.get_bind()
+    return bind.dialect.name
+
+
+# Many rows as one parameter, so that a statement for a thousand of them is sent,
+# planned and run once: a JSON array that the database takes apart.
+
+
+def records(executor: Executor, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The rows as the parameter of a statement over ``record_source``."""
+    is_sqlite = dialect_name(executor) == "sqlite"
+    return {
+        "records": orjson.dumps(
+            rows,
+            default=_sqlite_time if is_sqlite else None,
+            option=orjson.OPT_PASSTHROUGH_DATETIME if is_sqlite else None,
+        ).decode()
+    }
+
+
+def _sqlite_time(value: Any) -> str:
+    # As SQLAlchemy stores it, so that all times there compare.
+    utc: datetime = value.astimezone(UTC).replace(tzinfo=None)
+    return utc.isoformat(" ", "microseconds")
+
+
+def record_source(dialect: str, columns: Mapping[str, Any]) -> Any:
+    """What ``records`` carries, to select from; ``columns`` are names with types."""
+    parameter: Any = bindparam("records", type_=Text)
+    if dialect == "sqlite":
+        each = func.json_each(parameter).table_valued("value", name="each")
+        return select(
+            *[
+                type_coerce(func.json_extract(each.c.value, f"$.{name}"), kind).label(name)
+                for name, kind in columns.items()
+            ]
+        ).subquery("record")
+    return (
+        func.json_to_recordset(cast_type(parameter, JSON))
+        .table_valued(*[column(name, kind) for name, kind in columns.items()], name="record")
+        .render_derived(with_types=True)
+    )
+
+
+@cache
+def _insert_records(dialect: str, table: Table, names: tuple[str, ...]) -> Insert:
+    source = record_source(dialect, {name: table.c[name].type for name in names})
+    return insert(table).from_select(list(names), select(*[source.c[name] for name in names]))
+
+
+def insert_records(executor: Executor, table: Table, names: tuple[str, ...]) -> Insert:
+    """An INSERT of the columns ``names`` of all rows that ``records`` carries, in their order."""
+    return _insert_records(dialect_name(executor), table, names)
 
 
 def parent_is_gone(error: DBAPIError) -> bool:

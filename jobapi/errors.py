@@ -19,11 +19,13 @@
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
     │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
+    │   ├── LeaseRequired, LeaseLost, RequestInProgress
     │   └── UsernameTaken, AlreadyMember, LastOwner
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
     ├── ValidationFailed          422
+    ├── IdempotencyKeyReused      422
     ├── TooManyRequests           429
     ├── InternalError             500
     └── Unavailable               503
@@ -208,6 +210,18 @@ class JobNotEnded(Conflict):
     """Job has not ended"""
 
 
+class LeaseRequired(Conflict):
+    """Job is leased to a worker"""
+
+
+class LeaseLost(Conflict):
+    """Lease does not hold the job"""
+
+
+class RequestInProgress(Conflict):
+    """Same request is under way"""
+
+
 class UsernameTaken(Conflict):
     """User name taken"""
 
@@ -251,6 +265,12 @@ class ValidationFailed(JobApiError):
     def problem(self) -> dict[str, Any]:
         """The problem details, with the extension member ``errors``."""
         return {**super().problem(), "errors": self.errors}
+
+
+class IdempotencyKeyReused(JobApiError):
+    """Idempotency key was used for another request"""
+
+    status = 422
 
 
 class TooManyRequests(JobApiError):

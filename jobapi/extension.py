@@ -21,9 +21,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from . import __version__, cli, config, logs
 from .config import NEW_SECRET_COMMAND, ConfigError, Settings
 from .database import autocommit, engine_options, normalize_url, prepare_sqlite
+from .leases import Backoff
 from .models import Base
 from .tokens import TokenMint
-from .views import auth, docs, health, hooks, jobs, users, workspaces
+from .views import auth, docs, health, hooks, jobs, users, worker, workspaces
 from .views.base import Api
 
 VERSION_TABLE = "jobapi_alembic_version"
@@ -63,6 +64,11 @@ class State:
             with self._lock:
                 self._engine = self._engine or self._find_engine()
         return self._engine
+
+    @property
+    def backoff(self) -> Backoff:
+        """How long automatic retries wait."""
+        return Backoff(self.settings.retry_backoff_seconds, self.settings.retry_backoff_max_seconds)
 
     def _find_engine(self) -> Engine:
         if self.settings.database_url is None and "sqlalchemy" in self.app.extensions:
@@ -165,7 +171,14 @@ def _install(
     )
     app.extensions["jobapi"] = private.extensions["jobapi"] = state
     api.describe_security(current_user is not None)
-    blueprints = [jobs.blp, workspaces.blp, workspaces.keys_blp, auth.own_blp, users.blp]
+    blueprints = [
+        jobs.blp,
+        worker.blp,
+        workspaces.blp,
+        workspaces.keys_blp,
+        auth.own_blp,
+        users.blp,
+    ]
     if current_user is None:
         blueprints.insert(0, auth.blp)
     for blueprint in [*blueprints, health.blp]:

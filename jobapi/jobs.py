@@ -15,11 +15,20 @@ from typing import Any
 import uuid_utils
 from sqlalchemy import ColumnElement, and_, insert, select, true, update
 
-from . import lifecycle
-from .database import AnyRow, DbNow, Executor, Page, dumps, fetch_page
+from . import leases, lifecycle
+from .database import (
+    AnyRow,
+    DbNow,
+    Executor,
+    Page,
+    dumps,
+    fetch_page,
+    insert_records,
+    records,
+)
 from .errors import JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
 from .lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
-from .models import jobs, memberships
+from .models import attempts, jobs, memberships
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
@@ -71,6 +80,63 @@ def create(
         raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
+    values = _new(
+        workspace_id,
+        created_by,
+        now,
+        job_type=job_type,
+        priority=priority,
+        metadata=metadata,
+        estimated_duration=estimated_duration,
+        scheduled_at=scheduled_at,
+        max_retries=max_retries,
+        timeout_seconds=timeout_seconds,
+    )
+    return session.execute(_INSERT, values).one()
+
+
+def create_many(
+    session: Executor,
+    workspace_id: int,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    created_by: int,
+    now: datetime | None = None,
+) -> list[dict[str, Any]]:
+    """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
+
+    Returns the columns of each new job in the same order. Raises
+    ``ValidationFailed``, naming the item as ``jobs.0``.
+    """
+    if now is None:
+        now = session.execute(select(DbNow())).scalar_one()
+    rows = []
+    for number, item in enumerate(items):
+        try:
+            if not _JOB_TYPE.fullmatch(item["job_type"]):
+                raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
+            rows.append(_new(workspace_id, created_by, now, **item))
+        except ValidationFailed as error:
+            raise ValidationFailed(
+                {f"jobs.{number}.{name}": texts for name, texts in error.errors.items()}
+            ) from None
+    session.execute(insert_records(session, jobs, tuple(rows[0])), records(session, rows))
+    return rows
+
+
+def _new(
+    workspace_id: int,
+    created_by: int,
+    now: datetime,
+    *,
+    job_type: str,
+    priority: Priority = Priority.NORMAL,
+    metadata: Mapping[str, Any] | None = None,
+    estimated_duration: int | None = None,
+    scheduled_at: datetime | None = None,
+    max_retries: int = DEFAULT_MAX_RETRIES,
+    timeout_seconds: int | None = None,
+) -> dict[str, Any]:
     values = {
         "job_id": new_job_id(),
         "workspace_id": workspace_id,
@@ -90,8 +156,8 @@ def create(
         "due_at": lifecycle.due_at(now, scheduled_at),
         "scheduled_at": scheduled_at,
     }
-    _limit_documents(values)
-    return session.execute(_INSERT, values).one()
+    limit_documents(values)
+    return values
 
 
 def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
@@ -104,6 +170,13 @@ def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
     if row is None:
         raise not_found()
     return row
+
+
+def changed_since() -> PreconditionFailed:
+    """The refusal of a change to another version than the job's."""
+    return PreconditionFailed(
+        "The job has changed since you read it. Read it again and decide anew."
+    )
 
 
 def not_found() -> JobNotFound:
@@ -242,13 +315,11 @@ def _change(
         if job is None:
             job = get(session, workspace_id, job_id)
         if if_match is not None and not if_match(job.version):
-            raise PreconditionFailed(
-                "The job has changed since you read it. Read it again and decide anew."
-            )
+            raise changed_since()
         values = rule(job)
         if not values:
             return job
-        _limit_documents(values)
+        limit_documents(values)
         changed = session.execute(
             update(jobs)
             .where(
@@ -262,12 +333,16 @@ def _change(
             .returning(*COLUMNS)
         ).first()
         if changed is not None:
+            ended = leases.ended_attempt(job, values, job.now)
+            if ended is not None:
+                session.execute(insert(attempts), ended)
             return changed
         job = None
     raise Unavailable("The job is being changed by too many others at this moment; try again.")
 
 
-def _limit_documents(values: Mapping[str, Any]) -> None:
+def limit_documents(values: Mapping[str, Any]) -> None:
+    """Refuse documents that have grown too large (``ValidationFailed``)."""
     for name in ("metadata", "result"):
         document = values.get(name)
         if document is not None and len(dumps(document)) > MAX_DOCUMENT_BYTES:

@@ -8,7 +8,7 @@ draws the same table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
@@ -17,6 +17,7 @@ from .errors import (
     JobNotEditable,
     JobNotRetryable,
     JobNotRunning,
+    LeaseRequired,
     TransitionNotAllowed,
     ValidationFailed,
 )
@@ -63,12 +64,31 @@ class Priority(IntEnum):
         return self.name.lower()
 
 
+class Outcome(IntEnum):
+    """How an attempt ended."""
+
+    SUCCESS = 0
+    FAILED = 1
+    CANCELLED = 2
+    RELEASED = 3
+    EXPIRED = 4
+    TIMED_OUT = 5
+
+    @property
+    def label(self) -> str:
+        """The outcome's name as the API writes it."""
+        return self.name.lower()
+
+
 TRANSITIONS: Mapping[str, tuple[frozenset[JobStatus], JobStatus]] = {
     "start": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.RUNNING),
     "succeed": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.SUCCESS),
     "fail": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.FAILED),
     "cancel": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.CANCELLED),
     "retry": (frozenset({JobStatus.FAILED, JobStatus.CANCELLED}), JobStatus.PENDING),
+    "claim": (frozenset({JobStatus.PENDING}), JobStatus.RUNNING),
+    "release": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
+    "reschedule": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
 }
 
 # The verb that an edit of `status` means. None leads to pending: going back is
@@ -136,7 +156,7 @@ def cancel(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
             f"only a {allowed_from('cancel')} job can be cancelled."
         )
     result = {**(job.result or {}), "cancelled_reason": reason or CANCELLED_REASON}
-    return {**_end(job, JobStatus.CANCELLED, now), "result": result}
+    return {**end(job, JobStatus.CANCELLED, now), "result": result}
 
 
 def retry(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
@@ -189,20 +209,26 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
             f"The job is {status.label}; {', '.join(work)} can be set only while it is "
             "running, or together with a change of status."
         )
+    if job.lease_token is not None and (work or target not in (None, JobStatus.CANCELLED)):
+        raise LeaseRequired(
+            "A worker has leased the job; only with its Lease-Token can this be changed. "
+            "It can be cancelled."
+        )
     if target is JobStatus.SUCCESS and changes.get("error") is not None:
         raise ValidationFailed({"error": ["A job that succeeds has no error."]})
 
     if target is JobStatus.RUNNING:
         values |= {"status": target, "started_at": job.started_at or now}
+        if status is JobStatus.PENDING:
+            timeout = values.get("timeout_seconds", job.timeout_seconds)
+            values |= {
+                "attempt": job.attempt + 1,
+                "worker": None,
+                "reap_at": None if timeout is None else now + timedelta(seconds=timeout),
+            }
     elif target is not None:
-        values |= _end(job, target, now)
-    for name in ("progress_percent", "progress_message", "error"):
-        if name in changes:
-            values[name] = changes[name]
-    if target is JobStatus.SUCCESS:
-        values["error"] = None
-    if "result" in changes:
-        values["result"] = merge_patch(job.result, changes["result"])
+        values |= end(job, target, now)
+    values |= work_values(job, changes, target)
     if target is JobStatus.CANCELLED:
         given = changes.get("result") or {}
         values["result"] = {
@@ -235,13 +261,41 @@ def _edit_pending(job: Any, changes: Mapping[str, Any], status: JobStatus) -> di
     return values
 
 
-def _end(job: Any, status: JobStatus, now: datetime) -> dict[str, Any]:
-    return {
+def work_values(job: Any, changes: Mapping[str, Any], target: JobStatus | None) -> dict[str, Any]:
+    """What whoever does the job says of it."""
+    values = {
+        name: changes[name]
+        for name in ("progress_percent", "progress_message", "error")
+        if name in changes
+    }
+    if target is JobStatus.SUCCESS:
+        values["error"] = None
+    if "result" in changes:
+        values["result"] = merge_patch(job.result, changes["result"])
+    return values
+
+
+NO_LEASE: Mapping[str, Any] = {
+    "lease_token": None,
+    "lease_seconds": None,
+    "lease_expires_at": None,
+    "reap_at": None,
+}
+
+
+def end(job: Any, status: JobStatus, now: datetime) -> dict[str, Any]:
+    """What changes when a job ends in ``status``."""
+    values = {
         "status": status,
         "started_at": job.started_at or now,
         "completed_at": now,
         "actual_duration": actual_duration(job.due_at, now),
+        **NO_LEASE,
     }
+    if job.status == JobStatus.PENDING and status is not JobStatus.CANCELLED:
+        # Whoever ends a job that nobody started, has done it.
+        values |= {"attempt": job.attempt + 1, "worker": None}
+    return values
 
 
 def _why_not(status: JobStatus, target: JobStatus) -> str:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -169,6 +170,40 @@ class JobRecord(Base):
             "status > 0 OR (progress_percent IS NULL AND progress_message IS NULL)",
             "pending_progress",
         ),
+        CheckConstraint("attempt >= 0 AND (attempt > 0 OR status IN (0, 4))", "attempt"),
+        # A lease is whole or not there, and only what runs has one.
+        CheckConstraint(
+            "(lease_token IS NULL) = (lease_expires_at IS NULL)"
+            " AND (lease_token IS NULL) = (lease_seconds IS NULL)"
+            " AND (lease_token IS NULL OR status = 1)",
+            "lease",
+        ),
+        CheckConstraint("lease_token IS NULL OR reap_at <= lease_expires_at", "reap_at"),
+        CheckConstraint("reap_at IS NULL OR status = 1", "reaped"),
+        # Claims: a workspace's pending jobs of one priority, by when they are due.
+        Index(
+            "ix_jobapi_jobs_claim",
+            "workspace_id",
+            "priority",
+            "due_at",
+            "id",
+            postgresql_where=text("status = 0"),
+            sqlite_where=text("status = 0"),
+        ),
+        # The maintenance: what runs, by when it has to be looked at.
+        Index(
+            "ix_jobapi_jobs_reap",
+            "reap_at",
+            postgresql_where=text("reap_at IS NOT NULL"),
+            sqlite_where=text("reap_at IS NOT NULL"),
+        ),
+        # A repeated claim finds what it leased before.
+        Index(
+            "ix_jobapi_jobs_lease",
+            "lease_token",
+            postgresql_where=text("lease_token IS NOT NULL"),
+            sqlite_where=text("lease_token IS NOT NULL"),
+        ),
         # Lists: a workspace's jobs by age, the default order.
         Index("ix_jobapi_jobs_created", "workspace_id", "created_at", "id"),
         {"sqlite_autoincrement": True},
@@ -208,6 +243,67 @@ class JobRecord(Base):
     scheduled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempt: Mapped[int] = mapped_column(
+        server_default=text("0"), comment="how many attempts were started"
+    )
+    worker: Mapped[str | None] = mapped_column(String(200), comment="who claimed it last")
+    # It tells one lease from another and opens nothing to whoever may not work
+    # in the workspace, so that it is no secret to be hashed.
+    lease_token: Mapped[str | None] = mapped_column(String(32))
+    lease_seconds: Mapped[int | None]
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    reap_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="when the lease or the attempt's time runs out, whichever is first"
+    )
+
+
+class AttemptRecord(Base):
+    """An attempt that has ended. The one under way is in the job's own row."""
+
+    __tablename__ = "jobapi_attempts"
+    __table_args__ = (
+        CheckConstraint("attempt >= 1", "attempt"),
+        CheckConstraint("outcome BETWEEN 0 AND 5", "outcome"),
+        CheckConstraint("ended_at >= started_at", "times"),
+    )
+
+    job: Mapped[int] = mapped_column(
+        _BigId, ForeignKey("jobapi_jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    outcome: Mapped[int] = mapped_column(
+        SmallInteger, comment="0 success 1 failed 2 cancelled 3 released 4 expired 5 timed_out"
+    )
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_token: Mapped[str | None] = mapped_column(String(32), comment="null: without a lease")
+    error: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class IdempotencyKey(Base):
+    """A request that succeeded, so that its repetition gets the same answer."""
+
+    __tablename__ = "jobapi_idempotency_keys"
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    caller: Mapped[str] = mapped_column(String(20), primary_key=True, comment="user:1 or key:1")
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), comment="SHA-256 of what was asked")
+    answer: Mapped[str] = mapped_column(Text, comment="a create's body, or a claim's lease token")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class Duty(Base):
+    """What one process at a time does for all, until its time there runs out."""
+
+    __tablename__ = "jobapi_duties"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(32))
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 users = Base.metadata.tables["jobapi_users"]
@@ -217,3 +313,6 @@ workspaces = Base.metadata.tables["jobapi_workspaces"]
 memberships = Base.metadata.tables["jobapi_memberships"]
 api_keys = Base.metadata.tables["jobapi_api_keys"]
 jobs = Base.metadata.tables["jobapi_jobs"]
+attempts = Base.metadata.tables["jobapi_attempts"]
+idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
+duties = Base.metadata.tables["jobapi_duties"]

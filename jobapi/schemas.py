@@ -7,7 +7,18 @@ from typing import Any, ClassVar
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
 
-from .fields import Choice, Document, Flag, Pattern, QueryInteger, StatusInput, Text, Time, Whole
+from .fields import (
+    Choice,
+    Document,
+    Flag,
+    Pattern,
+    QueryInteger,
+    StatusInput,
+    Text,
+    Time,
+    Unjudged,
+    Whole,
+)
 from .identity import (
     MAX_NAME_LENGTH,
     MAX_PASSWORD_LENGTH,
@@ -24,6 +35,7 @@ from .lifecycle import (
     JOB_TYPE_RULE,
     MAX_RETRIES_LIMIT,
     JobStatus,
+    Outcome,
     Priority,
 )
 
@@ -192,20 +204,24 @@ class JobUpdate(Base):
 
     @post_load
     def _progress_out_of_result(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
-        """Progress inside a sent result is progress, and is no part of the result."""
-        result = data.get("result")
-        if not result:
-            return data
-        inside = {k: result[k] for k in ("progress_percent", "progress_message") if k in result}
-        if not inside:
-            return data
-        try:
-            progress = _ProgressInResult().load(inside)
-        except ValidationError as error:
-            raise ValidationError({"result": error.messages}) from None
-        rest = {k: v for k, v in result.items() if k not in inside}
-        data = {k: v for k, v in data.items() if k != "result"}
-        return {**progress, **data, **({"result": rest} if rest else {})}
+        return progress_out_of_result(data)
+
+
+def progress_out_of_result(data: dict[str, Any]) -> dict[str, Any]:
+    """Progress inside a sent result is progress, and is no part of the result."""
+    result = data.get("result")
+    if not result:
+        return data
+    inside = {k: result[k] for k in ("progress_percent", "progress_message") if k in result}
+    if not inside:
+        return data
+    try:
+        progress = _ProgressInResult().load(inside)
+    except ValidationError as error:
+        raise ValidationError({"result": error.messages}) from None
+    rest = {k: v for k, v in result.items() if k not in inside}
+    data = {k: v for k, v in data.items() if k != "result"}
+    return {**progress, **data, **({"result": rest} if rest else {})}
 
 
 class _ProgressInResult(Base):
@@ -282,6 +298,147 @@ class JobResult(Base):
     result = Document(keys=fields.String(), required=True, allow_none=True)
     status = Choice(JobStatus, required=True)
     completed_at = Time(required=True)
+
+
+class JobBatchItem(JobCreate):
+    """A new job of a batch."""
+
+    workspace_id = Whole(metadata={"description": "May be left out; must match the URL."})
+
+
+class JobBatch(Base):
+    """New jobs, all or none."""
+
+    jobs = fields.List(fields.Nested(JobBatchItem), required=True, validate=_text(1, 1000))
+
+
+class JobBatchCreated(Base):
+    """The new jobs, in the order in which they were given."""
+
+    data = fields.List(fields.Nested(Job), required=True)
+
+
+class Claim(Base):
+    """What a worker wants to do."""
+
+    job_types = fields.List(
+        _job_type(),
+        allow_none=True,
+        validate=_text(1, 100),
+        metadata={"description": "Only these types. Default: all that the caller may have."},
+    )
+    limit = Whole(
+        allow_none=True,
+        validate=_range(1, 100),
+        metadata={"description": "How many at most.", "default": 1},
+    )
+    lease_seconds = Whole(
+        allow_none=True,
+        validate=_range(5, 3600),
+        metadata={"description": "How long the leases live without a report.", "default": 60},
+    )
+    worker = Text(
+        allow_none=True, validate=_text(1, 200), metadata={"description": "The worker's name."}
+    )
+
+
+class ClaimedJob(Job):
+    """A job and the lease under which its holder works."""
+
+    lease_token = fields.String(required=True, metadata={"description": "Reports need it."})
+    lease_expires_at = Time(required=True)
+    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+
+
+class ClaimedJobs(Base):
+    """What a claim got."""
+
+    data = fields.List(fields.Nested(ClaimedJob), required=True)
+
+
+class Report(Base):
+    """What the holder of a lease says of its job."""
+
+    job_id = Text(required=True, validate=_text(1, 40))
+    lease_token = Text(required=True, validate=_text(1, 64))
+    status = Choice(
+        [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
+        also={"completed": JobStatus.SUCCESS},
+        allow_none=True,
+        metadata={"description": "`pending` hands the job back. Default: `running`."},
+    )
+    progress_percent = _percent()
+    progress_message = Text(allow_none=True, validate=_text(0, 2000))
+    result = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+    )
+    error = Text(allow_none=True, validate=_text(0, MAX_TEXT))
+    retryable = Flag(
+        allow_none=True,
+        metadata={"description": "Whether a failure may be retried by itself.", "default": True},
+    )
+    retry_after = Whole(
+        allow_none=True,
+        validate=_range(0, MAX_SECONDS),
+        metadata={"description": "Seconds until the retry, instead of the usual backoff."},
+    )
+
+    @post_load
+    def _check(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+        # Here null is the same as absence; in a PATCH it takes something away.
+        data = {name: value for name, value in data.items() if value is not None}
+        data = progress_out_of_result(data)
+        if data.get("status") is JobStatus.SUCCESS and "error" in data:
+            raise ValidationError("A job that succeeds has no error.", "error")
+        return data
+
+
+class Reports(Base):
+    """Reports, each judged alone."""
+
+    reports = fields.List(Unjudged(Report), required=True, validate=_text(1, 100))
+
+
+class ReportAnswer(Base):
+    """What became of a report."""
+
+    job_id = fields.String(required=True, allow_none=True)
+    accepted = fields.Boolean(required=True)
+    status = Choice(
+        JobStatus, required=True, allow_none=True, metadata={"description": "As it is now."}
+    )
+    lease_expires_at = Time(required=True, allow_none=True)
+    problem = fields.Nested("Problem", required=True, allow_none=True)
+
+
+class ReportAnswers(Base):
+    """What became of each report, in their order."""
+
+    data = fields.List(fields.Nested(ReportAnswer), required=True)
+
+
+class Attempt(Base):
+    """One attempt at a job."""
+
+    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    worker = fields.String(required=True, allow_none=True)
+    started_at = Time(required=True)
+    ended_at = Time(required=True, allow_none=True)
+    outcome = Choice(
+        Outcome,
+        required=True,
+        allow_none=True,
+        metadata={"description": "How it ended; null while it is under way."},
+    )
+    error = fields.String(required=True, allow_none=True)
+
+
+class Attempts(Base):
+    """A job's attempts in their order."""
+
+    data = fields.List(fields.Nested(Attempt), required=True)
 
 
 class LoginRequest(Base):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import select, update
 
-from jobapi import accounts, jobs, keys, workspaces
+from jobapi import accounts, jobs, keys, queue, workspaces
 from jobapi.database import transaction
 from jobapi.identity import Role
 
@@ -108,6 +110,41 @@ class Desk:
         response = self.post(json=body)
         assert response.status_code == 201, response.text
         return dict(response.json)
+
+    def claim(self, **body: Any) -> list[dict[str, Any]]:
+        """Jobs leased over HTTP."""
+        response = self.post("/claim", json=body)
+        assert response.status_code == 200, response.text
+        return list(response.json["data"])
+
+    def report(self, job: Any, **body: Any) -> dict[str, Any]:
+        """The answer to one report of the holder of a lease."""
+        report = {"job_id": job["job_id"], "lease_token": job["lease_token"], **body}
+        response = self.post("/report", json={"reports": [report]})
+        assert response.status_code == 200, response.text
+        return dict(response.json["data"][0])
+
+    def attempts(self, job: Any) -> list[dict[str, Any]]:
+        """A job's attempts."""
+        return list(self.get(f"/{job['job_id']}/attempts").json["data"])
+
+    def shift(self, job: Any, seconds: float) -> None:
+        """Move a job's times into the past, as if so many seconds had gone by."""
+        columns = ("created_at", "queued_at", "due_at", "started_at", "lease_expires_at", "reap_at")
+        with self.world.transaction() as tx:
+            where = jobs.COLUMNS[0].table.c.job_id == job["job_id"]
+            row = tx.execute(select(*jobs.COLUMNS).where(where)).one()
+            moved = {
+                name: getattr(row, name) - timedelta(seconds=seconds)
+                for name in columns
+                if getattr(row, name) is not None
+            }
+            tx.execute(update(jobs.COLUMNS[0].table).where(where).values(**moved))
+
+    def reap(self) -> int:
+        """What the maintenance does with leases that have run out; how many there were."""
+        with self.world.transaction() as tx:
+            return len(queue.reap(tx, backoff=self.world.state.backoff))
 
     def job_in(self, status: str, **body: Any) -> dict[str, Any]:
         """A job in a status, brought there over HTTP."""

@@ -39,6 +39,7 @@ EVERYBODY = STRANGERS | USERS | KEYS | ORPHANS
 
 VIEWERS = {"viewer", "worker", "member", "owner", "admin", "viewer key", "worker key", "member key"}
 MEMBERS = {"member", "owner", "admin", "member key"}
+WORKERS = MEMBERS | {"worker", "worker key"}
 OWNERS = {"owner", "admin"}
 ADMINS = {"admin"}
 
@@ -91,7 +92,13 @@ TABLE = {
     ("DELETE", f"{W}/keys/<key_id>"): Route(OWNERS, 204),
     ("GET", f"{W}/jobs"): Route(VIEWERS, 200),
     ("POST", f"{W}/jobs"): Route(MEMBERS, 201, JOB),
+    ("POST", f"{W}/jobs/batch"): Route(MEMBERS, 201, {"jobs": [JOB]}),
+    ("POST", f"{W}/jobs/claim"): Route(WORKERS, 200),
+    ("POST", f"{W}/jobs/report"): Route(
+        WORKERS, 200, {"reports": [{"job_id": "job_x", "lease_token": "x"}]}
+    ),
     ("GET", J): Route(VIEWERS, 200),
+    ("GET", f"{J}/attempts"): Route(VIEWERS, 200),
     ("GET", f"{J}/status"): Route(VIEWERS, 200),
     ("GET", f"{J}/result"): Route(VIEWERS, 409),  # it has not ended
     ("PATCH", J): Route(MEMBERS, 200, {"status": "running"}),

@@ -80,8 +80,9 @@ class Scene:
         body = case.body
         if isinstance(body, dict) and positive:
             assume(fits(body))
-            if "workspace_id" in body:
-                body["workspace_id"] = self.ids["workspace_id"]
+            for item in [body, *(body.get("jobs") or [])]:
+                if "workspace_id" in item:
+                    item["workspace_id"] = self.ids["workspace_id"]
             if "current_password" in body:
                 body["current_password"] = PASSWORD
             if body.get("status") in ("success", "completed"):

@@ -18,14 +18,15 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-GROUND = {"errors", "lifecycle", "identity", "fields"}
+GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
 STORE = GROUND | {"database", "models"}
-SERVICES = {"accounts", "workspaces", "jobs", "keys"}
+SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency"}
 
 # What a module may import of ours.
 MAY_IMPORT = {
     "errors": set(),
     "lifecycle": {"errors"},
+    "leases": {"errors", "lifecycle"},
     "identity": {"errors"},
     "logs": set(),
     "database": set(),
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "extension": {"config", "database", "models", "tokens", "logs", "cli", "views"},
+    "extension": {"config", "database", "leases", "models", "tokens", "logs", "cli", "views"},
     "cli": {"config", "database", "errors", "identity", "logs", "extension"} | SERVICES,
 }
 VIEWS = STORE | SERVICES | {"schemas", "views", "extension"}

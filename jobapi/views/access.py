@@ -82,12 +82,22 @@ class Caller:
         """For the log: who this is, without anything secret."""
         return f"key:{self.key_id}" if self.key_id is not None else f"user:{self.user_id}"
 
+    def check_role(self, role: Role | None) -> None:
+        """Refuse whose role in the workspace is lower (``RoleTooLow``)."""
+        if role is not None and (self.role is None or self.role < role):
+            raise errors.RoleTooLow(_need(role, self.role))
+
     def check_job_type(self, job_type: str) -> None:
         """Refuse what is not for this key (``JobTypeNotAllowed``)."""
         if self.job_types is not None and job_type not in self.job_types:
             raise errors.JobTypeNotAllowed(
                 f"This API key is for the job types {', '.join(self.job_types)} only."
             )
+
+
+def lease_token() -> str | None:
+    """The lease that the caller says it holds."""
+    return request.headers.get("Lease-Token")
 
 
 def public(view: View) -> View:
@@ -102,12 +112,14 @@ def guard(
     job: str | None = None,
     admin: bool = False,
     keys: bool = True,
+    lease_role: Role | None = None,
 ) -> Callable[[View], View]:
     """Let a view be called only by whoever may, and tell it who that is.
 
     ``role`` is the least role in the workspace of the path. ``job`` names the
     columns to read of the path's job. ``admin``: administrators only;
-    ``keys=False``: no API keys. Refused in this order: 401, an unknown
+    ``keys=False``: no API keys. ``lease_role`` is the least role of a call with
+    a ``Lease-Token`` header. Refused in this order: 401, an unknown
     workspace 404, no member 403, role too low 403, an unknown job 404.
     """
 
@@ -127,8 +139,7 @@ def guard(
                     raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
                 if admin and not caller.is_admin:
                     raise errors.AdministratorOnly("Only an administrator may do this.")
-                if role is not None and (caller.role is None or caller.role < role):
-                    raise errors.RoleTooLow(_need(role, caller.role))
+                caller.check_role(lease_role if lease_role and lease_token() else role)
                 if job is not None and (
                     caller.job is None
                     or caller.job.job_id is None

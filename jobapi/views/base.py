@@ -53,9 +53,12 @@ def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """An answer in JSON; times in UTC and whole seconds."""
-    return current_app.response_class(
-        orjson.dumps(value, option=_JSON_OPTIONS), status, headers, mimetype=JSON
-    )
+    return current_app.response_class(to_json(value), status, headers, mimetype=JSON)
+
+
+def to_json(value: Any) -> bytes:
+    """The body of ``json_response``."""
+    return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
 def paginated(rows: Sequence[Any], total: int, page: int, limit: int) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Parser(FlaskParser):
         """Turn marshmallow's nested messages into one list per field."""
         # webargs puts the location on top.
         by_location = error.messages_dict
-        raise errors.ValidationFailed(_flatten(next(iter(by_location.values()))))
+        raise errors.ValidationFailed(flatten(next(iter(by_location.values()))))
 
 
 def _check_content_type(mimetype: str, *accepted: str) -> None:
@@ -158,7 +158,8 @@ def _check_content_type(mimetype: str, *accepted: str) -> None:
         raise errors.UnsupportedMediaType(f"Send the body as {' or '.join(accepted)}, {given}.")
 
 
-def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
+def flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
+    """Marshmallow's nested messages as one list per field, named by its dotted path."""
     if isinstance(messages, str):
         return {path or "body": [messages]}
     if isinstance(messages, list):
@@ -166,6 +167,6 @@ def _flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
     flat: dict[str, list[str]] = {}
     for key, value in messages.items():
         below = path if key == "_schema" else f"{path}.{key}" if path else str(key)
-        for name, texts in _flatten(value, below).items():
+        for name, texts in flatten(value, below).items():
             flat.setdefault(name, []).extend(texts)
     return flat

@@ -126,3 +126,57 @@ TOKENS = {
     "token_type": "bearer",
     "expires_in": 3600,
 }
+
+CLAIM: dict[str, Any] = {
+    "job_types": ["data_processing"],
+    "limit": 10,
+    "lease_seconds": 60,
+    "worker": "etl-1",
+}
+
+_LEASE_TOKEN = "8f14e45fceea167a5a36dedd4bea2543"
+
+CLAIMED: dict[str, Any] = PENDING | {
+    "status": "running",
+    "updated_at": "2024-01-15T15:00:01Z",
+    "started_at": "2024-01-15T15:00:01Z",
+    "lease_token": _LEASE_TOKEN,
+    "lease_expires_at": "2024-01-15T15:01:01Z",
+    "attempt": 1,
+}
+
+REPORTS: dict[str, Any] = {
+    "reports": [
+        {
+            "job_id": JOB_ID,
+            "lease_token": _LEASE_TOKEN,
+            "status": "success",
+            "result": {"output_file": "dataset.parquet", "rows_processed": 50000},
+        }
+    ]
+}
+
+REPORT_ANSWERS: dict[str, Any] = {
+    "data": [
+        {
+            "job_id": JOB_ID,
+            "accepted": True,
+            "status": "success",
+            "lease_expires_at": None,
+            "problem": None,
+        }
+    ]
+}
+
+ATTEMPTS: dict[str, Any] = {
+    "data": [
+        {
+            "attempt": 1,
+            "worker": "etl-1",
+            "started_at": "2024-01-15T15:00:01Z",
+            "ended_at": "2024-01-15T15:09:58Z",
+            "outcome": "success",
+            "error": None,
+        }
+    ]
+}

@@ -31,13 +31,16 @@ SECURITY_HEADERS = {
 REQUEST_HEADERS = [
     "Authorization",
     "Content-Type",
+    "Idempotency-Key",
     "If-Match",
     "If-None-Match",
+    "Lease-Token",
     "X-Request-Id",
 ]
 RESPONSE_HEADERS = [
     "Deprecation",
     "ETag",
+    "Idempotency-Replayed",
     "Link",
     "Location",
     "Retry-After",

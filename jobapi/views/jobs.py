@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 from flask import Response, url_for
+from sqlalchemy import Connection
 
-from .. import jobs, schemas
-from ..database import AnyRow
-from ..errors import JobNotEnded, ValidationFailed
+from .. import jobs, queue, schemas
+from ..database import AnyRow, transaction
+from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
 from ..identity import Role
-from ..lifecycle import JobStatus, Priority
+from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
 from . import examples
-from .access import Caller, guard
+from .access import Caller, guard, lease_token
 from .base import (
     Blueprint,
     etag,
@@ -20,9 +23,11 @@ from .base import (
     location,
     not_modified,
     paginated,
+    state,
     version_wanted,
 )
 from .bodies import MERGE_PATCH
+from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(
     "jobs", "Jobs", "Create jobs in a workspace; watch, filter, change, cancel and retry them."
@@ -49,6 +54,12 @@ _IF_NONE_MATCH = {
     "in": "header",
     "schema": {"type": "string"},
     "description": "An `ETag`; 304 where the job is still the same.",
+}
+_LEASE_TOKEN = {
+    "name": "Lease-Token",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "The `lease_token` of a claim: this is a report of its holder.",
 }
 _ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "The job's version."}}
 _NOT_MODIFIED = {"304": {"description": "Not changed since the version named."}}
@@ -113,7 +124,13 @@ def _page(caller: Caller, scope: Any, query: dict[str, Any], **headers: str) -> 
     return json_response(body, headers=headers)
 
 
-@blp.operation(JOBS, "POST", summary="Create job in workspace", errors=(404,))
+@blp.operation(
+    JOBS,
+    "POST",
+    summary="Create job in workspace",
+    errors=(404, 409),
+    parameters=[IDEMPOTENCY_KEY],
+)
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobCreate, example=examples.CREATE)
 @blp.response(
@@ -122,19 +139,75 @@ def _page(caller: Caller, scope: Any, query: dict[str, Any], **headers: str) -> 
     example=examples.PENDING,
     headers={
         **_ETAG_HEADER,
+        **REPLAYED_HEADER,
         "Location": {"schema": {"type": "string"}, "description": "The new job's URL."},
     },
 )
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Create a job, due now or when it is scheduled."""
-    if body.pop("workspace_id") != workspace_id:
-        raise ValidationFailed({"workspace_id": [f"It must match the URL's, {workspace_id}."]})
+    """Create a job, due now or when it is scheduled.
+
+    With an `Idempotency-Key` the request is safe to repeat.
+    """
+    _check_target(body.pop("workspace_id"), workspace_id, "workspace_id")
     caller.check_job_type(body["job_type"])
-    row = jobs.create(
-        caller.connection, workspace_id, created_by=caller.user_id, now=caller.now, **body
-    )
-    where = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=row.job_id)
-    return job_response(row, 201, **where)
+
+    def create(connection: Connection) -> dict[str, Any]:
+        row = jobs.create(
+            connection, workspace_id, created_by=caller.user_id, now=caller.now, **body
+        )
+        return job_object(row)
+
+    answer, headers = replayable(caller, workspace_id, "create_job", body, create)
+    url = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=answer["job_id"])
+    return json_response(answer, 201, {"ETag": etag(1), **url, **headers})
+
+
+def _check_target(given: int, workspace_id: int, name: str) -> None:
+    if given != workspace_id:
+        raise ValidationFailed({name: [f"It must match the URL's, {workspace_id}."]})
+
+
+@blp.operation(
+    f"{JOBS}/batch",
+    "POST",
+    summary="Create many jobs in workspace",
+    errors=(404, 409),
+    parameters=[IDEMPOTENCY_KEY],
+)
+@guard(Role.MEMBER)
+@blp.arguments(schemas.JobBatch, example={"jobs": [examples.CREATE]})
+@blp.response(
+    201,
+    schemas.JobBatchCreated,
+    example={"data": [examples.PENDING]},
+    headers=REPLAYED_HEADER,
+)
+def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+    """Create up to 1,000 jobs, all or none; they are answered in the same order.
+
+    With an `Idempotency-Key` the request is safe to repeat.
+    """
+    items = body["jobs"]
+    for number, item in enumerate(items):
+        _check_target(
+            item.pop("workspace_id", workspace_id), workspace_id, f"jobs.{number}.workspace_id"
+        )
+        caller.check_job_type(item["job_type"])
+
+    def create(connection: Connection) -> dict[str, Any]:
+        rows = jobs.create_many(
+            connection, workspace_id, items, created_by=caller.user_id, now=caller.now
+        )
+        return {"data": [job_object(SimpleNamespace(**_NEW, **row)) for row in rows]}
+
+    answer, headers = replayable(caller, workspace_id, "create_jobs", body, create)
+    return json_response(answer, 201, headers)
+
+
+# What a new job's row has besides what its creation sets.
+_NEW = dict.fromkeys(
+    ("result", "error", "actual_duration", "started_at", "completed_at"),
+)
 
 
 @blp.operation(
@@ -210,7 +283,7 @@ def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
     "PATCH",
     summary="Update job",
     errors=(404, 409, 412),
-    parameters=[_IF_MATCH],
+    parameters=[_IF_MATCH, _LEASE_TOKEN],
     requestBody={
         "content": {
             MERGE_PATCH: {
@@ -220,24 +293,50 @@ def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
         }
     },
 )
-@guard(Role.MEMBER, job="job")
+@guard(Role.MEMBER, job="job", lease_role=Role.WORKER)
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
 @blp.response(200, schemas.Job, example=examples.RUNNING, headers=_ETAG_HEADER)
 def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
     """Change status, progress, result; while it is pending, also how it is to run.
 
     `result` and `metadata` are merged into what is there (RFC 7396). What is
-    left out stays as it is.
+    left out stays as it is. With a `Lease-Token` it is a worker's report.
     """
-    row = jobs.edit(
-        caller.connection,
-        workspace_id,
-        job_id,
-        body,
-        if_match=version_wanted(),
-        job=caller.job,
-    )
+    token = lease_token()
+    if token is not None and body.get("status") is not JobStatus.CANCELLED:
+        return _report(caller, body, workspace_id, job_id, token)
+    caller.check_role(Role.MEMBER)
+    # An end is written down in the attempts, too.
+    one = transaction(caller.connection) if "status" in body else nullcontext(caller.connection)
+    with one as connection:
+        row = jobs.edit(
+            connection, workspace_id, job_id, body, if_match=version_wanted(), job=caller.job
+        )
     return job_response(row)
+
+
+def _report(
+    caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str, token: str
+) -> Response:
+    wanted = version_wanted()
+    if wanted is not None and not wanted(caller.job.version if caller.job else 0):
+        raise jobs.changed_since()
+    not_for_workers = sorted(PENDING_FIELDS.keys() & body.keys())
+    if not_for_workers:
+        raise JobNotEditable(
+            f"The job is running; {', '.join(not_for_workers)} can be changed only while it "
+            "is pending."
+        )
+    with transaction(caller.connection) as tx:
+        (answer,) = queue.report(
+            tx,
+            workspace_id,
+            [{"job_id": job_id, "lease_token": token, **body}],
+            backoff=state().backoff,
+        )
+        if answer.problem is not None:
+            raise answer.problem
+        return job_response(jobs.get(tx, workspace_id, job_id))
 
 
 @blp.operation(
@@ -252,14 +351,16 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=_ETAG_HEADER)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
     """Cancel a pending or running job; what it had done so far stays in `result`."""
-    row = jobs.cancel(
-        caller.connection,
-        workspace_id,
-        job_id,
-        reason=body.get("reason"),
-        if_match=version_wanted(),
-        job=caller.job,
-    )
+    # The attempt that it ends is written down, too.
+    with transaction(caller.connection) as tx:
+        row = jobs.cancel(
+            tx,
+            workspace_id,
+            job_id,
+            reason=body.get("reason"),
+            if_match=version_wanted(),
+            job=caller.job,
+        )
     return job_response(row)
 
 

@@ -1,0 +1,102 @@
+"""Requests that are safe to repeat: the answer to a key is kept, and given again.
+
+What is kept is written in the transaction of what was asked for, so that there
+is an answer where it was done and none where it was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+import orjson
+from sqlalchemy import delete, func, insert, select, tuple_
+
+from .database import DbNow, Executor, dialect_name
+from .errors import IdempotencyKeyReused, RequestInProgress, ValidationFailed
+from .models import idempotency_keys
+
+KEPT = timedelta(hours=24)
+MAX_KEY_LENGTH = 255
+FORGET_AT_ONCE = 1000
+
+
+def fingerprint(operation: str, body: Any) -> str:
+    """The same for the same request, however its JSON was written."""
+    text = orjson.dumps([operation, body], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    return hashlib.sha256(text).hexdigest()
+
+
+def recall(
+    session: Executor, workspace_id: int, caller: str, key: str, fingerprint: str
+) -> str | None:
+    """The answer that is kept for a key, or None: then the caller does it, and remembers.
+
+    To be called in the transaction in which it is done. Raises
+    ``RequestInProgress`` where another does it at this moment (SQLite lets only
+    one write at a time, and waits instead), ``IdempotencyKeyReused`` where the
+    key was for something else.
+    """
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise ValidationFailed({"Idempotency-Key": [f"Use 1 to {MAX_KEY_LENGTH} characters."]})
+    if dialect_name(session) == "postgresql":
+        name = hashlib.sha256(f"{workspace_id} {caller} {key}".encode()).digest()
+        number = int.from_bytes(name[:8], "big", signed=True)
+        if not session.execute(select(func.pg_try_advisory_xact_lock(number))).scalar_one():
+            raise RequestInProgress(
+                "A request with this Idempotency-Key is under way; ask again in a moment."
+            )
+    mine = (
+        (idempotency_keys.c.workspace_id == workspace_id)
+        & (idempotency_keys.c.caller == caller)
+        & (idempotency_keys.c.key == key)
+    )
+    row = session.execute(
+        select(
+            idempotency_keys.c.fingerprint,
+            idempotency_keys.c.answer,
+            idempotency_keys.c.created_at,
+            DbNow().label("now"),
+        ).where(mine)
+    ).first()
+    if row is None:
+        return None
+    if row.created_at <= row.now - KEPT:
+        session.execute(delete(idempotency_keys).where(mine))
+        return None
+    if row.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            "This Idempotency-Key was used for another request; use a new one for each request."
+        )
+    return str(row.answer)
+
+
+def remember(
+    session: Executor, workspace_id: int, caller: str, key: str, fingerprint: str, answer: str
+) -> None:
+    """Keep the answer to a key for a day."""
+    session.execute(
+        insert(idempotency_keys).values(
+            workspace_id=workspace_id,
+            caller=caller,
+            key=key,
+            fingerprint=fingerprint,
+            answer=answer,
+            created_at=DbNow(),
+        )
+    )
+
+
+def forget(session: Executor) -> int:
+    """Delete some of the answers that are older than a day; returns how many."""
+    now = session.execute(select(DbNow())).scalar_one()
+    key = (idempotency_keys.c.workspace_id, idempotency_keys.c.caller, idempotency_keys.c.key)
+    old = (
+        select(*key)
+        .where(idempotency_keys.c.created_at <= now - KEPT)
+        .order_by(idempotency_keys.c.created_at)
+        .limit(FORGET_AT_ONCE)
+    )
+    deleted: Any = session.execute(delete(idempotency_keys).where(tuple_(*key).in_(old)))
+    return int(deleted.rowcount)

@@ -1,0 +1,150 @@
+"""The rules of leases and attempts: what a report, or silence, does to a job. Pure, no I/O.
+
+Like ``lifecycle``, every function takes the job as it is and the time as the
+database tells it, and returns the columns to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from .errors import LeaseLost
+from .lifecycle import NO_LEASE, JobStatus, Outcome, end, work_values
+
+LEASE_EXPIRED = "lease expired"
+TIMED_OUT = "timed out"
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait before an automatic retry: longer each time, spread by chance."""
+
+    first_seconds: float
+    max_seconds: float
+
+    def delay(self, retry: int, chance: float) -> timedelta:
+        """The wait before retry number ``retry`` (from 1); ``chance`` is from 0 up to 1."""
+        # 2**40 seconds are more than any limit.
+        longest = min(self.max_seconds, self.first_seconds * 2 ** min(retry - 1, 40))
+        return timedelta(seconds=longest * (0.5 + chance / 2))
+
+
+def _put_back(now: datetime) -> dict[str, Any]:
+    return {
+        "status": JobStatus.PENDING,
+        "started_at": None,
+        "progress_percent": None,
+        "progress_message": None,
+        "updated_at": now,
+        **NO_LEASE,
+    }
+
+
+def report(
+    job: Any,
+    lease_token: str,
+    changes: Mapping[str, Any],
+    *,
+    backoff: Backoff,
+    chance: float,
+    now: datetime,
+) -> dict[str, Any]:
+    """Apply what the holder of a lease says of its job.
+
+    No status, or ``running``, renews the lease for its own time from now;
+    ``pending`` hands the job back; ``success`` and ``failed`` end the attempt,
+    and ``failed`` is retried where ``max_retries`` and ``retryable`` let it.
+    Raises ``LeaseLost`` where the token is not that of the lease.
+    """
+    if job.status != JobStatus.RUNNING or job.lease_token != lease_token:
+        raise LeaseLost(_why_lost(job))
+    target = JobStatus(changes.get("status", JobStatus.RUNNING))
+    values = work_values(job, changes, target)
+    if target is JobStatus.RUNNING:
+        expires = now + timedelta(seconds=job.lease_seconds)
+        return values | {"lease_expires_at": expires, "reap_at": _reap_at(job, expires)}
+    if target is JobStatus.PENDING:
+        return values | _put_back(now)
+    if target is JobStatus.FAILED and changes.get("retryable", True):
+        retry_after = changes.get("retry_after")
+        delay = None if retry_after is None else timedelta(seconds=retry_after)
+        return values | _fail_attempt(job, backoff, chance, now, delay)
+    return values | end(job, target, now)
+
+
+def expire(job: Any, *, backoff: Backoff, chance: float, now: datetime) -> dict[str, Any]:
+    """End the attempt of a job whose lease, or whose time, has run out.
+
+    Nothing where neither has. With a lease it is retried like a failure;
+    without one nobody would do it again, so that it fails.
+    """
+    if job.status != JobStatus.RUNNING or job.reap_at is None or job.reap_at > now:
+        return {}
+    error = {"error": TIMED_OUT if _timed_out(job, now) else LEASE_EXPIRED}
+    if job.lease_token is None:
+        return error | end(job, JobStatus.FAILED, now)
+    return error | _fail_attempt(job, backoff, chance, now, None)
+
+
+def _fail_attempt(
+    job: Any, backoff: Backoff, chance: float, now: datetime, delay: timedelta | None
+) -> dict[str, Any]:
+    if job.retry_count >= job.max_retries:
+        return end(job, JobStatus.FAILED, now)
+    count = job.retry_count + 1
+    delay = backoff.delay(count, chance) if delay is None else delay
+    return _put_back(now) | {"retry_count": count, "queued_at": now, "due_at": now + delay}
+
+
+def ended_attempt(job: Any, values: Mapping[str, Any], now: datetime) -> dict[str, Any] | None:
+    """The attempt that a change of a job ends; None where it ends none."""
+    status = values.get("status", job.status)
+    attempt = values.get("attempt", job.attempt)
+    if status == JobStatus.RUNNING or (
+        job.status != JobStatus.RUNNING and (attempt == job.attempt or status <= JobStatus.RUNNING)
+    ):
+        return None
+    error = values.get("error")
+    if error in (TIMED_OUT, LEASE_EXPIRED) and job.reap_at is not None and job.reap_at <= now:
+        outcome = Outcome.TIMED_OUT if error == TIMED_OUT else Outcome.EXPIRED
+    elif status == JobStatus.PENDING:
+        retried = values.get("retry_count", job.retry_count) > job.retry_count
+        outcome = Outcome.FAILED if retried else Outcome.RELEASED
+    else:
+        outcome = Outcome[JobStatus(status).name]
+    return {
+        "job": job.id,
+        "attempt": attempt,
+        "outcome": outcome,
+        "worker": job.worker if attempt == job.attempt else None,
+        "lease_token": job.lease_token,
+        "error": error,
+        "started_at": job.started_at or now,
+        "ended_at": now,
+    }
+
+
+def _reap_at(job: Any, lease_expires_at: datetime) -> datetime:
+    if job.timeout_seconds is None:
+        return lease_expires_at
+    times_out: datetime = job.started_at + timedelta(seconds=job.timeout_seconds)
+    return min(lease_expires_at, times_out)
+
+
+def _timed_out(job: Any, now: datetime) -> bool:
+    return (
+        job.timeout_seconds is not None
+        and job.started_at + timedelta(seconds=job.timeout_seconds) <= now
+    )
+
+
+def _why_lost(job: Any) -> str:
+    status = JobStatus(job.status)
+    if status is JobStatus.CANCELLED:
+        return "The job was cancelled; stop working on it."
+    if status is JobStatus.RUNNING:
+        return "Another lease holds the job now, or none; stop working on it."
+    return f"The lease has ended and the job is {status.label}; stop working on it."

@@ -1,0 +1,365 @@
+"""The worker's verbs: claim, report and release jobs; and reap what nobody reports on.
+
+Like the caller's verbs they take the session to work on and never commit; each
+wants to be alone in a transaction, because an attempt that ends is written
+down together with what it does to its job. However many jobs there are in a
+call, it is the same few statements.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from sqlalchemy import Update, bindparam, case, select, true, tuple_, union_all, update
+
+from . import leases
+from .database import (
+    AnyRow,
+    DbNow,
+    Executor,
+    SecondsAfter,
+    dialect_name,
+    insert_records,
+    record_source,
+    records,
+)
+from .errors import JobApiError
+from .jobs import COLUMNS, limit_documents, not_found
+from .leases import Backoff
+from .lifecycle import TRANSITIONS, JobStatus, Outcome, Priority
+from .models import attempts, jobs
+
+REAP_AT_ONCE = 500
+"""How many jobs one round of reaping takes at most."""
+
+# What the rules look at, and what a report's answer needs. Not the metadata,
+# which may be large.
+_DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
+# What a report, or the reaper, may change.
+_SETTLED = (
+    "status",
+    "version",
+    "result",
+    "error",
+    "progress_percent",
+    "progress_message",
+    "actual_duration",
+    "retry_count",
+    "updated_at",
+    "queued_at",
+    "due_at",
+    "started_at",
+    "completed_at",
+    "lease_token",
+    "lease_seconds",
+    "lease_expires_at",
+    "reap_at",
+)
+_ATTEMPT = tuple(column.name for column in attempts.c)
+_ENDED_BY = {
+    JobStatus.SUCCESS: (Outcome.SUCCESS,),
+    JobStatus.FAILED: (Outcome.FAILED,),
+    JobStatus.PENDING: (Outcome.RELEASED,),
+}
+
+
+class Answer(NamedTuple):
+    """What became of one report: the job as it is now, or why it was refused."""
+
+    job: Any = None
+    problem: JobApiError | None = None
+
+
+def new_lease_token() -> str:
+    """A token that no other lease has or will have."""
+    return secrets.token_hex(16)
+
+
+def claim(
+    session: Executor,
+    workspace_id: int,
+    *,
+    lease_token: str,
+    limit: int = 1,
+    lease_seconds: int = 60,
+    worker: str | None = None,
+    job_types: Sequence[str] | None = None,
+    now: datetime | None = None,
+) -> list[AnyRow]:
+    """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
+
+    They are ``running`` then, and nobody else's until ``lease_seconds`` after
+    ``now``, the database's time. ``job_types`` of None means all. One
+    statement, in which rows that others are just claiming are stepped over.
+    """
+    if now is None:
+        now = session.execute(select(DbNow())).scalar_one()
+    claimed = session.execute(
+        _claim(job_types is not None),
+        {
+            "of_workspace": workspace_id,
+            "moment": now,
+            "most": limit,
+            "token": lease_token,
+            "seconds": lease_seconds,
+            "until": now + timedelta(seconds=lease_seconds),
+            "by": worker,
+            **({} if job_types is None else {"types": list(job_types)}),
+        },
+    ).all()
+    return sorted(claimed, key=_urgency)
+
+
+def _urgency(job: Any) -> Any:
+    return (-job.priority, job.due_at, job.id)
+
+
+@cache
+def _claim(typed: bool) -> Update:
+    allowed, target = TRANSITIONS["claim"]
+    (status,) = allowed
+    # Of each priority by itself, so that each is the head of an index and the
+    # scheduled jobs of a higher one are not walked through. The lower ones are
+    # looked at only while there are too few.
+    heads = []
+    for priority in sorted(Priority, reverse=True):
+        head = (
+            select(jobs.c.id)
+            .where(
+                jobs.c.workspace_id == bindparam("of_workspace"),
+                jobs.c.status == status,
+                jobs.c.priority == priority,
+                jobs.c.due_at <= bindparam("moment"),
+                jobs.c.job_type.in_(bindparam("types", expanding=True)) if typed else true(),
+            )
+            .order_by(jobs.c.due_at, jobs.c.id)
+            .limit(bindparam("most"))
+            .with_for_update(skip_locked=True)
+        )
+        heads.append(select(head.subquery().c.id))
+    queue = union_all(*heads).subquery()
+    picked = select(queue.c.id).limit(bindparam("most")).cte("picked")
+    until: Any = bindparam("until", type_=jobs.c.lease_expires_at.type)
+    moment: Any = bindparam("moment", type_=jobs.c.started_at.type)
+    seconds: Any = bindparam("seconds")
+    return (
+        update(jobs)
+        .where(jobs.c.id.in_(select(picked.c.id)), jobs.c.status == status)
+        .values(
+            status=target,
+            version=jobs.c.version + 1,
+            attempt=jobs.c.attempt + 1,
+            worker=bindparam("by"),
+            started_at=moment,
+            updated_at=moment,
+            lease_token=bindparam("token"),
+            lease_seconds=seconds,
+            lease_expires_at=until,
+            reap_at=case(
+                (jobs.c.timeout_seconds < seconds, SecondsAfter(moment, jobs.c.timeout_seconds)),
+                else_=until,
+            ),
+        )
+        .returning(*COLUMNS)
+    )
+
+
+def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRow]:
+    """The jobs that a claim has leased and that are still under that lease."""
+    rows = session.execute(
+        select(*COLUMNS).where(
+            jobs.c.workspace_id == workspace_id, jobs.c.lease_token == lease_token
+        )
+    ).all()
+    return sorted(rows, key=_urgency)
+
+
+def report(
+    session: Executor,
+    workspace_id: int,
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    backoff: Backoff,
+    only_job_types: Sequence[str] | None = None,
+    chance: Callable[[], float] = random.random,
+) -> list[Answer]:
+    """Apply reports of the holders of leases, each judged alone; answers in the same order.
+
+    A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes.
+    Several of one job count in their order. A final report that is repeated
+    with the token that it ended is accepted, and changes nothing.
+    """
+    found = session.execute(
+        select(*_DECIDING, DbNow().label("now"))
+        .where(
+            jobs.c.workspace_id == workspace_id,
+            jobs.c.job_id.in_({report["job_id"] for report in reports}),
+        )
+        # Whoever changes more than one job locks them in the same order.
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    before = {row.job_id: row for row in found}
+    after = {row.job_id: SimpleNamespace(**row._mapping) for row in found}
+    ended: list[dict[str, Any]] = []
+    answers: list[Answer] = []
+    for each in reports:
+        job = after.get(each["job_id"])
+        if job is None or (only_job_types is not None and job.job_type not in only_job_types):
+            answers.append(Answer(problem=not_found()))
+            continue
+        try:
+            values = leases.report(
+                job, each["lease_token"], each, backoff=backoff, chance=chance(), now=job.now
+            )
+            limit_documents(values)
+        except JobApiError as problem:
+            answers.append(Answer(job, problem))
+            continue
+        _apply(job, values, ended)
+        answers.append(Answer(job))
+    changed = [job for job in after.values() if job.version > before[job.job_id].version]
+    _settle(session, changed, before, ended)
+    return _accept_repeated(session, reports, answers, after)
+
+
+def _apply(job: Any, values: Mapping[str, Any], ended: list[dict[str, Any]]) -> None:
+    record = leases.ended_attempt(job, values, job.now)
+    if record is not None:
+        ended.append(record)
+    vars(job).update(values, updated_at=job.now, version=job.version + 1)
+
+
+@cache
+def _settlement(dialect: str) -> Update:
+    source = record_source(
+        dialect,
+        {name: jobs.c[name].type for name in ("id", *_SETTLED)}
+        | {"held_version": jobs.c.version.type, "held_token": jobs.c.lease_token.type},
+    )
+    return (
+        update(jobs)
+        .where(
+            jobs.c.id == source.c.id,
+            jobs.c.status == JobStatus.RUNNING,
+            jobs.c.lease_token.is_not_distinct_from(source.c.held_token),
+            jobs.c.version == source.c.held_version,
+        )
+        .values({name: source.c[name] for name in _SETTLED})
+        .returning(jobs.c.id)
+    )
+
+
+def _settle(
+    session: Executor,
+    changed: Sequence[Any],
+    before: Mapping[str, Any],
+    ended: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write down what was decided, each under the lease for which it was decided."""
+    if not changed:
+        return
+    rows = [
+        {name: getattr(job, name) for name in ("id", *_SETTLED)}
+        | {
+            "held_version": before[job.job_id].version,
+            "held_token": before[job.job_id].lease_token,
+        }
+        for job in changed
+    ]
+    settled = session.execute(_settlement(dialect_name(session)), records(session, rows)).all()
+    if len(settled) != len(changed):
+        # They were locked when they were read.
+        raise RuntimeError("jobs changed although they were locked")
+    if ended:
+        session.execute(insert_records(session, attempts, _ATTEMPT), records(session, ended))
+
+
+def _accept_repeated(
+    session: Executor,
+    reports: Sequence[Mapping[str, Any]],
+    answers: list[Answer],
+    after: Mapping[str, Any],
+) -> list[Answer]:
+    """Accept a final report that was accepted before: its answer may have been lost."""
+    refused = {
+        number: (after[each["job_id"]].id, each["lease_token"])
+        for number, (each, answer) in enumerate(zip(reports, answers, strict=True))
+        if answer.problem is not None and answer.job is not None and each.get("status") in _ENDED_BY
+    }
+    if not refused:
+        return answers
+    known = defaultdict(set)
+    for row in session.execute(
+        select(attempts.c.job, attempts.c.lease_token, attempts.c.outcome).where(
+            tuple_(attempts.c.job, attempts.c.lease_token).in_(list(refused.values()))
+        )
+    ):
+        known[row.job, row.lease_token].add(row.outcome)
+    for number, held in refused.items():
+        if known[held].intersection(_ENDED_BY[reports[number]["status"]]):
+            answers[number] = Answer(answers[number].job)
+    return answers
+
+
+def reap(
+    session: Executor,
+    *,
+    backoff: Backoff,
+    limit: int = REAP_AT_ONCE,
+    chance: Callable[[], float] = random.random,
+) -> list[Any]:
+    """End the attempts whose lease or time has run out; returns their jobs, at most ``limit``.
+
+    The jobs that somebody is changing at this moment are left for the next time.
+    """
+    found = session.execute(
+        select(*_DECIDING, DbNow().label("now"))
+        .where(jobs.c.reap_at <= select(DbNow()).scalar_subquery())
+        .order_by(jobs.c.reap_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    before = {row.job_id: row for row in found}
+    changed = []
+    ended: list[dict[str, Any]] = []
+    for row in found:
+        job = SimpleNamespace(**row._mapping)
+        values = leases.expire(job, backoff=backoff, chance=chance(), now=row.now)
+        if values:
+            _apply(job, values, ended)
+            changed.append(job)
+    _settle(session, changed, before, ended)
+    return changed
+
+
+def list_attempts(session: Executor, job: Any) -> list[dict[str, Any]]:
+    """Every attempt of a job in its order, the one under way last.
+
+    ``job`` is the job's row as it has just been read.
+    """
+    rows = session.execute(
+        select(attempts)
+        .where(attempts.c.job == job.id, attempts.c.attempt <= job.attempt)
+        .order_by(attempts.c.attempt)
+    )
+    listed = [dict(row._mapping) for row in rows]
+    if job.status == JobStatus.RUNNING and all(a["attempt"] != job.attempt for a in listed):
+        listed.append(
+            {
+                "attempt": job.attempt,
+                "worker": job.worker,
+                "started_at": job.started_at,
+                "ended_at": None,
+                "outcome": None,
+                "error": None,
+            }
+        )
+    return listed

@@ -1,0 +1,59 @@
+"""Requests that are safe to repeat: the ``Idempotency-Key`` header."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from flask import request
+from sqlalchemy import Connection
+
+from .. import idempotency
+from ..database import transaction
+from .access import Caller
+from .base import to_json
+
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_KEY_LENGTH},
+    "description": "The same key with the same body gets the same answer for 24 hours.",
+}
+REPLAYED_HEADER = {
+    "Idempotency-Replayed": {
+        "schema": {"type": "string", "enum": ["true"]},
+        "description": "The answer of an earlier request with the same key.",
+    }
+}
+REPLAYED = {"Idempotency-Replayed": "true"}
+
+
+def idempotency_key() -> str | None:
+    """The caller's key for this request."""
+    return request.headers.get("Idempotency-Key")
+
+
+def replayable(
+    caller: Caller,
+    workspace_id: int,
+    operation: str,
+    body: Any,
+    act: Callable[[Connection], dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Do what is asked for, or give the answer of when it was done before, with its headers.
+
+    Without a key it is done on a connection that commits by itself.
+    """
+    key = idempotency_key()
+    if key is None:
+        return act(caller.connection), {}
+    mark = idempotency.fingerprint(operation, body)
+    with transaction(caller.connection) as tx:
+        kept = idempotency.recall(tx, workspace_id, caller.name, key, mark)
+        if kept is not None:
+            return orjson.loads(kept), REPLAYED
+        answer = act(tx)
+        text = to_json(answer).decode()
+        idempotency.remember(tx, workspace_id, caller.name, key, mark, text)
+    return answer, {}

@@ -1,0 +1,152 @@
+"""What workers call: claim jobs, report on them, and see what was attempted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response
+from marshmallow import ValidationError
+
+from .. import idempotency, queue, schemas
+from ..database import transaction
+from ..errors import JobApiError, ValidationFailed
+from ..identity import Role
+from ..lifecycle import Outcome
+from . import examples
+from .access import Caller, guard
+from .base import Blueprint, json_response, state
+from .bodies import flatten
+from .jobs import JOB, JOBS, STATUS_LABELS, job_object
+from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
+
+blp = Blueprint(
+    "worker", "Workers", "Fetch jobs over plain HTTP, and report their progress and results."
+)
+
+OUTCOME_LABELS = [outcome.label for outcome in Outcome]
+
+_REPORT = schemas.Report()
+
+
+@blp.operation(
+    f"{JOBS}/claim",
+    "POST",
+    summary="Claim jobs",
+    errors=(404, 409),
+    parameters=[IDEMPOTENCY_KEY],
+)
+@guard(Role.WORKER)
+@blp.arguments(schemas.Claim, location="optional_json", required=False, example=examples.CLAIM)
+@blp.response(
+    200, schemas.ClaimedJobs, example={"data": [examples.CLAIMED]}, headers=REPLAYED_HEADER
+)
+def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+    """Lease due jobs, the most urgent first; `data` is empty where there are none.
+
+    A leased job is `running`, and until the lease runs out only its holder
+    can report on it. With an `Idempotency-Key` a claim whose answer was lost
+    can be repeated: it answers with the same leases while they live.
+    """
+    claim = {name: value for name, value in body.items() if value is not None}
+    for job_type in claim.get("job_types", ()):
+        caller.check_job_type(job_type)
+    if caller.job_types is not None:
+        claim.setdefault("job_types", caller.job_types)
+    key = idempotency_key()
+    with transaction(caller.connection) as tx:
+        token = queue.new_lease_token()
+        if key is not None:
+            mark = idempotency.fingerprint("claim_jobs", body)
+            held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
+            if held is not None:
+                rows = queue.leased(tx, workspace_id, held)
+                return _claimed(rows, REPLAYED)
+        rows = queue.claim(tx, workspace_id, lease_token=token, now=caller.now, **claim)
+        if key is not None and rows:
+            idempotency.remember(tx, workspace_id, caller.name, key, mark, token)
+    return _claimed(rows, {})
+
+
+def _claimed(rows: Any, headers: dict[str, str]) -> Response:
+    data = [
+        {
+            **job_object(row),
+            "lease_token": row.lease_token,
+            "lease_expires_at": row.lease_expires_at,
+            "attempt": row.attempt,
+        }
+        for row in rows
+    ]
+    return json_response({"data": data}, headers=headers)
+
+
+@blp.operation(f"{JOBS}/report", "POST", summary="Report on claimed jobs", errors=(404,))
+@guard(Role.WORKER)
+@blp.arguments(schemas.Reports, example=examples.REPORTS)
+@blp.response(200, schemas.ReportAnswers, example=examples.REPORT_ANSWERS)
+def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+    """Heartbeats, progress, results, hand-backs and ends; each is judged alone.
+
+    `running`, or no status, renews the lease for its own time; `pending` hands
+    the job back; `success` and `failed` end the attempt. A final report may be
+    repeated with the same token.
+    """
+    given = body["reports"]
+    answers: list[dict[str, Any]] = []
+    reports = []
+    for raw in given:
+        try:
+            reports.append(_REPORT.load(raw))
+            answers.append({})
+        except ValidationError as error:
+            problem = ValidationFailed(flatten(error.messages))
+            answers.append(_answer(_job_id(raw), None, problem))
+    if reports:
+        with transaction(caller.connection) as tx:
+            judged = queue.report(
+                tx,
+                workspace_id,
+                reports,
+                backoff=state().backoff,
+                only_job_types=caller.job_types,
+            )
+        results = iter(zip(reports, judged, strict=True))
+        for number, answer in enumerate(answers):
+            if not answer:
+                report, (job, refusal) = next(results)
+                answers[number] = _answer(report["job_id"], job, refusal)
+    return json_response({"data": answers})
+
+
+def _job_id(raw: Any) -> str | None:
+    job_id = raw.get("job_id") if isinstance(raw, dict) else None
+    return job_id if isinstance(job_id, str) else None
+
+
+def _answer(job_id: str | None, job: Any, problem: JobApiError | None) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "accepted": problem is None,
+        "status": None if job is None else STATUS_LABELS[job.status],
+        "lease_expires_at": None if job is None or problem else job.lease_expires_at,
+        "problem": None if problem is None else problem.problem(),
+    }
+
+
+@blp.operation(f"{JOB}/attempts", summary="List a job's attempts", errors=(404,))
+@guard(Role.VIEWER, job="job")
+@blp.response(200, schemas.Attempts, example=examples.ATTEMPTS)
+def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Response:
+    """Every attempt in its order: who, when, and how it ended."""
+    data = [
+        {
+            "attempt": row["attempt"],
+            "worker": row["worker"],
+            "started_at": row["started_at"],
+            "ended_at": row["ended_at"],
+            "outcome": None if row["outcome"] is None else OUTCOME_LABELS[row["outcome"]],
+            "error": row["error"],
+        }
+        for row in queue.list_attempts(caller.connection, caller.job)
+    ]
+    return json_response({"data": data})

@@ -1,0 +1,222 @@
+"""Claims: who gets which job, in which order, and once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import event, select, update
+
+from jobapi.identity import Role
+from jobapi.lifecycle import JobStatus
+from jobapi.models import jobs
+
+from .factories import Desk, World
+
+
+def soon(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+def test_claim_gives_the_whole_job_and_its_lease(desk: Desk) -> None:
+    made = desk.create(metadata={"file": "a.csv"})
+    (job,) = desk.claim(worker="w1", lease_seconds=30)
+    lease = {name: job.pop(name) for name in ("lease_token", "lease_expires_at", "attempt")}
+    assert job == desk.get(f"/{made['job_id']}").json
+    assert job["status"] == "running"
+    assert job["metadata"] == {"file": "a.csv"}
+    assert lease["attempt"] == 1
+    assert len(lease["lease_token"]) == 32
+    expires = datetime.fromisoformat(lease["lease_expires_at"])
+    assert timedelta(25) < expires - datetime.now(UTC) + timedelta(25) < timedelta(25, 31)
+
+
+def test_claim_without_jobs_is_empty(desk: Desk) -> None:
+    assert desk.claim() == []
+    desk.create(scheduled_at=soon(60))
+    assert desk.claim(limit=100) == []
+
+
+@pytest.mark.parametrize("kw", [{}, {"data": b""}, {"content_type": "text/plain"}, {"json": {}}])
+def test_claim_needs_no_body(desk: Desk, kw: Any) -> None:
+    desk.create()
+    assert len(desk.post("/claim", **kw).json["data"]) == 1
+
+
+def test_claim_goes_by_priority_then_due_then_creation(desk: Desk) -> None:
+    wanted = []
+    for priority in ("low", "urgent", "normal", "high"):
+        for scheduled_at in (None, "2020-01-02T00:00:00Z", None, soon(100)):
+            job = desk.create(priority=priority, scheduled_at=scheduled_at)
+            wanted.append((["urgent", "high", "normal", "low"].index(priority), job["job_id"]))
+    future = {
+        job["job_id"] for job in desk.get("?limit=100").json["data"] if job["due_at"] > soon(9)
+    }
+    order = [job_id for _, job_id in sorted(wanted, key=lambda w: w[0]) if job_id not in future]
+    first = desk.claim(limit=5)
+    rest = desk.claim(limit=100)
+    assert [job["job_id"] for job in [*first, *rest]] == order
+
+
+def test_claim_takes_only_the_types_asked_for(desk: Desk) -> None:
+    for job_type in ("a", "b", "c", "a"):
+        desk.create(job_type=job_type)
+    claimed = desk.claim(job_types=["a", "c"], limit=100)
+    assert [job["job_type"] for job in claimed] == ["a", "c", "a"]
+    assert [job["job_type"] for job in desk.claim(limit=100, job_types=None)] == ["b"]
+
+
+def test_claim_leaves_other_workspaces_alone(world: World) -> None:
+    one, other = Desk(world), Desk(world)
+    other.create()
+    assert one.claim() == []
+    assert len(other.claim()) == 1
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_only_pending_jobs_are_claimed(desk: Desk, status: JobStatus) -> None:
+    desk.job_in(status.label)
+    assert len(desk.claim()) == (status is JobStatus.PENDING)
+
+
+def test_key_bound_to_types_claims_those_alone(world: World, desk: Desk) -> None:
+    key = world.key(desk.workspace_id, desk.user, Role.WORKER, job_types=["a"])
+    for job_type in ("a", "b"):
+        desk.create(job_type=job_type)
+    path = f"{desk.jobs_path}/claim"
+    refused = world.call("POST", path, key, json={"job_types": ["a", "b"]})
+    assert refused.status_code == 403
+    claimed = world.call("POST", path, key, json={"limit": 100}).json["data"]
+    assert [job["job_type"] for job in claimed] == ["a"]
+    (other,) = desk.claim()
+    report = {"job_id": other["job_id"], "lease_token": other["lease_token"]}
+    answer = world.call("POST", f"{desk.jobs_path}/report", key, json={"reports": [report]})
+    assert answer.json["data"][0]["problem"]["type"].endswith(":job-not-found")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": 101}, "limit"),
+        ({"lease_seconds": 4}, "lease_seconds"),
+        ({"lease_seconds": 3601}, "lease_seconds"),
+        ({"job_types": []}, "job_types"),
+        ({"job_types": ["a b"]}, "job_types.0"),
+        ({"worker": ""}, "worker"),
+        ({"wait": 1}, "wait"),
+    ],
+)
+def test_claim_with_a_wrong_value_is_422(desk: Desk, body: Any, field: str) -> None:
+    response = desk.post("/claim", json=body)
+    assert response.status_code == 422
+    assert list(response.json["errors"]) == [field]
+
+
+def statements(world: World, act: Any) -> int:
+    seen: list[str] = []
+    engine = world.state.engine
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        act()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return len(seen)
+
+
+def test_number_of_statements_does_not_depend_on_the_number_of_jobs(desk: Desk) -> None:
+    counts = set()
+    for number in (1, 7, 100):
+        body = {"jobs": [{"job_type": "a"}] * number}
+        claimed: list[Any] = []
+
+        def report(claimed: Any = claimed, status: str = "success") -> None:
+            reports = [
+                {"job_id": j["job_id"], "lease_token": j["lease_token"], "status": status}
+                for j in claimed
+            ]
+            answers = desk.post("/report", json={"reports": reports}).json["data"]
+            assert all(answer["accepted"] for answer in answers)
+
+        counts.add(
+            (
+                statements(desk.world, lambda body=body: desk.post("/batch", json=body)),
+                statements(desk.world, lambda n=number, c=claimed: c.extend(desk.claim(limit=n))),
+                statements(desk.world, lambda r=report: r(status="running")),
+                statements(desk.world, report),
+            )
+        )
+        assert len(claimed) == number
+    assert len(counts) == 1
+
+
+def test_claims_at_the_same_moment_get_each_job_once(desk: Desk) -> None:
+    for _ in range(3):
+        desk.post("/batch", json={"jobs": [{"job_type": "a"}] * 40})
+        got: list[str] = []
+        start = threading.Barrier(4)
+
+        def work(got: list[str] = got, start: Any = start) -> None:
+            client = desk.world.app.test_client()
+            headers = {"Authorization": f"Bearer {desk.token}"}
+            start.wait()
+            while True:
+                response = client.post(
+                    f"{desk.jobs_path}/claim", json={"limit": 3}, headers=headers
+                )
+                claimed = response.json["data"]
+                got.extend(job["job_id"] for job in claimed)
+                if not claimed:
+                    return
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == len(set(got)) == 40
+
+
+def test_wrong_clock_of_a_job_is_the_database_s(desk: Desk) -> None:
+    """The due time is compared with the database's clock, whatever the caller's says."""
+    desk.create()
+    with desk.world.transaction() as tx:
+        future = datetime.now(UTC) + timedelta(hours=1)
+        tx.execute(update(jobs).values(due_at=future))
+    assert desk.claim() == []
+    with desk.world.transaction() as tx:
+        assert tx.execute(select(jobs.c.status)).scalar_one() == JobStatus.PENDING
+
+
+def test_claim_with_a_key_repeated_gives_the_same_leases_while_they_live(desk: Desk) -> None:
+    for _ in range(3):
+        desk.create()
+    headers = {"Idempotency-Key": "k1"}
+    first = desk.post("/claim", json={"limit": 2}, headers=headers)
+    again = desk.post("/claim", json={"limit": 2}, headers=headers)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.json == first.json
+    assert len(first.json["data"]) == 2
+    one, _ = first.json["data"]
+    assert desk.report(one, status="success")["accepted"]
+    third = desk.post("/claim", json={"limit": 2}, headers=headers)
+    assert third.json["data"] == first.json["data"][1:]
+    other = desk.post("/claim", json={"limit": 1}, headers=headers)
+    assert other.status_code == 422
+    assert other.json["type"].endswith(":idempotency-key-reused")
+
+
+def test_claim_with_a_key_that_got_nothing_asks_anew(desk: Desk) -> None:
+    headers = {"Idempotency-Key": "k1"}
+    assert desk.post("/claim", headers=headers).json["data"] == []
+    desk.create()
+    response = desk.post("/claim", headers=headers)
+    assert len(response.json["data"]) == 1
+    assert "Idempotency-Replayed" not in response.headers
