@@ -6,6 +6,7 @@ messages go to standard error.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,8 +87,19 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     """Serve the API with gunicorn; the database has to be migrated."""
     from gunicorn.app.base import BaseApplication
 
-    app = _state().app
-    settings = _state().settings
+    state = _state()
+    app, settings = state.app, state.settings
+    state.room.limit = threads // 2
+
+    def begin(worker: Any) -> None:
+        # Those who wait for jobs are not waited for when the process shall end.
+        state.room.closing = lambda: not worker.alive
+        if state.maintain:
+            state.maintenance.start()
+
+    def end(server: Any, worker: Any) -> None:
+        state.maintenance.stop()
+
     # An IPv6 address needs its brackets.
     address = f"[{host}]" if ":" in host else host
     options = {
@@ -97,6 +109,8 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
         "worker_class": "gthread",
         "preload_app": True,
         "control_socket_disable": True,
+        "post_worker_init": begin,
+        "worker_exit": end,
         "logconfig_dict": logs.dict_config(settings.log_level, settings.log_format),
     }
 
@@ -109,6 +123,17 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
             return app
 
     Server().run()
+
+
+@commands.command()
+@with_appcontext
+def maintain() -> None:
+    """Look after leases that have run out, until stopped; any number of these may run."""
+    maintenance = _state().maintenance
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: maintenance.stop())
+    _note("Looking after leases.")
+    maintenance.run()
 
 
 @commands.command()

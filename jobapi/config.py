@@ -90,6 +90,22 @@ class Settings:
     database_pool_size: int = _setting(
         10, "Database connections per process. Not used with a host's engine.", least=1
     )
+    server_threads: int = _setting(
+        8,
+        "With how many threads a process serves; half of them may wait for jobs at a time. "
+        "`jobapi serve --threads` sets it.",
+        least=1,
+    )
+    listen_enabled: bool = _setting(
+        True,
+        "Whether those who wait for jobs use Postgres's LISTEN, with one connection per process. "
+        "Behind a pooler in transaction mode set it to false; then they only look.",
+    )
+    maintenance_enabled: bool = _setting(
+        True,
+        "Whether each process has a thread that may look after leases that have run out. If not, "
+        "run `jobapi maintain`. Not used when embedded.",
+    )
     docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
     log_level: str = _setting(
         "INFO",

@@ -22,10 +22,12 @@ from . import __version__, cli, config, logs
 from .config import NEW_SECRET_COMMAND, ConfigError, Settings
 from .database import autocommit, engine_options, normalize_url, prepare_sqlite
 from .leases import Backoff
+from .maintenance import Maintenance
 from .models import Base
 from .tokens import TokenMint
 from .views import auth, docs, health, hooks, jobs, users, worker, workspaces
 from .views.base import Api
+from .waiting import WaitingRoom
 
 VERSION_TABLE = "jobapi_alembic_version"
 BIND_KEY = "jobapi"
@@ -50,8 +52,19 @@ class State:
     current_user: Callable[[], Any] | None
     api: Api
 
+    maintain: bool = False
+    """Whether the processes that serve have the maintenance's thread."""
+
     _engine: Engine | None = None
     _lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self.room = WaitingRoom(
+            lambda: self.engine,
+            limit=self.settings.server_threads // 2,
+            listen=self.settings.listen_enabled,
+        )
+        self.maintenance = Maintenance(lambda: self.engine, self.backoff)
 
     @property
     def engine(self) -> Engine:
@@ -85,7 +98,9 @@ class JobAPI:
     ``current_user`` is for an application that has its own log-in: called in
     each request, it returns a stable id of whoever is logged in (anything
     whose ``str`` has 1 to 200 characters), or None. Our own log-in is not
-    served then.
+    served then. ``maintenance`` says that the processes that serve shall have
+    a thread that looks after leases that have run out; without it somebody
+    runs ``flask jobapi maintain``.
 
     The database is ``JOBAPI_DATABASE_URL``; where it is not set, the
     application's own Flask-SQLAlchemy engine (its bind ``jobapi``, if there is
@@ -98,9 +113,11 @@ class JobAPI:
         *,
         url_prefix: str = "",
         current_user: Callable[[], Any] | None = None,
+        maintenance: bool = False,
     ) -> None:
         self.url_prefix = url_prefix
         self.current_user = current_user
+        self.maintenance = maintenance
         if app is not None:
             self.init_app(app)
 
@@ -118,6 +135,7 @@ class JobAPI:
             url_prefix=self.url_prefix,
             current_user=self.current_user,
             standalone=False,
+            maintain=self.maintenance,
         )
 
 
@@ -135,7 +153,15 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         hops = loaded.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops)
     secret = loaded.secret_key or _development_secret(loaded, Path(app.instance_path))
-    _install(app, loaded, secret, url_prefix="", current_user=None, standalone=True)
+    _install(
+        app,
+        loaded,
+        secret,
+        url_prefix="",
+        current_user=None,
+        standalone=True,
+        maintain=loaded.maintenance_enabled,
+    )
     return app
 
 
@@ -147,6 +173,7 @@ def _install(
     url_prefix: str,
     current_user: Callable[[], Any] | None,
     standalone: bool,
+    maintain: bool,
 ) -> None:
     if "jobapi" in app.extensions:
         raise RuntimeError("This application has a Job API already; call JobAPI once.")
@@ -168,6 +195,7 @@ def _install(
         standalone=standalone,
         current_user=current_user,
         api=api,
+        maintain=maintain,
     )
     app.extensions["jobapi"] = private.extensions["jobapi"] = state
     api.describe_security(current_user is not None)

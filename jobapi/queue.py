@@ -17,7 +17,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Update, bindparam, case, select, true, tuple_, union_all, update
+from sqlalchemy import Update, bindparam, case, exists, select, true, tuple_, union_all, update
 
 from . import leases
 from .database import (
@@ -169,6 +169,21 @@ def _claim(typed: bool) -> Update:
         )
         .returning(*COLUMNS)
     )
+
+
+def claimable(session: Executor, workspace_id: int, job_types: Sequence[str] | None = None) -> bool:
+    """Whether a claim would find something at this moment. Cheap."""
+    now = session.execute(select(DbNow())).scalar_one()
+    wanted = exists().where(
+        jobs.c.workspace_id == workspace_id,
+        jobs.c.status.in_(TRANSITIONS["claim"][0]),
+        # Written out, so that it is one look into the index for each.
+        jobs.c.priority.in_(list(Priority)),
+        jobs.c.due_at <= now,
+    )
+    if job_types is not None:
+        wanted = wanted.where(jobs.c.job_type.in_(job_types))
+    return bool(session.execute(select(wanted)).scalar_one())
 
 
 def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRow]:

@@ -340,6 +340,11 @@ class Claim(Base):
     worker = Text(
         allow_none=True, validate=_text(1, 200), metadata={"description": "The worker's name."}
     )
+    wait_seconds = Whole(
+        allow_none=True,
+        validate=_range(0, 20),
+        metadata={"description": "How long to wait for a first job.", "default": 0},
+    )
 
 
 class ClaimedJob(Job):

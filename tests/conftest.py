@@ -98,6 +98,8 @@ def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> 
             "JOBAPI_DATABASE_URL": url,
             "JOBAPI_SECRET_KEY": SECRET,
             "JOBAPI_INSTANCE_PATH": str(folder),
+            # What has run out is reaped when a test says so.
+            "JOBAPI_MAINTENANCE_ENABLED": False,
             **settings,
         }
     )

@@ -36,10 +36,23 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "extension": {"config", "database", "leases", "models", "tokens", "logs", "cli", "views"},
+    "maintenance": {"database", "idempotency", "leases", "models", "queue"},
+    "waiting": {"queue"},
+    "extension": {
+        "config",
+        "database",
+        "leases",
+        "maintenance",
+        "models",
+        "waiting",
+        "tokens",
+        "logs",
+        "cli",
+        "views",
+    },
     "cli": {"config", "database", "errors", "identity", "logs", "extension"} | SERVICES,
 }
-VIEWS = STORE | SERVICES | {"schemas", "views", "extension"}
+VIEWS = STORE | SERVICES | {"schemas", "waiting", "views", "extension"}
 
 
 def imports(path: Path, name: str) -> set[str]:

@@ -77,6 +77,9 @@ def register(app: Flask, state: State) -> None:
         if not (state.standalone or _is_ours(state)):
             return None
         g.jobapi_start = time.perf_counter()
+        if state.maintain:
+            # Not earlier: a server may fork its processes after the app is made.
+            state.maintenance.start()
         given = request.headers.get("X-Request-Id", "")
         g.jobapi_request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
         request.max_content_length = settings.max_body_bytes

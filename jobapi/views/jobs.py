@@ -158,6 +158,7 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
         return job_object(row)
 
     answer, headers = replayable(caller, workspace_id, "create_job", body, create)
+    state().room.announce(caller.connection, workspace_id)
     url = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=answer["job_id"])
     return json_response(answer, 201, {"ETag": etag(1), **url, **headers})
 
@@ -201,6 +202,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
         return {"data": [job_object(SimpleNamespace(**_NEW, **row)) for row in rows]}
 
     answer, headers = replayable(caller, workspace_id, "create_jobs", body, create)
+    state().room.announce(caller.connection, workspace_id)
     return json_response(answer, 201, headers)
 
 
@@ -312,7 +314,7 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
         row = jobs.edit(
             connection, workspace_id, job_id, body, if_match=version_wanted(), job=caller.job
         )
-    return job_response(row)
+    return _put_back(caller, row)
 
 
 def _report(
@@ -336,7 +338,14 @@ def _report(
         )
         if answer.problem is not None:
             raise answer.problem
-        return job_response(jobs.get(tx, workspace_id, job_id))
+        row = jobs.get(tx, workspace_id, job_id)
+    return _put_back(caller, row)
+
+
+def _put_back(caller: Caller, row: AnyRow) -> Response:
+    if row.status == JobStatus.PENDING:
+        state().room.announce(caller.connection, row.workspace_id)
+    return job_response(row)
 
 
 @blp.operation(
@@ -384,7 +393,7 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
         if_match=version_wanted(),
         job=caller.job,
     )
-    return job_response(row)
+    return _put_back(caller, row)
 
 
 @blp.operation("/jobs", summary="List all user jobs", deprecated=True)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
-from flask import Response
+from flask import Response, g, request
 from marshmallow import ValidationError
 
 from .. import idempotency, queue, schemas
 from ..database import transaction
 from ..errors import JobApiError, ValidationFailed
 from ..identity import Role
-from ..lifecycle import Outcome
+from ..lifecycle import JobStatus, Outcome
+from ..waiting import wish
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, json_response, state
+from .base import Blueprint, View, json_response, state
 from .bodies import flatten
 from .jobs import JOB, JOBS, STATUS_LABELS, job_object
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
@@ -28,6 +33,51 @@ OUTCOME_LABELS = [outcome.label for outcome in Outcome]
 _REPORT = schemas.Report()
 
 
+def waits(view: View) -> View:
+    """Let a claim that gets nothing wait, and then begin anew, with who may what looked up anew."""
+
+    @wraps(view)
+    def waiting(**url: Any) -> Any:
+        began = time.monotonic()
+        g.jobapi_wait = None
+        room = state().room
+        response = view(**url)
+        if g.jobapi_wait is None or not request.environ.get("wsgi.multithread"):
+            return response
+        seconds, wanted = g.jobapi_wait
+        if not seconds or not room.enter(wanted):
+            return response
+        try:
+            # What came between the first look and the entrance has called nobody.
+            seen = room.calls(wanted) - 1
+            while room.wait(wanted, seen, began + seconds, caller_is_gone):
+                seen = room.calls(wanted)
+                g.jobapi_wait = None
+                response = view(**url)
+                if g.jobapi_wait is None:
+                    break
+        finally:
+            room.leave(wanted)
+        return response
+
+    return waiting
+
+
+def caller_is_gone() -> bool:
+    """Whether whoever sent this request has closed the connection meanwhile."""
+    environ = request.environ
+    connection: Any = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+    if connection is None:
+        return False
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except (OSError, ValueError) as error:
+        # A TLS socket takes no flags, and tells nothing.
+        return not isinstance(error, ValueError)
+
+
 @blp.operation(
     f"{JOBS}/claim",
     "POST",
@@ -35,6 +85,7 @@ _REPORT = schemas.Report()
     errors=(404, 409),
     parameters=[IDEMPOTENCY_KEY],
 )
+@waits
 @guard(Role.WORKER)
 @blp.arguments(schemas.Claim, location="optional_json", required=False, example=examples.CLAIM)
 @blp.response(
@@ -45,25 +96,29 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
     A leased job is `running`, and until the lease runs out only its holder
     can report on it. With an `Idempotency-Key` a claim whose answer was lost
-    can be repeated: it answers with the same leases while they live.
+    can be repeated: it answers with the same leases while they live. With
+    `wait_seconds` it waits for a first job; where too many wait already, it
+    answers at once.
     """
     claim = {name: value for name, value in body.items() if value is not None}
     for job_type in claim.get("job_types", ()):
         caller.check_job_type(job_type)
     if caller.job_types is not None:
         claim.setdefault("job_types", caller.job_types)
+    wait_seconds = claim.pop("wait_seconds", 0)
     key = idempotency_key()
-    with transaction(caller.connection) as tx:
-        token = queue.new_lease_token()
+    token = queue.new_lease_token()
+    with nullcontext(caller.connection) if key is None else transaction(caller.connection) as tx:
         if key is not None:
             mark = idempotency.fingerprint("claim_jobs", body)
             held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
             if held is not None:
-                rows = queue.leased(tx, workspace_id, held)
-                return _claimed(rows, REPLAYED)
+                return _claimed(queue.leased(tx, workspace_id, held), REPLAYED)
         rows = queue.claim(tx, workspace_id, lease_token=token, now=caller.now, **claim)
         if key is not None and rows:
             idempotency.remember(tx, workspace_id, caller.name, key, mark, token)
+    if not rows:
+        g.jobapi_wait = (wait_seconds, wish(workspace_id, claim.get("job_types")))
     return _claimed(rows, {})
 
 
@@ -110,6 +165,8 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
                 backoff=state().backoff,
                 only_job_types=caller.job_types,
             )
+        if any(job is not None and job.status == JobStatus.PENDING for job, _ in judged):
+            state().room.announce(caller.connection, workspace_id)
         results = iter(zip(reports, judged, strict=True))
         for number, answer in enumerate(answers):
             if not answer:

@@ -1,0 +1,117 @@
+"""What has to be done though nobody asks: the reaping of leases, the forgetting of old answers.
+
+Any number of processes run this; one of them at a time has the duty, a row
+that expires, and does the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from threading import Event, Lock, Thread
+
+from sqlalchemy import Connection, Engine, delete, or_, select
+
+from . import idempotency, queue
+from .database import DbNow, insert_or_ignore, transaction
+from .leases import Backoff
+from .models import duties
+
+ROUND_SECONDS = 2.0
+"""How long between two looks."""
+
+DUTY_SECONDS = 7
+"""After how long without a sign another process takes over."""
+
+MAX_ROUNDS = 20
+
+_DUTY = "maintenance"
+
+logger = logging.getLogger("jobapi")
+
+
+def take_duty(connection: Connection, holder: str, seconds: int = DUTY_SECONDS) -> bool:
+    """Take, or keep, the duty for so many seconds; False where another has it."""
+    now = connection.execute(select(DbNow())).scalar_one()
+    mine = insert_or_ignore(connection, duties).values(
+        name=_DUTY, holder=holder, expires_at=now + timedelta(seconds=seconds)
+    )
+    taken = connection.execute(
+        mine.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"holder": mine.excluded.holder, "expires_at": mine.excluded.expires_at},
+            where=or_(duties.c.holder == holder, duties.c.expires_at <= now),
+        ).returning(duties.c.name)
+    ).first()
+    return taken is not None
+
+
+def drop_duty(connection: Connection, holder: str) -> None:
+    """Let another process take over at once."""
+    connection.execute(delete(duties).where(duties.c.name == _DUTY, duties.c.holder == holder))
+
+
+def work(connection: Connection, backoff: Backoff) -> int:
+    """Do what there is to do, in bounded transactions; returns how many jobs it reaped."""
+    reaped = 0
+    for _ in range(MAX_ROUNDS):
+        with transaction(connection) as tx:
+            jobs = queue.reap(tx, backoff=backoff)
+        reaped += len(jobs)
+        for job in jobs:
+            logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
+        if len(jobs) < queue.REAP_AT_ONCE:
+            break
+    idempotency.forget(connection)
+    return reaped
+
+
+class Maintenance:
+    """One process's part: in a thread of its own (``start``), or in this one (``run``)."""
+
+    def __init__(self, engine: Callable[[], Engine], backoff: Backoff) -> None:
+        self._engine = engine
+        self._backoff = backoff
+        self._holder = secrets.token_hex(16)
+        self._stop = Event()
+        self._lock = Lock()
+        self._process: int | None = None
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, once in each process."""
+        if self._process == os.getpid():
+            return
+        with self._lock:
+            if self._process == os.getpid():
+                return
+            self._process = os.getpid()
+            self._holder = secrets.token_hex(16)
+            self._stop = Event()
+            self._thread = threading.Thread(target=self.run, name="jobapi-maintenance", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, or ``run``, and hand the duty on."""
+        self._stop.set()
+        if self._thread is not None and self._process == os.getpid():
+            self._thread.join(ROUND_SECONDS + 5)
+
+    def run(self) -> None:
+        """Work until ``stop``; a fault is logged and the work goes on."""
+        while not self._stop.wait(ROUND_SECONDS):
+            try:
+                with self._engine().connect() as connection:
+                    if take_duty(connection, self._holder):
+                        work(connection, self._backoff)
+            except Exception:
+                logger.exception("maintenance failed; it goes on in a moment")
+        try:
+            with self._engine().connect() as connection:
+                drop_duty(connection, self._holder)
+        except Exception:
+            logger.debug("the duty of the maintenance ends by itself", exc_info=True)
