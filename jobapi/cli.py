@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import accounts, config, keys, logs, workspaces
+from .client.commands import jobs_group, worker_command
 from .database import transaction
 from .errors import JobApiError, UserNotFound
 from .identity import Role
@@ -47,6 +48,10 @@ class _Cli(click.Group):
 @click.version_option(package_name="jobapi")
 def commands() -> None:
     """Run and look after the Job API."""
+
+
+commands.add_command(worker_command)
+commands.add_command(jobs_group)
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ from .database import normalize_url
 
 PREFIX = "JOBAPI_"
 MIN_SECRET_BYTES = 32
+CLIENT_VARIABLES = frozenset({"JOBAPI_URL", "JOBAPI_TOKEN", "JOBAPI_WORKSPACE"})
+"""For the commands that talk to a running service; no settings of the service."""
+
 SERVED_BY = ("sqlite", "postgresql")
 NEW_SECRET_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
@@ -140,7 +143,7 @@ def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) ->
     for source in (environ, config):
         given |= {k: v for k, v in source.items() if k.startswith(PREFIX)}
     known = {PREFIX + f.name.upper(): f for f in fields(Settings)}
-    for name in sorted(given.keys() - known.keys()):
+    for name in sorted(given.keys() - known.keys() - CLIENT_VARIABLES):
         near = difflib.get_close_matches(
             name.removeprefix(PREFIX), [f.name.upper() for f in known.values()], 1
         )

@@ -301,3 +301,19 @@ def all_errors(root: type[JobApiError] = JobApiError) -> Iterator[type[JobApiErr
     yield root
     for child in root.__subclasses__():
         yield from all_errors(child)
+
+
+def from_problem(problem: Mapping[str, Any], headers: Mapping[str, str]) -> JobApiError:
+    """The exception for a problem details object that a service answered with.
+
+    ``headers`` are the answer's. A kind that is not known here, as a newer
+    service may have it, becomes a ``JobApiError`` with the answer's status.
+    """
+    kind = str(problem.get("type", "")).removeprefix(PROBLEM_TYPE_PREFIX)
+    found = next((cls for cls in all_errors() if cls.kind() == kind), JobApiError)
+    error = found.__new__(found)
+    JobApiError.__init__(error, str(problem.get("detail", "")), headers=headers)
+    error.status = int(problem.get("status", found.status))
+    if isinstance(error, ValidationFailed):
+        error.errors = dict(problem.get("errors", {}))
+    return error

@@ -15,8 +15,9 @@ from hypothesis import settings
 from jobapi import create_app
 from jobapi.models import Base
 
-from .factories import Desk, World
+from .factories import PASSWORD, Desk, World
 from .postgres import Postgres
+from .served import Service, environment, jobapi
 
 DATABASES = ("sqlite", "postgresql")
 SECRET = "only-for-tests-" + "x" * 32
@@ -169,3 +170,42 @@ def world(app: Flask) -> World:
 def desk(world: World) -> Desk:
     """Somebody who owns a workspace."""
     return Desk(world)
+
+
+@pytest.fixture
+def service_url(new_database: Any, database: str) -> str:
+    """An empty database for a service of its own."""
+    return str(new_database(database))
+
+
+@pytest.fixture
+def service_env(service_url: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of services on one database with an administrator and workspace 1."""
+    env = environment(
+        JOBAPI_DATABASE_URL=service_url,
+        JOBAPI_SECRET_KEY=SECRET,
+        JOBAPI_INSTANCE_PATH=str(tmp_path),
+        JOBAPI_LOG_FORMAT="text",
+    )
+    for command in (
+        ["init"],
+        ["users", "create", "boss", "--password", PASSWORD, "--admin"],
+        ["workspaces", "create", "W", "--owner", "boss"],
+    ):
+        done = jobapi(*command, env=env)
+        assert done.returncode == 0, done.stderr
+    return env
+
+
+@pytest.fixture
+def serve(service_env: dict[str, str], tmp_path: Path) -> Any:
+    """Starts services, any number of them."""
+    services: list[Service] = []
+
+    def start(*arguments: str, **settings: str) -> Service:
+        services.append(Service(tmp_path, {**service_env, **settings}, *arguments))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()

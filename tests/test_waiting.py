@@ -8,56 +8,16 @@ import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 from sqlalchemy import create_engine
 
 from jobapi.database import normalize_url
 from jobapi.models import duties
 
-from .conftest import SECRET
 from .factories import PASSWORD, Desk, World
-from .served import BIN, Service, environment, jobapi
-
-
-@pytest.fixture
-def url(new_database: Any, database: str) -> str:
-    return str(new_database(database))
-
-
-@pytest.fixture
-def env(url: str, tmp_path: Path) -> dict[str, str]:
-    env = environment(
-        JOBAPI_DATABASE_URL=url,
-        JOBAPI_SECRET_KEY=SECRET,
-        JOBAPI_INSTANCE_PATH=str(tmp_path),
-        JOBAPI_LOG_FORMAT="text",
-    )
-    for command in (
-        ["init"],
-        ["users", "create", "boss", "--password", PASSWORD, "--admin"],
-        ["workspaces", "create", "W", "--owner", "boss"],
-    ):
-        done = jobapi(*command, env=env)
-        assert done.returncode == 0, done.stderr
-    return env
-
-
-@pytest.fixture
-def serve(env: dict[str, str], tmp_path: Path) -> Any:
-    services: list[Service] = []
-
-    def start(*arguments: str, **settings: str) -> Service:
-        services.append(Service(tmp_path, {**env, **settings}, *arguments))
-        return services[-1]
-
-    yield start
-    for service in services:
-        service.close()
-
+from .served import BIN
 
 JOBS = "/workspace/1/jobs"
 JOB = {"job_type": "a", "workspace_id": 1}
@@ -154,7 +114,7 @@ def test_caller_that_has_gone_away_claims_nothing(serve: Any) -> None:
     assert client.get(JOBS).json()["data"][0]["status"] == "pending"
 
 
-def test_role_lost_while_waiting_claims_nothing(serve: Any, env: dict[str, str]) -> None:
+def test_role_lost_while_waiting_claims_nothing(serve: Any, service_env: dict[str, str]) -> None:
     client = serve().client("boss", PASSWORD)
     made = client.post("/workspace/1/keys", json={"name": "w", "role": "worker"}).json()
     worker = httpx2.Client(
@@ -204,7 +164,7 @@ def back_to_pending(client: httpx2.Client, job: Any) -> float:
 
 
 def test_expired_lease_comes_back_though_the_one_that_looked_was_killed(
-    serve: Any, env: dict[str, str]
+    serve: Any, service_env: dict[str, str]
 ) -> None:
     first, second = serve(), serve()
     client = second.client("boss", PASSWORD)
@@ -222,15 +182,15 @@ def now() -> datetime:
 
 
 def test_maintain_command_does_it_where_no_service_does(
-    serve: Any, env: dict[str, str], url: str
+    serve: Any, service_env: dict[str, str], service_url: str
 ) -> None:
     client = serve(JOBAPI_MAINTENANCE_ENABLED="false").client("boss", PASSWORD)
     client.post(JOBS, json=JOB)
     (job,) = client.post(f"{JOBS}/claim", json={"lease_seconds": 5}).json()["data"]
-    engine = create_engine(normalize_url(url))
+    engine = create_engine(normalize_url(service_url))
     with engine.connect() as connection:
         assert connection.execute(duties.select()).all() == []
-    process = subprocess.Popen([BIN / "jobapi", "maintain"], env=env, cwd="/")
+    process = subprocess.Popen([BIN / "jobapi", "maintain"], env=service_env, cwd="/")
     try:
         time.sleep(5)
         back_to_pending(client, job)

@@ -1,0 +1,276 @@
+"""The commands that talk to a running service: ``jobapi worker`` and ``jobapi jobs``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import wraps
+from itertools import islice
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import JobApiError
+from ..lifecycle import JobStatus, Priority
+from .http import Client, Unreachable
+from .models import Job
+from .worker import Worker
+
+EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
+STILL_ALIVE = 5
+
+
+def service(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command its client and workspace."""
+
+    @click.option(
+        "--url",
+        envvar="JOBAPI_URL",
+        default="http://localhost:8000",
+        show_default=True,
+        show_envvar=True,
+        help="Where the service is.",
+    )
+    @click.option(
+        "--token",
+        envvar="JOBAPI_TOKEN",
+        required=True,
+        show_envvar=True,
+        help="An API key, or an access token.",
+    )
+    @click.option(
+        "--workspace",
+        "workspace_id",
+        envvar="JOBAPI_WORKSPACE",
+        default=1,
+        show_default=True,
+        show_envvar=True,
+        type=click.IntRange(1),
+    )
+    @wraps(command)
+    def with_client(url: str, token: str, **kw: Any) -> Any:
+        with _messages(), Client(url, token=token) as client:
+            return command(client, **kw)
+
+    return with_client
+
+
+@contextmanager
+def _messages() -> Any:
+    try:
+        yield
+    except (JobApiError, Unreachable, TimeoutError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command("worker")
+@click.argument("target", metavar="MODULE:WORKER")
+@service
+@click.option("--concurrency", type=click.IntRange(1), help="How many jobs at a time.")
+@click.option("--processes", is_flag=True, help="In processes instead of threads.")
+@click.option("--name", help="The worker's name.  [default: host:process]")
+@click.option("--lease-seconds", type=click.IntRange(5, 3600))
+@click.option("--until-idle", is_flag=True, help="End when no job is due.")
+def worker_command(
+    client: Client,
+    target: str,
+    workspace_id: int,
+    concurrency: int | None,
+    processes: bool,
+    name: str | None,
+    lease_seconds: int | None,
+    until_idle: bool,
+) -> None:
+    """Run a worker: do the jobs for which it has tasks, until SIGTERM.
+
+    MODULE:WORKER names a jobapi.client.Worker, such as etl:worker in etl.py.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    worker = _load(target)
+    worker.client, worker.workspace_id = client, workspace_id
+    worker.name = name or worker.name
+    worker.concurrency = concurrency or worker.concurrency
+    worker.lease_seconds = lease_seconds or worker.lease_seconds
+    worker.processes = processes or worker.processes
+    worker.run(until_idle=until_idle)
+
+
+def _load(target: str) -> Worker:
+    module, _, name = target.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name or "worker")
+    except (ImportError, AttributeError) as error:
+        raise click.BadParameter(f"{target}: {error}") from error
+    if not isinstance(found, Worker):
+        raise click.BadParameter(f"{target} is no jobapi.client.Worker.")
+    return found
+
+
+@click.group("jobs")
+def jobs_group() -> None:
+    """Create, list, show, watch, cancel and retry jobs of a running service.
+
+    The exit code of create --wait and watch says how the job ended: 0 success,
+    3 failed, 4 cancelled, 5 not yet. 1 is an error, 2 a wrong option.
+    """
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="For a script: JSON.")
+
+
+def _object(context: Any, parameter: Any, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("a JSON object is needed")
+    return found
+
+
+@jobs_group.command("create")
+@click.argument("job_type")
+@service
+@click.option("--priority", type=click.Choice([p.label for p in Priority]))
+@click.option("--metadata", callback=_object, help="A JSON object.")
+@click.option(
+    "--at",
+    "scheduled_at",
+    type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"]),
+    help="Not before this time, in UTC or with an offset.",
+)
+@click.option("--estimated-duration", type=click.IntRange(0), help="Seconds.")
+@click.option("--max-retries", type=click.IntRange(0, 100))
+@click.option("--timeout-seconds", type=click.IntRange(1), help="How long an attempt may run.")
+@click.option("--wait", is_flag=True, help="Wait until it has ended.")
+@as_json
+def create(
+    client: Client,
+    workspace_id: int,
+    job_type: str,
+    wait: bool,
+    as_json: bool,
+    scheduled_at: datetime | None,
+    **fields: Any,
+) -> None:
+    """Create a job and print its id."""
+    if scheduled_at is not None and scheduled_at.tzinfo is None:
+        scheduled_at = scheduled_at.replace(tzinfo=UTC)
+    job = client.create(workspace_id, job_type, scheduled_at=scheduled_at, **fields)
+    if wait:
+        _end(client.wait(job, progress=not as_json), as_json)
+    click.echo(_json(job) if as_json else job.job_id)
+
+
+@jobs_group.command("list")
+@service
+@click.option("--status", multiple=True, type=click.Choice([s.label for s in JobStatus]))
+@click.option("--type", "job_type", multiple=True, help="Only these types.")
+@click.option("--priority", multiple=True, type=click.Choice([p.label for p in Priority]))
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@as_json
+def list_jobs(client: Client, workspace_id: int, limit: int, as_json: bool, **filters: Any) -> None:
+    """List jobs, the newest first."""
+    size = min(limit, 100)
+    found = client.jobs(workspace_id, order="desc", page_size=size, **filters)
+    _table(islice(found, limit), as_json)
+
+
+def _table(jobs: Iterable[Job], as_json: bool) -> None:
+    if as_json:
+        for job in jobs:
+            click.echo(_json(job))
+        return
+    table = Table("job", "type", "status", "priority", "created", "tries", box=None)
+    for job in jobs:
+        created = job.created_at.strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(
+            job.job_id, job.job_type, job.status, job.priority, created, str(job.retry_count)
+        )
+    # A script that reads the table gets whole ids, however narrow it is.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+@jobs_group.command("show")
+@click.argument("job_id")
+@service
+def show(client: Client, workspace_id: int, job_id: str) -> None:
+    """Print everything about a job, with its attempts, as JSON."""
+    job = client.get(workspace_id, job_id)
+    attempts = [asdict(attempt) for attempt in client.attempts(workspace_id, job_id)]
+    whole = {**asdict(job), "attempts": attempts}
+    click.echo(json.dumps(whole, default=_time, indent=2, ensure_ascii=False))
+
+
+@jobs_group.command("watch")
+@click.argument("job_id")
+@service
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds; then the exit code is 5.")
+@as_json
+def watch(
+    client: Client, workspace_id: int, job_id: str, timeout: float | None, as_json: bool
+) -> None:
+    """Watch a job until it has ended."""
+    try:
+        job = client.wait(client.get(workspace_id, job_id), timeout=timeout, progress=not as_json)
+    except TimeoutError as error:
+        click.echo(str(error), err=True)
+        sys.exit(STILL_ALIVE)
+    _end(job, as_json)
+
+
+def _end(job: Job, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(_json(job))
+    else:
+        click.echo(f"{job.job_id} {job.status}")
+        if job.error:
+            click.echo(job.error, err=True)
+    sys.exit(EXIT_CODES[job.status])
+
+
+@jobs_group.command("cancel")
+@click.argument("job_id")
+@service
+@click.option("--reason")
+@as_json
+def cancel(
+    client: Client, workspace_id: int, job_id: str, reason: str | None, as_json: bool
+) -> None:
+    """Cancel a pending or running job."""
+    job = client.cancel(workspace_id, job_id, reason=reason)
+    click.echo(_json(job) if as_json else f"{job.job_id} {job.status}")
+
+
+@jobs_group.command("retry")
+@click.argument("job_id")
+@service
+@click.option("--reason")
+@as_json
+def retry(
+    client: Client, workspace_id: int, job_id: str, reason: str | None, as_json: bool
+) -> None:
+    """Put a failed or cancelled job back."""
+    job = client.retry(workspace_id, job_id, reason=reason)
+    click.echo(_json(job) if as_json else f"{job.job_id} {job.status}")
+
+
+def _json(job: Job) -> str:
+    return json.dumps(asdict(job), default=_time, ensure_ascii=False)
+
+
+def _time(value: datetime) -> str:
+    return value.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,364 @@
+"""The client for whoever wants work done."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from .. import errors
+from .models import Attempt, ClaimedJob, Job, Progress
+
+BATCH = 1000
+"""How many jobs the service creates in one request."""
+
+_AGAIN = (429, 503)
+_CHANCE = random.SystemRandom()
+
+
+class Unreachable(ConnectionError):
+    """No answer came from the service, however often it was tried."""
+
+
+class Client:
+    """Talks to one service as one caller; may be used by many threads.
+
+    With a ``token`` (an API key, ``jk_…``, or an access token), or with
+    ``username`` and ``password``, with which it logs in when first needed and
+    again when its log-in has ended. ``timeout`` is in seconds, for each answer.
+    Connection errors, 429 and 503 are tried again up to ``retries`` times, with
+    growing pauses; creates and claims carry an ``Idempotency-Key``, so that
+    nothing happens twice. ``transport`` is httpx2's, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 5,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        if (token is None) == (username is None) or (username is None) != (password is None):
+            raise ValueError("Give either token, or username and password.")
+        self.url = url.rstrip("/")
+        self.retries = retries
+        self._token = token
+        self._refresh_token: str | None = None
+        self._login = None if username is None else {"username": username, "password": password}
+        self._lock = threading.Lock()
+        self._options: dict[str, Any] = {"timeout": timeout, "transport": transport}
+        self._http = self._connect()
+
+    def _connect(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, **self._options)
+
+    def forked(self) -> None:
+        """To be called in a process that was forked: it must not share connections."""
+        self._lock = threading.Lock()
+        self._http = self._connect()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Jobs
+
+    def create(
+        self,
+        workspace_id: int,
+        job_type: str,
+        *,
+        priority: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        estimated_duration: int | None = None,
+        scheduled_at: datetime | None = None,
+        max_retries: int | None = None,
+        timeout_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Create a job. Durations are in seconds, ``scheduled_at`` needs an offset."""
+        body = {
+            "job_type": job_type,
+            "workspace_id": workspace_id,
+            "priority": priority,
+            "metadata": metadata,
+            "estimated_duration": estimated_duration,
+            "scheduled_at": None if scheduled_at is None else scheduled_at.isoformat(),
+            "max_retries": max_retries,
+            "timeout_seconds": timeout_seconds,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        return Job.from_json(self._post(_jobs(workspace_id), body, key=idempotency_key or _key()))
+
+    def create_many(self, workspace_id: int, items: Sequence[Mapping[str, Any]]) -> list[Job]:
+        """Create jobs, a thousand at a time all or none; items are as the service takes them."""
+        made = []
+        for start in range(0, len(items), BATCH):
+            body = {"jobs": list(items[start : start + BATCH])}
+            answer = self._post(f"{_jobs(workspace_id)}/batch", body, key=_key())
+            made += [Job.from_json(job) for job in answer["data"]]
+        return made
+
+    def get(self, workspace_id: int, job_id: str) -> Job:
+        """Read a job."""
+        return Job.from_json(self.request("GET", _job(workspace_id, job_id)))
+
+    def jobs(
+        self,
+        workspace_id: int,
+        *,
+        status: str | Sequence[str] = (),
+        job_type: str | Sequence[str] = (),
+        priority: str | Sequence[str] = (),
+        sort: str = "created_at",
+        order: str = "asc",
+        page_size: int = 100,
+    ) -> Iterator[Job]:
+        """All jobs that match every filter, read page by page, the oldest first."""
+        query = {"status": status, "job_type": job_type, "priority": priority}
+        params: dict[str, Any] = {name: value for name, value in query.items() if value}
+        params |= {"sort": sort, "order": order, "limit": page_size}
+        page = pages = 1
+        while page <= pages:
+            answer = self.request("GET", _jobs(workspace_id), params={**params, "page": page})
+            yield from map(Job.from_json, answer["data"])
+            pages = answer["pagination"]["total_pages"]
+            page += 1
+
+    def status(self, workspace_id: int, job_id: str) -> Progress:
+        """How far a job is."""
+        return Progress.from_json(self.request("GET", f"{_job(workspace_id, job_id)}/status"))
+
+    def result(self, workspace_id: int, job_id: str) -> dict[str, Any] | None:
+        """What a job left that has ended. Raises ``JobNotEnded``."""
+        answer = self.request("GET", f"{_job(workspace_id, job_id)}/result")
+        result: dict[str, Any] | None = answer["result"]
+        return result
+
+    def edit(self, workspace_id: int, job_id: str, changes: Mapping[str, Any]) -> Job:
+        """Change a job, as ``PATCH`` does."""
+        return Job.from_json(self.request("PATCH", _job(workspace_id, job_id), json=changes))
+
+    def cancel(self, workspace_id: int, job_id: str, *, reason: str | None = None) -> Job:
+        """Cancel a job. Raises ``JobNotCancellable``."""
+        body = None if reason is None else {"reason": reason}
+        return Job.from_json(self._post(f"{_job(workspace_id, job_id)}/cancel", body))
+
+    def retry(self, workspace_id: int, job_id: str, *, reason: str | None = None) -> Job:
+        """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
+        body = None if reason is None else {"reason": reason}
+        return Job.from_json(self._post(f"{_job(workspace_id, job_id)}/retry", body))
+
+    def attempts(self, workspace_id: int, job_id: str) -> list[Attempt]:
+        """Every attempt at a job."""
+        answer = self.request("GET", f"{_job(workspace_id, job_id)}/attempts")
+        return [Attempt.from_json(attempt) for attempt in answer["data"]]
+
+    def wait(
+        self,
+        job: Job,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+        poll_seconds: float = 0.5,
+    ) -> Job:
+        """Wait until a job has ended, and return it as it is then.
+
+        ``progress`` draws a bar. Raises ``TimeoutError`` after ``timeout`` seconds.
+        """
+        if progress:
+            from .progress import bar
+
+            with bar(job) as show:
+                return self._wait(job, timeout, poll_seconds, show)
+        return self._wait(job, timeout, poll_seconds, lambda status: None)
+
+    def _wait(self, job: Job, timeout: float | None, poll_seconds: float, show: Any) -> Job:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            status = self.status(job.workspace_id, job.job_id)
+            show(status)
+            if status.ended:
+                return self.get(job.workspace_id, job.job_id)
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise TimeoutError(f"The job is still {status.status}.")
+            time.sleep(poll_seconds)
+
+    # Work
+
+    def claim(
+        self,
+        workspace_id: int,
+        *,
+        job_types: Sequence[str] | None = None,
+        limit: int = 1,
+        lease_seconds: int = 60,
+        worker: str | None = None,
+        wait_seconds: int = 0,
+    ) -> list[ClaimedJob]:
+        """Lease due jobs; empty where there are none within ``wait_seconds``."""
+        body = {
+            "job_types": None if job_types is None else list(job_types),
+            "limit": limit,
+            "lease_seconds": lease_seconds,
+            "worker": worker,
+            "wait_seconds": wait_seconds,
+        }
+        answer = self._post(f"{_jobs(workspace_id)}/claim", body, key=_key())
+        return [ClaimedJob.from_json(job) for job in answer["data"]]
+
+    def report(
+        self, workspace_id: int, reports: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Report on leased jobs, 100 at most; the answers in the same order."""
+        body = {"reports": list(reports)}
+        # A report may be repeated: what it did once, it does not do again.
+        answer = self._post(f"{_jobs(workspace_id)}/report", body, safe=True)
+        answers: list[dict[str, Any]] = answer["data"]
+        return answers
+
+    # Requests
+
+    def _post(
+        self, path: str, body: Any = None, *, key: str | None = None, safe: bool = False
+    ) -> Any:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        return self.request("POST", path, json=body, headers=headers, safe=safe or key is not None)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        safe: bool | None = None,
+    ) -> Any:
+        """Any call of the API; returns what its JSON says.
+
+        ``safe`` says that it may be sent again though it may have arrived;
+        reading is. Raises the service's error as one of ``jobapi.errors``, or
+        ``Unreachable``.
+        """
+        if safe is None:
+            safe = method in ("GET", "HEAD", "DELETE")
+        renewed = False
+        tries = 0
+        while True:
+            token = self._access_token()
+            sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
+            try:
+                response = self._http.request(method, path, json=json, params=params, headers=sent)
+            except httpx2.TransportError as error:
+                never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                if tries >= self.retries or not (safe or never_sent):
+                    raise Unreachable(f"{method} {self.url}{path}: {error!r}") from error
+                self._pause(tries, None)
+                tries += 1
+                continue
+            if response.status_code in _AGAIN and tries < self.retries:
+                self._pause(tries, response.headers.get("Retry-After"))
+                tries += 1
+                continue
+            if response.status_code == 401 and not renewed and self._renew(token):
+                renewed = True
+                continue
+            return _read(response)
+
+    def _pause(self, tries: int, retry_after: str | None) -> None:
+        longest = min(10.0, 0.2 * 2**tries)
+        seconds = longest * _CHANCE.uniform(0.5, 1)
+        if retry_after is not None and retry_after.isdigit():
+            seconds = max(seconds, float(retry_after))
+        time.sleep(seconds)
+
+    def _access_token(self) -> str:
+        token = self._token
+        if token is None:
+            self._renew(None)
+            token = self._token
+        return str(token)
+
+    def _renew(self, used: str | None) -> bool:
+        """Get another access token, once for all threads; False where there is no way to one."""
+        if self._login is None:
+            return False
+        with self._lock:
+            if self._token != used:
+                return True  # Another thread has been here meanwhile.
+            tokens = self._refresh() or self._log_in()
+            self._token = tokens["access_token"]
+            self._refresh_token = tokens["refresh_token"]
+        return True
+
+    def _refresh(self) -> Any:
+        if self._refresh_token is None:
+            return None
+        headers = {"Authorization": f"Bearer {self._refresh_token}"}
+        response = self._send("/auth/refresh", headers=headers)
+        return response.json() if response.status_code == 200 else None
+
+    def _log_in(self) -> Any:
+        return _read(self._send("/auth/login", json=self._login))
+
+    def _send(self, path: str, **kw: Any) -> httpx2.Response:
+        for tries in range(self.retries + 1):
+            try:
+                response = self._http.post(path, **kw)
+            except httpx2.TransportError as error:
+                if tries == self.retries:
+                    raise Unreachable(f"POST {self.url}{path}: {error!r}") from error
+                self._pause(tries, None)
+                continue
+            if response.status_code not in _AGAIN or tries == self.retries:
+                break
+            self._pause(tries, response.headers.get("Retry-After"))
+        return response
+
+
+def _read(response: httpx2.Response) -> Any:
+    if response.is_success:
+        return response.json() if response.content else None
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict) or "type" not in problem:
+        # Not from the service: a proxy in front, or another server.
+        problem = {"detail": f"{response.status_code} {response.reason_phrase}"}
+    raise errors.from_problem({"status": response.status_code, **problem}, response.headers)
+
+
+def _key() -> str:
+    return uuid.uuid4().hex
+
+
+def _jobs(workspace_id: int) -> str:
+    return f"/workspace/{workspace_id}/jobs"
+
+
+def _job(workspace_id: int, job_id: str) -> str:
+    return f"{_jobs(workspace_id)}/{job_id}"

@@ -1,0 +1,212 @@
+"""The Python client against the application, without a server between them."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+import pytest
+
+from jobapi import client as package
+from jobapi import errors
+from jobapi.client import Client, Unreachable
+from jobapi.identity import Role
+
+from .factories import PASSWORD, Desk, World
+
+
+def connected(desk: Desk, transport: Any = None, **kw: Any) -> Client:
+    transport = transport or httpx2.WSGITransport(app=desk.world.app)
+    if not kw:
+        kw = {"token": desk.token}
+    return Client("http://service", transport=transport, **kw)
+
+
+@pytest.fixture
+def client(desk: Desk) -> Any:
+    with connected(desk) as client:
+        yield client
+
+
+class Flaky(httpx2.BaseTransport):
+    """A network, or a service, that fails first."""
+
+    def __init__(self, app: Any, failures: list[Any], *, after: bool = False) -> None:
+        self.inner = httpx2.WSGITransport(app=app)
+        self.failures, self.after = failures, after
+        self.requests: list[httpx2.Request] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        if not self.failures:
+            return self.inner.handle_request(request)
+        failure = self.failures.pop(0)
+        if self.after:
+            self.inner.handle_request(request)
+        if isinstance(failure, int):
+            return httpx2.Response(failure, headers={"Retry-After": "0"})
+        raise failure
+
+
+def test_every_call_of_a_job_s_life(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    at = datetime(2024, 1, 15, 10, tzinfo=UTC)
+    job = client.create(w, "a", priority="high", metadata={"x": 1}, scheduled_at=at, max_retries=1)
+    assert (job.status, job.priority, job.metadata, job.scheduled_at) == (
+        "pending",
+        "high",
+        {"x": 1},
+        at,
+    )
+    assert client.get(w, job.job_id) == job
+    assert client.edit(w, job.job_id, {"status": "running"}).status == "running"
+    assert client.edit(w, job.job_id, {"progress_percent": 40}).ended is False
+    assert client.status(w, job.job_id).progress_percent == 40
+    with pytest.raises(errors.JobNotEnded):
+        client.result(w, job.job_id)
+    assert client.cancel(w, job.job_id, reason="no").result == {"cancelled_reason": "no"}
+    assert client.retry(w, job.job_id).retry_count == 1
+    assert client.cancel(w, job.job_id).ended
+    assert client.result(w, job.job_id) == {
+        "retry_reason": "Retried via API",
+        "previous_attempts": 1,
+        "cancelled_reason": "Cancelled via API",
+    }
+    assert [a.outcome for a in client.attempts(w, job.job_id)] == ["cancelled"]
+
+
+def test_many_jobs_are_created_and_listed_over_pages(desk: Desk, client: Client) -> None:
+    made = client.create_many(desk.workspace_id, [{"job_type": f"t{n % 2}"} for n in range(1203)])
+    assert len(made) == 1203
+    assert [job.job_id for job in client.jobs(desk.workspace_id)] == [j.job_id for j in made]
+    assert sum(1 for _ in client.jobs(desk.workspace_id, job_type=["t1"], status="pending")) == 601
+
+
+def test_claim_and_report(desk: Desk, client: Client) -> None:
+    assert client.claim(desk.workspace_id) == []
+    client.create(desk.workspace_id, "a")
+    (job,) = client.claim(desk.workspace_id, job_types=["a"], worker="w")
+    assert job.attempt == 1
+    report = {"job_id": job.job_id, "lease_token": job.lease_token, "status": "success"}
+    (answer,) = client.report(desk.workspace_id, [report])
+    assert answer["accepted"]
+    assert client.wait(job).status == "success"
+
+
+def test_wait_ends_after_its_time(desk: Desk, client: Client) -> None:
+    job = client.create(desk.workspace_id, "a")
+    with pytest.raises(TimeoutError, match="pending"):
+        client.wait(job, timeout=0.1, poll_seconds=0.05)
+
+
+def test_wait_draws_a_bar(desk: Desk, client: Client, capsys: Any) -> None:
+    job = client.create(desk.workspace_id, "a")
+    client.edit(
+        desk.workspace_id, job.job_id, {"status": "success", "progress_message": "[red] all"}
+    )
+    assert client.wait(job, progress=True).status == "success"
+    shown = capsys.readouterr().err
+    assert "success" in shown
+    assert "[red] all" in shown
+
+
+@pytest.mark.parametrize("kind", sorted(errors.all_errors(), key=lambda kind: kind.kind()))
+def test_every_kind_of_error_becomes_its_exception(kind: Any) -> None:
+    problem = {"type": f"urn:jobapi:problem:{kind.kind()}", "status": kind.status, "detail": "d"}
+    error = errors.from_problem({**problem, "errors": {"a": ["b"]}}, {})
+    assert type(error) is kind
+    assert (error.status, error.detail, str(error)) == (kind.status, "d", "d")
+    if kind is errors.ValidationFailed:
+        assert error.problem()["errors"] == {"a": ["b"]}
+
+
+def test_errors_of_the_service_are_raised(desk: Desk, client: Client) -> None:
+    with pytest.raises(errors.ValidationFailed) as caught:
+        client.create(desk.workspace_id, "a b")
+    assert list(caught.value.errors) == ["job_type"]
+    with pytest.raises(errors.JobNotFound, match="Job not found in specified workspace"):
+        client.get(desk.workspace_id, "job_x")
+    with pytest.raises(errors.WorkspaceNotFound):
+        client.get(999, "job_x")
+
+
+def test_error_of_something_else_in_front_is_raised(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [502])
+    with connected(desk, network) as client, pytest.raises(errors.JobApiError) as caught:
+        client.get(desk.workspace_id, "job_x")
+    assert caught.value.status == 502
+
+
+@pytest.mark.parametrize("failure", [httpx2.ReadError("lost"), httpx2.ConnectError("no"), 503, 429])
+def test_create_whose_answer_is_lost_is_repeated_and_done_once(desk: Desk, failure: Any) -> None:
+    network = Flaky(desk.world.app, [failure, failure], after=not isinstance(failure, int))
+    with connected(desk, network) as client:
+        job = client.create(desk.workspace_id, "a")
+        assert [j.job_id for j in client.jobs(desk.workspace_id)] == [job.job_id]
+    keys = {request.headers["Idempotency-Key"] for request in network.requests[:3]}
+    assert len(keys) == 1
+
+
+def test_claim_whose_answer_is_lost_gets_the_same_leases(desk: Desk) -> None:
+    desk.create()
+    desk.create()
+    network = Flaky(desk.world.app, [httpx2.ReadError("lost")], after=True)
+    with connected(desk, network) as client:
+        assert len(client.claim(desk.workspace_id)) == 1
+        assert sum(1 for _ in client.jobs(desk.workspace_id, status="running")) == 1
+
+
+def test_what_may_have_happened_is_not_repeated(desk: Desk) -> None:
+    job = desk.create()
+    network = Flaky(desk.world.app, [httpx2.ReadError("lost")], after=True)
+    with connected(desk, network) as client, pytest.raises(Unreachable):
+        client.cancel(desk.workspace_id, job["job_id"])
+    network = Flaky(desk.world.app, [httpx2.ConnectError("no")])
+    with connected(desk, network) as client:
+        assert client.retry(desk.workspace_id, job["job_id"]).status == "pending"
+
+
+def test_nobody_there_is_unreachable(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [httpx2.ConnectError("no")] * 2)
+    with connected(desk, network, token="x", retries=1) as client, pytest.raises(Unreachable):
+        client.get(1, "job_x")
+    assert len(network.requests) == 2
+
+
+def test_log_in_and_refresh_by_itself(world: World) -> None:
+    desk = Desk(world)
+    user = world.user("anna", password=PASSWORD)
+    with world.transaction() as tx:
+        from jobapi import workspaces
+
+        workspaces.add_member(tx, desk.workspace_id, user.id, Role.MEMBER)
+    with connected(desk, username="anna", password=PASSWORD) as client:
+        client.create(desk.workspace_id, "a")
+        tokens = client._token, client._refresh_token
+        client._token = "stale"
+        client.create(desk.workspace_id, "a")
+        assert client._token not in tokens
+        world.call("POST", "/auth/logout", client._token)
+        client.create(desk.workspace_id, "a")
+    wrong = connected(desk, username="anna", password="wrong password")
+    with wrong as client, pytest.raises(errors.LoginFailed):
+        client.get(1, "job_x")
+    with connected(desk, token="jk_wrong") as client, pytest.raises(errors.TokenRevoked):
+        client.get(1, "job_x")
+
+
+@pytest.mark.parametrize("kw", [{}, {"token": "x", "username": "y"}, {"username": "y"}])
+def test_client_needs_one_way_to_log_in(kw: Any) -> None:
+    with pytest.raises(ValueError, match="either token"):
+        Client("http://service", **kw)
+
+
+def test_everything_public_is_documented() -> None:
+    for name in package.__all__:
+        thing = getattr(package, name)
+        assert inspect.getdoc(thing), name
+        for attribute, value in vars(thing).items():
+            if not attribute.startswith("_") and callable(value):
+                assert inspect.getdoc(value), f"{name}.{attribute}"

@@ -1,0 +1,306 @@
+"""The worker against the application, and as a process against a service."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from jobapi.client import Client, Permanent, Task, Worker
+from jobapi.client.models import Job
+
+from .factories import Desk
+from .served import BIN, Service
+
+
+@pytest.fixture
+def client(desk: Desk) -> Any:
+    transport = httpx2.WSGITransport(app=desk.world.app)
+    with Client("http://service", token=desk.token, transport=transport) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(desk: Desk, client: Client) -> Worker:
+    return Worker(client, desk.workspace_id, name="w")
+
+
+def test_task_does_a_job(desk: Desk, client: Client, worker: Worker) -> None:
+    @worker.task("add")
+    def add(task: Task) -> dict[str, Any]:
+        return {"sum": sum(task.metadata["numbers"]), "attempt": task.attempt}
+
+    job = client.create(desk.workspace_id, "add", metadata={"numbers": [1, 2, 3]})
+    other = client.create(desk.workspace_id, "other")
+    worker.run(until_idle=True)
+    assert client.result(desk.workspace_id, job.job_id) == {"sum": 6, "attempt": 1}
+    assert client.get(desk.workspace_id, other.job_id).status == "pending"
+    (attempt,) = client.attempts(desk.workspace_id, job.job_id)
+    assert (attempt.worker, attempt.outcome) == ("w", "success")
+
+
+def fails(desk: Desk, client: Client, worker: Worker, run: Any) -> Job:
+    worker.task("a")(run)
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    return client.get(desk.workspace_id, job.job_id)
+
+
+def test_exception_fails_the_attempt_with_its_traceback(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    def run(task: Task) -> None:
+        raise LookupError("no such file\0 \ud800")
+
+    job = fails(desk, client, worker, run)
+    assert (job.status, job.retry_count) == ("pending", 1)
+    assert job.error is not None
+    assert "Traceback" in job.error
+    assert "LookupError: no such file" in job.error
+
+
+def test_permanent_is_not_retried(desk: Desk, client: Client, worker: Worker) -> None:
+    def run(task: Task) -> None:
+        raise Permanent("never")
+
+    job = fails(desk, client, worker, run)
+    assert (job.status, job.retry_count) == ("failed", 0)
+
+
+@pytest.mark.parametrize(
+    "result", [17, {"x": float("nan")}, {"x": object()}, {"x": "y" * 2_000_000}, {"x": "\0"}]
+)
+def test_result_that_is_none_fails_for_good(
+    desk: Desk, client: Client, worker: Worker, result: Any
+) -> None:
+    job = fails(desk, client, worker, lambda task: result)
+    assert (job.status, job.retry_count) == ("failed", 0)
+    assert job.error
+
+
+def test_progress_is_sent_while_it_runs(desk: Desk, client: Client, worker: Worker) -> None:
+    seen = []
+
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        task.progress(40, "half", result={"rows": 1})
+        deadline = time.monotonic() + 10
+        while not seen and time.monotonic() < deadline:
+            status = client.status(desk.workspace_id, task.job_id)
+            if status.progress_percent == 40:
+                seen.append(status.progress_message)
+            time.sleep(0.05)
+        task.progress(90, result={"more": 2})
+        return {"done": True}
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert seen == ["half"]
+    assert client.result(desk.workspace_id, job.job_id) == {"rows": 1, "more": 2, "done": True}
+
+
+def test_cancelled_job_is_told_to_its_task(desk: Desk, client: Client, worker: Worker) -> None:
+    told = []
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        client.cancel(desk.workspace_id, task.job_id)
+        deadline = time.monotonic() + 10
+        while not task.cancelled and time.monotonic() < deadline:
+            task.progress(1)
+            time.sleep(0.05)
+        told.append(task.cancelled)
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert told == [True]
+    assert client.get(desk.workspace_id, job.job_id).status == "cancelled"
+
+
+def test_many_small_jobs_take_few_requests(desk: Desk, client: Client, worker: Worker) -> None:
+    worker.task("a")(lambda task: {"ok": 1})
+    worker.concurrency = 2
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 300)
+    calls = []
+    request = client.request
+    client.request = lambda *a, **kw: calls.append(a) or request(*a, **kw)
+    worker.run(until_idle=True)
+    assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == 300
+    assert len(calls) < 100
+
+
+def test_stop_finishes_what_runs_and_hands_back_the_rest(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    began = threading.Event()
+
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        began.set()
+        time.sleep(0.5)
+        return {"ok": 1}
+
+    worker.concurrency = 2
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 10)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert began.wait(10)
+    worker.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    states = [job.status for job in client.jobs(desk.workspace_id)]
+    assert states.count("running") == 0
+    assert 1 <= states.count("success") <= 4
+    assert states.count("pending") == 10 - states.count("success")
+
+
+def test_stop_hands_back_what_takes_too_long(desk: Desk, client: Client, worker: Worker) -> None:
+    began, end = threading.Event(), threading.Event()
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        began.set()
+        end.wait(20)
+
+    worker.grace_seconds = 0.2
+    job = client.create(desk.workspace_id, "a")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert began.wait(10)
+    worker.stop()
+    thread.join(20)
+    end.set()
+    assert client.get(desk.workspace_id, job.job_id).status == "pending"
+    assert [a.outcome for a in client.attempts(desk.workspace_id, job.job_id)] == ["released"]
+
+
+def test_worker_that_cannot_work_says_why(desk: Desk, client: Client, worker: Worker) -> None:
+    with pytest.raises(ValueError, match="no task"):
+        worker.run()
+    worker.task("a")(lambda task: None)
+    with pytest.raises(ValueError, match="already"):
+        worker.task("a")(lambda task: None)
+    with pytest.raises(ValueError, match="client"):
+        Worker().run()
+
+
+TASKS = """
+import time
+from jobapi.client import Worker
+
+worker = Worker()
+
+@worker.task("a")
+def a(job):
+    time.sleep(job.metadata.get("seconds", 0))
+    return {"n": job.metadata.get("n")}
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, serve: Any) -> Any:
+    (tmp_path / "tasks.py").write_text(TASKS)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(service: Service, token: str, *arguments: str) -> subprocess.Popen[bytes]:
+        processes.append(
+            subprocess.Popen(
+                [BIN / "jobapi", "worker", "tasks:worker", "--workspace", "1", *arguments],
+                env={**service.env, "JOBAPI_URL": service.url, "JOBAPI_TOKEN": token},
+                cwd=tmp_path,
+                start_new_session=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def key(client: httpx2.Client) -> str:
+    made = client.post("/workspace/1/keys", json={"name": "w", "role": "member"})
+    return str(made.json()["key"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--concurrency", "4"], ["--concurrency", "3", "--processes"]]
+)
+def test_worker_command_does_jobs_and_ends_gracefully(
+    serve: Any,
+    start: Any,
+    arguments: list[str],
+) -> None:
+    service = serve()
+    token = key(service.client("boss", "correct horse battery"))
+    with Client(service.url, token=token) as client:
+        items = [{"job_type": "a", "metadata": {"n": n}} for n in range(200)]
+        made = client.create_many(1, items)
+        process = start(service, token, *arguments)
+        for job in made:
+            assert client.wait(job, timeout=60, poll_seconds=0.1).result == {"n": job.metadata["n"]}
+        slow = client.create(1, "a", metadata={"seconds": 2, "n": 1})
+        deadline = time.monotonic() + 10
+        while client.get(1, slow.job_id).status != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert client.get(1, slow.job_id).status == "success"
+
+
+def run(service: Service, token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "jobapi", "jobs", *arguments],
+        env={**service.env, "JOBAPI_URL": service.url, "JOBAPI_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+    )
+
+
+def test_jobs_commands(serve: Any, start: Any) -> None:
+    service = serve()
+    token = key(service.client("boss", "correct horse battery"))
+    created = run(service, token, "create", "a", "--metadata", '{"n": 5}', "--priority", "high")
+    assert created.returncode == 0, created.stderr
+    job_id = created.stdout.strip()
+    listed = run(service, token, "list", "--status", "pending").stdout
+    assert job_id in listed
+    (line,) = run(service, token, "list", "--json").stdout.splitlines()
+    assert json.loads(line)["job_id"] == job_id
+    assert run(service, token, "watch", job_id, "--timeout", "0").returncode == 5
+    assert run(service, token, "cancel", job_id, "--reason", "no").returncode == 0
+    assert run(service, token, "watch", job_id).returncode == 4
+    assert run(service, token, "retry", job_id).stdout.strip() == f"{job_id} pending"
+    start(service, token)
+    watched = run(service, token, "watch", job_id, "--json")
+    assert watched.returncode == 0
+    assert json.loads(watched.stdout)["result"]["n"] == 5
+    shown = json.loads(run(service, token, "show", job_id).stdout)
+    assert [attempt["outcome"] for attempt in shown["attempts"]] == ["success"]
+    failed = run(
+        service,
+        token,
+        "create",
+        "a",
+        "--metadata",
+        '{"seconds": "x"}',
+        "--max-retries",
+        "0",
+        "--wait",
+    )
+    assert failed.returncode == 3
+    assert "TypeError" in failed.stderr
+    assert run(service, token, "show", "job_x").returncode == 1
+    assert run(service, token, "create", "a", "--metadata", "[1]").returncode == 2
+    assert "Error" in run(service, "jk_wrong", "list").stderr
