@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup run test lint test-browser fuzz bench lock clean
+.PHONY: help setup run test lint test-browser fuzz chaos bench lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
 	@echo "make test          lint, types and all tests, on SQLite and on a real Postgres"
 	@echo "make test-browser  the tests that need a Chromium"
 	@echo "make fuzz          requests made from the OpenAPI document, many more than in make test"
+	@echo "make chaos         processes killed at random, for longer (CHAOS_SECONDS, CHAOS_SEED)"
 	@echo "make bench         speed, side by side with a bare Flask view (BENCH_DATABASE_URL)"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
@@ -46,6 +47,10 @@ test-browser: $(READY)
 fuzz: export FUZZ_EXAMPLES ?= 300
 fuzz: $(READY)
 	$(BIN)/pytest tests/test_fuzz.py tests/test_hostile.py
+
+chaos: export CHAOS_SECONDS ?= 120
+chaos: $(READY)
+	$(BIN)/pytest tests/test_survival.py -n 0 -s
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py

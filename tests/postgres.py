@@ -16,25 +16,32 @@ from pathlib import Path
 class Postgres:
     """One server on a Unix socket in a temporary folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        self.durable = durable
         self.folder = Path(tempfile.mkdtemp(prefix="jobapi-pg-", dir="/tmp"))
         self._run: list[str] = []
         self._options: dict[str, object] = {}
         self._become_somebody()
-        binaries = find_binaries()
-        data = self.folder / "data"
-        self._call([binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"])
+        self.binaries = find_binaries()
+        self.data = self.folder / "data"
+        initdb = self.binaries / "initdb"
+        self._call([initdb, "-D", self.data, "-U", "postgres", "-A", "trust", "-N"])
         self.log = self.folder / "log"
-        with self.log.open("wb") as log:
+        self.start()
+
+    def start(self) -> None:
+        """Start it, after ``kill`` again."""
+        # Nothing in most tests has to survive anything.
+        lax = ["-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *self._run,
-                    str(binaries / "postgres"),
-                    *("-D", str(data), "-k", str(self.folder)),
-                    # Nothing here has to survive anything.
-                    *("-c", "fsync=off", "-c", "synchronous_commit=off"),
-                    *("-c", "full_page_writes=off", "-c", "listen_addresses="),
-                    *("-c", "max_connections=200"),
+                    str(self.binaries / "postgres"),
+                    *("-D", str(self.data), "-k", str(self.folder)),
+                    *("-c", "listen_addresses=", "-c", "max_connections=200"),
+                    # A power cut is not among what is tested.
+                    *("-c", "fsync=off", *([] if self.durable else lax)),
                 ],
                 stdout=log,
                 stderr=log,
@@ -46,6 +53,11 @@ class Postgres:
     def url(self, database: str) -> str:
         """The URL of one of its databases."""
         return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def kill(self) -> None:
+        """End it and all its processes at once, as a crash does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
 
     def stop(self) -> None:
         """End it, whoever is still connected, and leave nothing behind."""

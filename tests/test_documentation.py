@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def test_lines_to_start_with_work_when_pasted(demo: Any) -> None:
     created, listed = shell(service, tools, printed)
     assert '"status":"pending"' in created
     assert '"total":1' in listed
+    python = re.search(r"```python\n(.*?)```", README, re.S)
+    assert python is not None
+    code = python[1].replace("http://localhost:8000", service.url)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{'sum': 6}\n", done.stderr
     block = re.search(r"```bash\n(.*?)```", README, re.S)
     assert block is not None
     assert len(block[1].splitlines()) == 10
@@ -117,4 +123,4 @@ def test_lines_to_start_with_work_when_pasted(demo: Any) -> None:
     assert '"progress_message":"Half of it"' in answers[2]
     assert '"status":"success"' in answers[3]
     assert '"result":{"rows_processed":50000}' in answers[4]
-    assert '"total":1,' in answers[5]
+    assert '"total":2,' in answers[5]
