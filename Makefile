@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup run test lint test-browser fuzz chaos bench lock clean
+.PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle example lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
@@ -13,6 +13,8 @@ help:
 	@echo "make fuzz          requests made from the OpenAPI document, many more than in make test"
 	@echo "make chaos         processes killed at random, for longer (CHAOS_SECONDS, CHAOS_SEED)"
 	@echo "make bench         speed, side by side with a bare Flask view (BENCH_DATABASE_URL)"
+	@echo "make bench-cycle   create, claim and report in jobs/s, beside others (BENCH_REDIS_URL)"
+	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
 
@@ -54,6 +56,12 @@ chaos: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py
+
+bench-cycle: $(READY)
+	$(BIN)/python benchmarks/cycle.py
+
+example: $(READY)
+	$(BIN)/python examples/data_processing/run.py
 
 lock: $(READY)
 	$(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes \

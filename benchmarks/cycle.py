@@ -1,0 +1,234 @@
+"""The whole cycle: create no-op jobs, claim them, report on them, in jobs per second.
+
+In one run, with the same number of worker processes on the same Postgres: the
+service over HTTP with its own Python worker, in batches; the floor, which is
+the same with plain psycopg and no HTTP; Procrastinate; and Celery on Redis
+(``BENCH_REDIS_URL``). The clock runs from the first create to the last end;
+the workers are up and wait by then. The others live in a virtual environment
+of their own, ``benchmarks/.venv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from bench import postgres, prepare, served
+
+from jobapi.client import Client, Worker
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE / ".venv"
+REDIS = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/15")
+BATCH = 100
+GOALS = {"floor": 0.25, "procrastinate": 20, "celery": 10}
+
+fork = get_context("fork")
+
+
+@contextlib.contextmanager
+def processes(target: Callable[..., None], workers: int, *arguments: Any) -> Iterator[None]:
+    """Worker processes, up and waiting."""
+    started = [fork.Process(target=target, args=arguments) for _ in range(workers)]
+    for process in started:
+        process.start()
+    time.sleep(1.5)
+    try:
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join(15)
+            process.kill()
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
+    while not done():
+        if time.monotonic() > deadline:
+            raise RuntimeError("jobs that do not end")
+        time.sleep(0.02)
+
+
+# Ours
+
+
+def work(url: str, token: str, workspace_id: int) -> None:
+    worker = Worker(Client(url, token=token), workspace_id)
+    worker.task("noop")(lambda task: None)
+    worker.run()
+
+
+def work_singly(url: str, token: str, workspace_id: int) -> None:
+    client = Client(url, token=token)
+    while True:
+        for job in client.claim(workspace_id, job_types=["noop"], wait_seconds=5):
+            report = {"job_id": job.job_id, "lease_token": job.lease_token, "status": "success"}
+            client.report(workspace_id, [report])
+
+
+def ours(
+    database: str, url: str, token: str, workspace_id: int, workers: int, jobs: int, singly: bool
+) -> float:
+    with (
+        psycopg.connect(database, autocommit=True) as connection,
+        Client(url, token=token) as client,
+    ):
+        connection.execute("DELETE FROM jobapi_jobs")
+        connection.execute("VACUUM ANALYZE jobapi_jobs")
+        target = work_singly if singly else work
+        with processes(target, workers, url, token, workspace_id):
+            began = time.perf_counter()
+            if singly:
+                for _ in range(jobs):
+                    client.create(workspace_id, "noop")
+            else:
+                client.create_many(workspace_id, [{"job_type": "noop"}] * jobs)
+            query = "SELECT count(*) = %s FROM jobapi_jobs WHERE status = 2"
+            until(lambda: bool(connection.execute(query, (jobs,)).fetchone()[0]))
+            return jobs / (time.perf_counter() - began)
+
+
+# The floor
+
+
+def drain(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        while True:
+            claimed = connection.execute(
+                "UPDATE floor_queue SET status = 1, token = gen_random_uuid(), started_at = now() "
+                "WHERE id IN (SELECT id FROM floor_queue WHERE status = 0 ORDER BY priority DESC, "
+                "due_at, id LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id, token, metadata",
+                (BATCH,),
+            ).fetchall()
+            if not claimed:
+                time.sleep(0.005)
+                continue
+            connection.execute(
+                "UPDATE floor_queue q SET status = 2, token = NULL, ended_at = now() "
+                "FROM unnest(%s::bigint[], %s::uuid[]) AS r (id, token) "
+                "WHERE q.id = r.id AND q.token = r.token AND q.status = 1",
+                ([row[0] for row in claimed], [row[1] for row in claimed]),
+            )
+
+
+def floor(database: str, workers: int, jobs: int) -> float:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS floor_queue")
+        connection.execute(
+            "CREATE TABLE floor_queue (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
+            "status smallint NOT NULL DEFAULT 0, priority smallint NOT NULL DEFAULT 1, "
+            "job_type text NOT NULL, metadata json, due_at timestamptz NOT NULL DEFAULT now(), "
+            "token uuid, started_at timestamptz, ended_at timestamptz)"
+        )
+        connection.execute(
+            "CREATE INDEX ON floor_queue (priority DESC, due_at, id) WHERE status = 0"
+        )
+        with processes(drain, workers, database):
+            began = time.perf_counter()
+            for start in range(0, jobs, 1000):
+                connection.execute(
+                    "INSERT INTO floor_queue (job_type) SELECT 'noop' FROM generate_series(1, %s)",
+                    (min(1000, jobs - start),),
+                )
+            query = "SELECT count(*) = %s FROM floor_queue WHERE status = 2"
+            until(lambda: bool(connection.execute(query, (jobs,)).fetchone()[0]))
+            return jobs / (time.perf_counter() - began)
+
+
+# The others
+
+
+def peer(name: str, database: str, workers: int, jobs: int, folder: Path) -> float:
+    python = PEERS / "bin" / "python"
+    if not python.exists():
+        print("making benchmarks/.venv …", file=sys.stderr)
+        venv.create(PEERS, with_pip=True)
+        requirements = ["procrastinate>=3", "celery[redis]>=5", "psycopg[binary,pool]>=3"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+    env = {**os.environ, "BENCH_DATABASE": database, "BENCH_REDIS_URL": REDIS}
+    command = [python, HERE / "peers.py", name]
+    subprocess.run([*command, "prepare"], env=env, check=True, cwd=folder)
+    with (folder / f"{name}.log").open("ab") as log:
+        started = [
+            subprocess.Popen(
+                [*command, "work"],
+                env=env,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+            for _ in range(workers)
+        ]
+    try:
+        time.sleep(4)
+        done = subprocess.run(
+            [*command, "create", str(jobs)],
+            env=env,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=600,
+            check=True,
+        )
+        return jobs / float(done.stdout)
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=20_000, help="ours and the floor's")
+    parser.add_argument("--few", type=int, default=2_000, help="the others', and one at a time")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        os.environ["JOBAPI_INSTANCE_PATH"] = str(folder)
+        database = stack.enter_context(postgres())
+        token, workspace_id, _ = prepare(database)
+        port = stack.enter_context(served("wsgi:app", database, folder, 2, 16))
+        service = (database, f"http://127.0.0.1:{port}", token, workspace_id)
+        rows: dict[str, Callable[[int], float]] = {
+            "jobapi": lambda n: ours(*service, n, options.jobs, False),
+            "floor": lambda n: floor(database, n, options.jobs),
+            "procrastinate": lambda n: peer("procrastinate", database, n, options.few, folder),
+            "celery": lambda n: peer("celery", database, n, options.few, folder),
+            "jobapi singly": lambda n: ours(*service, n, options.few, True),
+        }
+        print(f"{'workers':>8}{'':16}{'jobs/s':>9}{'ratio':>8}{'goal':>6}")
+        for workers in options.workers:
+            measured: dict[str, list[float]] = {name: [] for name in rows}
+            for _ in range(options.rounds):
+                for name, measure in rows.items():
+                    measured[name].append(measure(workers))
+            for name, values in measured.items():
+                ratio = statistics.median(
+                    a / b for a, b in zip(measured["jobapi"], values, strict=True)
+                )
+                goal = f"{GOALS[name]:6.2f}" if name in GOALS else ""
+                rate = statistics.median(values)
+                print(f"{workers:8}  {name:14}{rate:9.0f}{ratio:8.2f}{goal}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
