@@ -197,13 +197,6 @@ class JobRecord(Base):
             postgresql_where=text("reap_at IS NOT NULL"),
             sqlite_where=text("reap_at IS NOT NULL"),
         ),
-        # A repeated claim finds what it leased before.
-        Index(
-            "ix_jobapi_jobs_lease",
-            "lease_token",
-            postgresql_where=text("lease_token IS NOT NULL"),
-            sqlite_where=text("lease_token IS NOT NULL"),
-        ),
         # Lists: a workspace's jobs by age, the default order.
         Index("ix_jobapi_jobs_created", "workspace_id", "created_at", "id"),
         {"sqlite_autoincrement": True},

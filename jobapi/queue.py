@@ -190,7 +190,10 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRo
     """The jobs that a claim has leased and that are still under that lease."""
     rows = session.execute(
         select(*COLUMNS).where(
-            jobs.c.workspace_id == workspace_id, jobs.c.lease_token == lease_token
+            jobs.c.workspace_id == workspace_id,
+            jobs.c.lease_token == lease_token,
+            # True of all that are leased: the reaper's index has these alone.
+            jobs.c.reap_at.is_not(None),
         )
     ).all()
     return sorted(rows, key=_urgency)

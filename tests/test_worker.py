@@ -199,6 +199,7 @@ worker = Worker()
 
 @worker.task("a")
 def a(job):
+    job.progress(1)
     time.sleep(job.metadata.get("seconds", 0))
     return {"n": job.metadata.get("n")}
 """
@@ -249,7 +250,8 @@ def test_worker_command_does_jobs_and_ends_gracefully(
             assert client.wait(job, timeout=60, poll_seconds=0.1).result == {"n": job.metadata["n"]}
         slow = client.create(1, "a", metadata={"seconds": 2, "n": 1})
         deadline = time.monotonic() + 10
-        while client.get(1, slow.job_id).status != "running":
+        # Claimed is not begun yet; what has not begun would be handed back.
+        while client.status(1, slow.job_id).progress_percent != 1:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)

@@ -48,7 +48,6 @@ COMMENTS = {
 INDEXES = {
     "ix_jobapi_jobs_claim": (["workspace_id", "priority", "due_at", "id"], "status = 0"),
     "ix_jobapi_jobs_reap": (["reap_at"], "reap_at IS NOT NULL"),
-    "ix_jobapi_jobs_lease": (["lease_token"], "lease_token IS NOT NULL"),
 }
 
 
