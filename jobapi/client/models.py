@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import Any, Self
 
 ENDED = frozenset({"success", "failed", "cancelled"})
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
+
+
+@cache
+def _times(cls: Any) -> tuple[str, ...]:
+    return tuple(name for name in _names(cls) if name.endswith("_at"))
 
 
 class _FromJson:
@@ -16,13 +27,11 @@ class _FromJson:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Make one of what the service sent; times become aware datetimes."""
-        dataclass_type: Any = cls
-        values = {}
-        for field in fields(dataclass_type):
-            value = data[field.name]
-            if value is not None and field.name.endswith("_at"):
-                value = datetime.fromisoformat(value)
-            values[field.name] = value
+        kind: Any = cls
+        values = {name: data[name] for name in _names(kind)}
+        for name in _times(kind):
+            if values[name] is not None:
+                values[name] = datetime.fromisoformat(values[name])
         return cls(**values)
 
 
