@@ -27,7 +27,7 @@ from sqlalchemy import (
     FromClause,
     Insert,
     Row,
-    Select,
+    String,
     Table,
     Text,
     bindparam,
@@ -56,6 +56,7 @@ AnyRow = Row[*tuple[Any, ...]]
 
 SQLITE_BUSY_SECONDS = 30
 CONNECT_SECONDS = 5
+NEVER = 2**31
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -128,6 +129,65 @@ def _after_sqlite(element: SecondsAfter, compiler: Any, **kw: Any) -> str:
     moment, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
     # Whole milliseconds, like its clock.
     return f"strftime('%Y-%m-%d %H:%M:%f000', {moment}, {seconds} || ' seconds')"
+
+
+class Texts(TypeDecorator[Sequence[str]]):
+    """Any number of texts as one parameter, so that it is the same statement for all numbers."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        """An array where there are arrays."""
+        array: Any = postgresql.ARRAY(String)
+        return dialect.type_descriptor(array if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """To the database."""
+        return list(value) if dialect.name == "postgresql" else dumps(list(value))
+
+
+class OneOf(FunctionElement[bool]):
+    """Whether a column is one of the texts of a parameter of the type ``Texts``."""
+
+    # No Boolean, which SQLite would compare with 1, and find no index for.
+    inherit_cache = True
+
+
+@compiles(OneOf)
+def _one_of_postgresql(element: OneOf, compiler: Any, **kw: Any) -> str:
+    value, texts = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"{value} = ANY ({texts})"
+
+
+@compiles(OneOf, "sqlite")
+def _one_of_sqlite(element: OneOf, compiler: Any, **kw: Any) -> str:
+    value, texts = element.clauses
+    each = select(func.json_each(texts).table_valued("value").c.value)
+    return str(compiler.process(value.in_(each), **kw))
+
+
+class IsAmong(FunctionElement[bool]):
+    """Whether a column is among what a query finds.
+
+    On Postgres an array: however many the planner believes there to be, it
+    then goes from each to its row by the index, and never joins.
+    """
+
+    # No Boolean, which SQLite would compare with 1, and find no index for.
+    inherit_cache = True
+
+
+@compiles(IsAmong)
+def _is_among_postgresql(element: IsAmong, compiler: Any, **kw: Any) -> str:
+    column_, query = element.clauses
+    return f"{compiler.process(column_, **kw)} = ANY (ARRAY{compiler.process(query, **kw)})"
+
+
+@compiles(IsAmong, "sqlite")
+def _is_among_sqlite(element: IsAmong, compiler: Any, **kw: Any) -> str:
+    column_, query = element.clauses
+    return f"{compiler.process(column_, **kw)} IN {compiler.process(query, **kw)}"
 
 
 def dialect_name(executor: Executor) -> str:
@@ -207,15 +267,21 @@ def is_away(error: Exception) -> bool:
 
 
 @contextmanager
-def transaction(connection: Connection) -> Iterator[Connection]:
+def transaction(connection: Connection, *, by_index: bool = False) -> Iterator[Connection]:
     """All or nothing, on a connection in autocommit mode.
 
     SQLite takes the write lock at once: a transaction that starts by reading
     and then wants to write is refused there when another has written
-    meanwhile, whatever the time it would wait.
+    meanwhile, whatever the time it would wait. ``by_index`` is for statements
+    that go to many rows by their keys: Postgres shall not read a whole table
+    that its statistics take for empty still.
     """
-    immediate = connection.dialect.name == "sqlite"
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    begin = "BEGIN"
+    if connection.dialect.name == "sqlite":
+        begin = "BEGIN IMMEDIATE"
+    elif by_index:
+        begin = "BEGIN; SET LOCAL enable_seqscan = off"
+    connection.exec_driver_sql(begin)
     try:
         yield connection
         connection.exec_driver_sql("COMMIT")
@@ -265,8 +331,11 @@ def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         if "timeout" not in url.query:
             options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
-    elif "connect_timeout" not in url.query:
-        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    else:
+        # Statements say themselves whether they are to be prepared.
+        options["connect_args"] = {"prepare_threshold": NEVER}
+        if "connect_timeout" not in url.query:
+            options["connect_args"]["connect_timeout"] = CONNECT_SECONDS
     return options
 
 
@@ -286,53 +355,89 @@ def prepare_sqlite(engine: Engine) -> None:
         cursor.close()
 
 
-class Lookup:
-    """A query for one row that is asked in nearly every request.
+class Statement:
+    """A statement of a hot path: its SQL, and how its rows are read, are worked out once.
 
-    On Postgres it goes straight to the driver, which saves a third of its
-    time: the SQL, and how a row is read, are worked out once.
+    On psycopg it goes straight to the driver, which saves most of what
+    SQLAlchemy does for each row. ``prepare`` says that Postgres shall plan it
+    once for each connection: good for one row by its key. What finds many rows
+    is planned each time, because a plan made while a table was small would be
+    kept when it is not. ``values`` are the columns that an INSERT is given.
     """
 
-    def __init__(self, statement: Select[Any]) -> None:
+    def __init__(
+        self, statement: Any, *, prepare: bool = False, values: Sequence[str] | None = None
+    ) -> None:
         self.statement = statement
-        columns = statement.selected_columns
+        self.prepare = prepare
+        self._values = values
+        columns = statement.exported_columns
         # SQLAlchemy's Row gives columns as attributes; so does this.
         make_type: Any = namedtuple
         self._row = make_type("_row", [str(c.key) for c in columns])
         self._times = [i for i, c in enumerate(columns) if isinstance(c.type, UtcDateTime)]
         self._sql: str | None = None
+        self._constants: Mapping[str, Any] = {}
+        self._bind: Mapping[str, Any] = {}
 
-    def first(self, connection: Connection, parameters: Mapping[str, Any]) -> AnyRow | None:
-        """The row, or None. Raises what SQLAlchemy raises."""
-        if connection.dialect.driver == "psycopg":
-            try:
-                return self._first(connection, parameters)
-            except psycopg.Error:
-                # Asked SQLAlchemy's way it fails the same, as an error that
-                # the rest knows, and a connection that is lost is dropped.
-                pass
-        try:
-            return connection.execute(self.statement, parameters).first()
-        except DBAPIError as error:
-            # The pool had a connection that the database has closed meanwhile,
-            # as it does when it restarts. All are dropped now: ask once more.
-            if not error.connection_invalidated:
-                raise
-        return connection.execute(self.statement, parameters).first()
-
-    def _first(self, connection: Connection, parameters: Mapping[str, Any]) -> AnyRow | None:
+    def all(self, executor: Executor, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
+        """The rows that it returns. Raises what SQLAlchemy raises."""
+        connection = executor if isinstance(executor, Connection) else executor.connection()
+        if connection.dialect.driver != "psycopg":
+            result: Any = executor.execute(self.statement, parameters)
+            return result.all() if result.returns_rows else ()
         if self._sql is None:
-            self._sql = str(self.statement.compile(dialect=connection.dialect))
-        with closing(connection.connection.cursor()) as cursor:
-            cursor.execute(self._sql, parameters)
-            values = cursor.fetchone()
-        if values is None:
-            return None
-        values = list(values)
-        for i in self._times:
-            if values[i] is not None:
-                values[i] = values[i].astimezone(UTC)
-        return cast(AnyRow, self._row._make(values))
+            compiled: Any = self.statement.compile(
+                dialect=connection.dialect, column_keys=self._values
+            )
+            self._constants = compiled.params
+            self._bind = compiled._bind_processors
+            self._sql = str(compiled)
+        sent = {**self._constants, **parameters}
+        for name, process in self._bind.items():
+            sent[name] = process(sent[name])
+        return self._read(_straight(connection, self._sql, sent, self.prepare))
+
+    def first(self, executor: Executor, parameters: Mapping[str, Any]) -> AnyRow | None:
+        """The first of its rows, or None. Raises what SQLAlchemy raises."""
+        rows = self.all(executor, parameters)
+        return rows[0] if rows else None
+
+    def _read(self, rows: Sequence[Sequence[Any]]) -> list[AnyRow]:
+        make, times = self._row._make, self._times
+        read = []
+        for row in rows:
+            values = list(row)
+            for i in times:
+                if values[i] is not None:
+                    values[i] = values[i].astimezone(UTC)
+            read.append(make(values))
+        return cast(list[AnyRow], read)
+
+
+def _straight(
+    connection: Connection, sql: str, parameters: Mapping[str, Any], prepare: bool
+) -> Sequence[Sequence[Any]]:
+    pooled: Any = connection.connection
+    try:
+        with closing(pooled.cursor()) as cursor:
+            cursor.execute(sql, parameters, prepare=prepare)
+            rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+            return rows
+    except psycopg.Error as error:
+        dialect = connection.dialect
+        lost = dialect.is_disconnect(cast(Any, error), pooled.driver_connection, None)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            sql,
+            None,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from error
 
 
 class Page(NamedTuple):

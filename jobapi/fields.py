@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from marshmallow import ValidationError, fields, validate
 
@@ -71,6 +71,10 @@ class Choice(fields.Field[Any]):
         return None if value is None else self.labels[value]
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
+        return self.take(value)
+
+    def take(self, value: Any) -> Any:
+        """``deserialize``, which has nothing to add."""
         if not isinstance(value, str) or value not in self.accepted:
             raise ValidationError(f"Must be one of: {', '.join(self.labels.values())}.")
         return self.accepted[value]
@@ -100,6 +104,14 @@ class Document(fields.Dict):
 
 class Text(fields.String):
     """A string, and nothing that only could be turned into one."""
+
+    def take(self, value: Any) -> Any:
+        """``deserialize``, at a fraction of its cost where nothing is wrong."""
+        if type(value) is not str or "\x00" in value:
+            return self.deserialize(value)
+        for validator in self.validators:
+            validator(value)
+        return value
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> str:
         if isinstance(value, str) and "\x00" in value:
@@ -132,3 +144,25 @@ class Unjudged(fields.Nested):
         self, value: Any, attr: str | None, data: Any, partial: Any = None, **kw: Any
     ) -> Any:
         return value
+
+
+class Many(fields.List[Any]):
+    """A list of a schema's objects, of which there may be many: see ``load_one``."""
+
+    def __init__(self, schema: Any, **kw: Any) -> None:
+        super().__init__(fields.Nested(schema), **kw)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.make_error("invalid")
+        loaded = []
+        wrong = {}
+        load_one = cast(Any, self.inner).schema.load_one
+        for number, each in enumerate(value):
+            try:
+                loaded.append(load_one(each))
+            except ValidationError as error:
+                wrong[number] = error.messages
+        if wrong:
+            raise ValidationError(wrong)
+        return loaded

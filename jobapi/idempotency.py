@@ -7,13 +7,13 @@ is an answer where it was done and none where it was not.
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import delete, func, insert, select, tuple_
+from sqlalchemy import BigInteger, bindparam, delete, func, insert, select, tuple_
 
-from .database import DbNow, Executor, dialect_name
+from .database import DbNow, Executor, Statement, dialect_name
 from .errors import IdempotencyKeyReused, RequestInProgress, ValidationFailed
 from .models import idempotency_keys
 
@@ -43,27 +43,17 @@ def recall(
     if dialect_name(session) == "postgresql":
         name = hashlib.sha256(f"{workspace_id} {caller} {key}".encode()).digest()
         number = int.from_bytes(name[:8], "big", signed=True)
-        if not session.execute(select(func.pg_try_advisory_xact_lock(number))).scalar_one():
+        (lock,) = _LOCK.all(session, {"number": number})
+        if not lock.taken:
             raise RequestInProgress(
                 "A request with this Idempotency-Key is under way; ask again in a moment."
             )
-    mine = (
-        (idempotency_keys.c.workspace_id == workspace_id)
-        & (idempotency_keys.c.caller == caller)
-        & (idempotency_keys.c.key == key)
-    )
-    row = session.execute(
-        select(
-            idempotency_keys.c.fingerprint,
-            idempotency_keys.c.answer,
-            idempotency_keys.c.created_at,
-            DbNow().label("now"),
-        ).where(mine)
-    ).first()
+    mine = {"of_workspace": workspace_id, "of_caller": caller, "of_key": key}
+    row = _RECALL.first(session, mine)
     if row is None:
         return None
     if row.created_at <= row.now - KEPT:
-        session.execute(delete(idempotency_keys).where(mine))
+        session.execute(delete(idempotency_keys).where(_MINE), mine)
         return None
     if row.fingerprint != fingerprint:
         raise IdempotencyKeyReused(
@@ -73,19 +63,51 @@ def recall(
 
 
 def remember(
-    session: Executor, workspace_id: int, caller: str, key: str, fingerprint: str, answer: str
+    session: Executor,
+    workspace_id: int,
+    caller: str,
+    key: str,
+    fingerprint: str,
+    answer: str,
+    now: datetime,
 ) -> None:
-    """Keep the answer to a key for a day."""
-    session.execute(
-        insert(idempotency_keys).values(
-            workspace_id=workspace_id,
-            caller=caller,
-            key=key,
-            fingerprint=fingerprint,
-            answer=answer,
-            created_at=DbNow(),
-        )
+    """Keep the answer to a key for a day from ``now``, the database's time."""
+    _REMEMBER.all(
+        session,
+        {
+            "workspace_id": workspace_id,
+            "caller": caller,
+            "key": key,
+            "fingerprint": fingerprint,
+            "answer": answer,
+            "created_at": now,
+        },
     )
+
+
+_LOCK = Statement(
+    select(func.pg_try_advisory_xact_lock(bindparam("number", type_=BigInteger)).label("taken")),
+    prepare=True,
+)
+_MINE = (
+    (idempotency_keys.c.workspace_id == bindparam("of_workspace"))
+    & (idempotency_keys.c.caller == bindparam("of_caller"))
+    & (idempotency_keys.c.key == bindparam("of_key"))
+)
+_RECALL = Statement(
+    select(
+        idempotency_keys.c.fingerprint,
+        idempotency_keys.c.answer,
+        idempotency_keys.c.created_at,
+        DbNow().label("now"),
+    ).where(_MINE),
+    prepare=True,
+)
+_REMEMBER = Statement(
+    insert(idempotency_keys),
+    prepare=True,
+    values=[column.name for column in idempotency_keys.c],
+)
 
 
 def forget(session: Executor) -> int:

@@ -7,13 +7,24 @@ the workspace; none commits. They return rows of the jobs table.
 from __future__ import annotations
 
 import re
-from base64 import b32hexencode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import uuid_utils
-from sqlalchemy import ColumnElement, and_, insert, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
 
 from . import leases, lifecycle
 from .database import (
@@ -21,9 +32,11 @@ from .database import (
     DbNow,
     Executor,
     Page,
+    Statement,
+    dialect_name,
     dumps,
     fetch_page,
-    insert_records,
+    record_source,
     records,
 )
 from .errors import JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
@@ -41,8 +54,30 @@ SORT_COLUMNS = {
     "status": jobs.c.status,
 }
 
-# Built once, because building it costs nearly as much as the database does.
-_INSERT = insert(jobs).returning(*COLUMNS)
+# What a creation says of a job, and what a new job's row says besides.
+_ITEM = (
+    "job_type",
+    "priority",
+    "metadata",
+    "estimated_duration",
+    "timeout_seconds",
+    "max_retries",
+    "scheduled_at",
+)
+_BLANK: Mapping[str, Any] = {
+    **{column.name: None for column in COLUMNS if column.name != "id"},
+    "status": JobStatus.PENDING,
+    "priority": Priority.NORMAL,
+    "version": 1,
+    "retry_count": 0,
+    "max_retries": DEFAULT_MAX_RETRIES,
+    "attempt": 0,
+}
+_CREATED = (
+    *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),
+    *("created_at", "updated_at", "queued_at", "due_at"),
+)
+_INSERT = Statement(insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
 _JOB_TYPE = re.compile(lifecycle.JOB_TYPE_PATTERN)
 
@@ -52,7 +87,7 @@ _MAX_TRIES = 50
 
 def new_job_id() -> str:
     """``job_`` and a UUID version 7 (RFC 9562): sorts by time, 74 random bits."""
-    return "job_" + b32hexencode(uuid_utils.uuid7().bytes).decode().rstrip("=").lower()
+    return "job_" + uuid_utils.uuid7().hex
 
 
 def create(
@@ -80,19 +115,18 @@ def create(
         raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
-    values = _new(
-        workspace_id,
-        created_by,
-        now,
-        job_type=job_type,
-        priority=priority,
-        metadata=metadata,
-        estimated_duration=estimated_duration,
-        scheduled_at=scheduled_at,
-        max_retries=max_retries,
-        timeout_seconds=timeout_seconds,
-    )
-    return session.execute(_INSERT, values).one()
+    item = {
+        "job_type": job_type,
+        "priority": priority,
+        "metadata": metadata,
+        "estimated_duration": estimated_duration,
+        "timeout_seconds": timeout_seconds,
+        "max_retries": max_retries,
+        "scheduled_at": scheduled_at,
+    }
+    row = _new_row(new_job_id(), workspace_id, item, created_by, now)
+    (made,) = _INSERT.all(session, {name: getattr(row, name) for name in _CREATED})
+    return made
 
 
 def create_many(
@@ -102,62 +136,99 @@ def create_many(
     *,
     created_by: int,
     now: datetime | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
 
-    Returns the columns of each new job in the same order. Raises
+    Returns the new jobs' rows in the same order, but for the ``id``. Raises
     ``ValidationFailed``, naming the item as ``jobs.0``.
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
+    rows = new_rows(workspace_id, items, created_by=created_by, now=now)
+    # Only what makes them different is sent for each.
+    varying = [
+        {
+            "job_id": row.job_id,
+            **item,
+            **({} if row.scheduled_at is None else {"due_at": row.due_at}),
+        }
+        for row, item in zip(rows, items, strict=True)
+    ]
+    _insert_many(dialect_name(session)).all(
+        session,
+        {
+            "workspace": workspace_id,
+            "creator": created_by,
+            "now": now,
+            **records(session, varying),
+        },
+    )
+    return rows
+
+
+def new_rows(
+    workspace_id: int,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    created_by: int,
+    now: datetime,
+    ids: Sequence[str] | None = None,
+) -> list[Any]:
+    """The rows of jobs that ``create_many`` makes of ``items``, with new ``ids`` or these.
+
+    Raises ``ValidationFailed``, naming the item as ``jobs.0``.
+    """
     rows = []
     for number, item in enumerate(items):
         try:
-            if not _JOB_TYPE.fullmatch(item["job_type"]):
-                raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
-            rows.append(_new(workspace_id, created_by, now, **item))
+            job_id = new_job_id() if ids is None else ids[number]
+            rows.append(_new_row(job_id, workspace_id, item, created_by, now))
         except ValidationFailed as error:
             raise ValidationFailed(
                 {f"jobs.{number}.{name}": texts for name, texts in error.errors.items()}
             ) from None
-    session.execute(insert_records(session, jobs, tuple(rows[0])), records(session, rows))
     return rows
 
 
-def _new(
-    workspace_id: int,
-    created_by: int,
-    now: datetime,
-    *,
-    job_type: str,
-    priority: Priority = Priority.NORMAL,
-    metadata: Mapping[str, Any] | None = None,
-    estimated_duration: int | None = None,
-    scheduled_at: datetime | None = None,
-    max_retries: int = DEFAULT_MAX_RETRIES,
-    timeout_seconds: int | None = None,
-) -> dict[str, Any]:
+def _new_row(
+    job_id: str, workspace_id: int, item: Mapping[str, Any], created_by: int, now: datetime
+) -> SimpleNamespace:
+    if not _JOB_TYPE.fullmatch(item["job_type"]):
+        raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
+    limit_documents(item)
     values = {
-        "job_id": new_job_id(),
+        **_BLANK,
+        **item,
+        "job_id": job_id,
         "workspace_id": workspace_id,
         "created_by": created_by,
-        "job_type": job_type,
-        "status": JobStatus.PENDING,
-        "priority": priority,
-        "version": 1,
-        "metadata": metadata,
-        "estimated_duration": estimated_duration,
-        "timeout_seconds": timeout_seconds,
-        "retry_count": 0,
-        "max_retries": max_retries,
         "created_at": now,
         "updated_at": now,
         "queued_at": now,
-        "due_at": lifecycle.due_at(now, scheduled_at),
-        "scheduled_at": scheduled_at,
+        "due_at": lifecycle.due_at(now, item.get("scheduled_at")),
     }
-    limit_documents(values)
-    return values
+    return SimpleNamespace(**values)
+
+
+@cache
+def _insert_many(dialect: str) -> Statement:
+    item = record_source(
+        dialect, {name: jobs.c[name].type for name in ("job_id", "due_at", *_ITEM)}
+    ).c
+    now: Any = bindparam("now", type_=jobs.c.created_at.type)
+    values = {
+        **{name: literal(_BLANK[name], jobs.c[name].type) for name in _CREATED if name in _BLANK},
+        **{name: item[name] for name in ("job_id", *_ITEM)},
+        "priority": func.coalesce(item.priority, _BLANK["priority"]),
+        "max_retries": func.coalesce(item.max_retries, _BLANK["max_retries"]),
+        "workspace_id": bindparam("workspace", type_=jobs.c.workspace_id.type),
+        "created_by": bindparam("creator", type_=jobs.c.created_by.type),
+        "created_at": now,
+        "updated_at": now,
+        "queued_at": now,
+        "due_at": func.coalesce(item.due_at, now),
+    }
+    return Statement(insert(jobs).from_select(list(values), select(*values.values())))
 
 
 def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
@@ -345,7 +416,12 @@ def limit_documents(values: Mapping[str, Any]) -> None:
     """Refuse documents that have grown too large (``ValidationFailed``)."""
     for name in ("metadata", "result"):
         document = values.get(name)
-        if document is not None and len(dumps(document)) > MAX_DOCUMENT_BYTES:
+        if document is not None and not fits(document):
             raise ValidationFailed(
                 {name: [f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."]}
             )
+
+
+def fits(document: Any) -> bool:
+    """Whether a document is not too large to be stored."""
+    return len(dumps(document)) <= MAX_DOCUMENT_BYTES

@@ -72,6 +72,8 @@ def report(
         retry_after = changes.get("retry_after")
         delay = None if retry_after is None else timedelta(seconds=retry_after)
         return values | _fail_attempt(job, backoff, chance, now, delay)
+    if target is JobStatus.SUCCESS:
+        values["succeeded_by"] = lease_token
     return values | end(job, target, now)
 
 
@@ -100,10 +102,13 @@ def _fail_attempt(
 
 
 def ended_attempt(job: Any, values: Mapping[str, Any], now: datetime) -> dict[str, Any] | None:
-    """The attempt that a change of a job ends; None where it ends none."""
+    """The attempt that a change of a job ends; None where it ends none, or with success.
+
+    What the job's own row says of an attempt that succeeded is never written over.
+    """
     status = values.get("status", job.status)
     attempt = values.get("attempt", job.attempt)
-    if status == JobStatus.RUNNING or (
+    if status in (JobStatus.RUNNING, JobStatus.SUCCESS) or (
         job.status != JobStatus.RUNNING and (attempt == job.attempt or status <= JobStatus.RUNNING)
     ):
         return None

@@ -180,6 +180,7 @@ class JobRecord(Base):
         ),
         CheckConstraint("lease_token IS NULL OR reap_at <= lease_expires_at", "reap_at"),
         CheckConstraint("reap_at IS NULL OR status = 1", "reaped"),
+        CheckConstraint("succeeded_by IS NULL OR status = 2", "succeeded_by"),
         # Claims: a workspace's pending jobs of one priority, by when they are due.
         Index(
             "ix_jobapi_jobs_claim",
@@ -248,10 +249,17 @@ class JobRecord(Base):
     reap_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, comment="when the lease or the attempt's time runs out, whichever is first"
     )
+    succeeded_by: Mapped[str | None] = mapped_column(
+        String(32), comment="the token of the lease under which it succeeded"
+    )
 
 
 class AttemptRecord(Base):
-    """An attempt that has ended. The one under way is in the job's own row."""
+    """An attempt that ended without success.
+
+    The one under way, and the one that succeeded, are in the job's own row: a
+    success is for ever, so that the commonest end costs no second row.
+    """
 
     __tablename__ = "jobapi_attempts"
     __table_args__ = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
 
@@ -11,6 +12,7 @@ from .fields import (
     Choice,
     Document,
     Flag,
+    Many,
     Pattern,
     QueryInteger,
     StatusInput,
@@ -75,6 +77,39 @@ class Base(Schema):
 
     # What JSON Schema can say of a schema and marshmallow cannot.
     DOCUMENTED: ClassVar[Mapping[str, Any]] = {}
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What is to be done after the fields have been loaded."""
+        return data
+
+    @post_load
+    def _complete(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+        return self.complete(data)
+
+    def load_one(self, data: Any) -> dict[str, Any]:
+        """``load`` of one of many: the same, at a fraction of the cost where nothing is wrong.
+
+        For schemas whose fields have no defaults and keep their names.
+        """
+        take = self._take
+        try:
+            loaded = {name: take[name](value) for name, value in data.items() if value is not None}
+            # Whether a null is in its place is left to ``load``.
+            if loaded.keys() >= self._required and len(loaded) == len(data):
+                return self.complete(loaded)
+        except (AttributeError, KeyError, ValidationError):
+            pass
+        return cast(dict[str, Any], self.load(data))
+
+    @cached_property
+    def _take(self) -> dict[str, Any]:
+        return {
+            name: getattr(field, "take", field.deserialize) for name, field in self.fields.items()
+        }
+
+    @cached_property
+    def _required(self) -> set[str]:
+        return {name for name, field in self.fields.items() if field.required}
 
 
 class PagingQuery(Base):
@@ -158,8 +193,8 @@ class JobCreate(Base):
     )
     timeout_seconds = _seconds(1, "How long an attempt may run, in seconds.")
 
-    @post_load
-    def _drop_nulls(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A null is the same as absence."""
         return {name: value for name, value in data.items() if value is not None}
 
 
@@ -202,8 +237,8 @@ class JobUpdate(Base):
         },
     )
 
-    @post_load
-    def _progress_out_of_result(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Progress is taken out of the result."""
         return progress_out_of_result(data)
 
 
@@ -309,7 +344,7 @@ class JobBatchItem(JobCreate):
 class JobBatch(Base):
     """New jobs, all or none."""
 
-    jobs = fields.List(fields.Nested(JobBatchItem), required=True, validate=_text(1, 1000))
+    jobs = Many(JobBatchItem, required=True, validate=_text(1, 1000))
 
 
 class JobBatchCreated(Base):
@@ -390,9 +425,8 @@ class Report(Base):
         metadata={"description": "Seconds until the retry, instead of the usual backoff."},
     )
 
-    @post_load
-    def _check(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
-        # Here null is the same as absence; in a PATCH it takes something away.
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Here null is the same as absence; in a PATCH it takes something away."""
         data = {name: value for name, value in data.items() if value is not None}
         data = progress_out_of_result(data)
         if data.get("status") is JobStatus.SUCCESS and "error" in data:
@@ -563,8 +597,8 @@ class MemberAdd(Base):
     username = Text(validate=_text(1, 255))
     role = Choice(Role, required=True)
 
-    @post_load
-    def _one_of_two(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The user is named in one way."""
         if ("user_id" in data) == ("username" in data):
             raise ValidationError("Give either user_id or username.", "user_id")
         return data

@@ -4,6 +4,9 @@ A caller who waits holds no connection. One of those who wait is the watcher:
 it listens for what other processes announce (Postgres), and looks itself every
 ``POLL_SECONDS`` for jobs that have become due or whose announcement was lost.
 When the watcher leaves, another of them takes its place.
+
+Of those who wait for the same, one at a time has the turn to look, and calls
+the next one when there was something: a single job wakes one of them, not all.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class WaitingRoom:
         self._listen = listen
         self._changed = Condition()
         self._wishes: Counter[Wish] = Counter()
-        self._calls: Counter[Wish] = Counter()
+        self._turns: set[Wish] = set()
         self._watched = False
         self._announced: dict[int, float] = {}
         self._listener: Any = None
@@ -62,6 +65,8 @@ class WaitingRoom:
             if self._wishes.total() >= self.limit:
                 return False
             self._wishes[wanted] += 1
+            # What came since they looked has called nobody.
+            self._turns.add(wanted)
             return True
 
     def leave(self, wanted: Wish) -> None:
@@ -69,15 +74,19 @@ class WaitingRoom:
         with self._changed:
             self._wishes[wanted] -= 1
             if not self._wishes[wanted]:
-                del self._wishes[wanted], self._calls[wanted]
+                del self._wishes[wanted]
+                self._turns.discard(wanted)
             self._changed.notify_all()
 
-    def calls(self, wanted: Wish) -> int:
-        """How often there was something; to be read before one looks oneself."""
-        return self._calls[wanted]
+    def call(self, wanted: Wish) -> None:
+        """Give the turn to another: there was something, so that there may be more."""
+        with self._changed:
+            if wanted in self._wishes:
+                self._turns.add(wanted)
+                self._changed.notify_all()
 
-    def wait(self, wanted: Wish, seen: int, deadline: float, is_gone: Callable[[], bool]) -> bool:
-        """Wait until there is something since ``seen``; False at the deadline or when gone.
+    def wait(self, wanted: Wish, deadline: float, is_gone: Callable[[], bool]) -> bool:
+        """Wait for the turn to look; False at the deadline, or when gone.
 
         ``deadline`` is on ``time.monotonic``'s clock.
         """
@@ -85,7 +94,8 @@ class WaitingRoom:
             if is_gone() or self.closing():
                 return False
             with self._changed:
-                if self._calls[wanted] != seen:
+                if wanted in self._turns:
+                    self._turns.remove(wanted)
                     return True
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -121,9 +131,7 @@ class WaitingRoom:
 
     def _call(self, workspace_ids: set[int]) -> None:
         with self._changed:
-            for wanted in self._wishes:
-                if wanted[0] in workspace_ids:
-                    self._calls[wanted] += 1
+            self._turns.update(wanted for wanted in self._wishes if wanted[0] in workspace_ids)
             self._changed.notify_all()
 
     def _watch(self, seconds: float) -> None:
@@ -145,8 +153,7 @@ class WaitingRoom:
             logger.warning("cannot look for jobs; those who wait look themselves", exc_info=True)
             found = []
         with self._changed:
-            for wanted in found:
-                self._calls[wanted] += 1
+            self._turns.update(wanted for wanted in found if wanted in self._wishes)
             self._changed.notify_all()
 
     def _hear(self, engine: Engine, seconds: float) -> set[int]:

@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 
 from flask import g, request
 from sqlalchemy import Connection, and_, bindparam, select
+from sqlalchemy.exc import DBAPIError
 
 from .. import accounts, errors
-from ..database import AnyRow, DbNow, Lookup
+from ..database import AnyRow, DbNow, Statement
 from ..identity import Role
 from ..jobs import COLUMNS, not_found
 from ..keys import KEY_PREFIX, USE_RESOLUTION, digest, note_use
@@ -28,7 +29,7 @@ from .base import View, state
 
 NUMBERS = frozenset({"workspace_id", "user_id", "key_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-_JOB_ID = re.compile(r"job_[0-9a-v]{26}")
+_JOB_ID = re.compile(r"job_[0-9a-v]{26,32}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 JOB_COLUMNS = {
@@ -212,7 +213,7 @@ def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
 
 
 @cache
-def _lookup(kind: str, in_workspace: bool, job: str | None) -> Lookup:
+def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement:
     """The query for a caller, with workspace and job where the path names them."""
     columns: list[Any] = [
         users.c.id.label("caller_id"),
@@ -253,7 +254,8 @@ def _lookup(kind: str, in_workspace: bool, job: str | None) -> Lookup:
             jobs,
             and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
         )
-    return Lookup(select(*columns).select_from(source).where(where, ~users.c.disabled))
+    query = select(*columns).select_from(source).where(where, ~users.c.disabled)
+    return Statement(query, prepare=True)
 
 
 def _look_up(
@@ -272,7 +274,14 @@ def _look_up(
         known_form = job_id is not None and _JOB_ID.fullmatch(job_id)
         parameters = {**parameters, "job_id": job_id if known_form else ""}
     lookup = _lookup(kind, in_workspace, job)
-    row = lookup.first(connection, parameters)
+    try:
+        row = lookup.first(connection, parameters)
+    except DBAPIError as error:
+        # The pool had a connection that the database has closed meanwhile, as
+        # it does when it restarts. All are dropped now: ask once more.
+        if not error.connection_invalidated:
+            raise
+        row = lookup.first(connection, parameters)
     if row is None and kind == "host":
         # Nobody has seen this user here before, or they are disabled.
         accounts.host_user(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
+from datetime import datetime
 from typing import Any
 
 from flask import Response, url_for
@@ -199,17 +199,28 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
         rows = jobs.create_many(
             connection, workspace_id, items, created_by=caller.user_id, now=caller.now
         )
-        return {"data": [job_object(SimpleNamespace(**_NEW, **row)) for row in rows]}
+        return {"data": [job_object(row) for row in rows]}
 
-    answer, headers = replayable(caller, workspace_id, "create_jobs", body, create)
+    def keep(answer: dict[str, Any]) -> Any:
+        # The rest follows from the request, which is the same.
+        return caller.now, [job["job_id"] for job in answer["data"]]
+
+    def again(kept: Any) -> dict[str, Any]:
+        now, ids = kept
+        rows = jobs.new_rows(
+            workspace_id,
+            items,
+            created_by=caller.user_id,
+            now=datetime.fromisoformat(now),
+            ids=ids,
+        )
+        return {"data": [job_object(row) for row in rows]}
+
+    answer, headers = replayable(
+        caller, workspace_id, "create_jobs", body, create, keep=keep, again=again
+    )
     state().room.announce(caller.connection, workspace_id)
     return json_response(answer, 201, headers)
-
-
-# What a new job's row has besides what its creation sets.
-_NEW = dict.fromkeys(
-    ("result", "error", "actual_duration", "started_at", "completed_at"),
-)
 
 
 @blp.operation(

@@ -40,10 +40,14 @@ def replayable(
     operation: str,
     body: Any,
     act: Callable[[Connection], dict[str, Any]],
+    *,
+    keep: Callable[[dict[str, Any]], Any] = lambda answer: answer,
+    again: Callable[[Any], dict[str, Any]] = lambda kept: kept,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Do what is asked for, or give the answer of when it was done before, with its headers.
 
-    Without a key it is done on a connection that commits by itself.
+    Without a key it is done on a connection that commits by itself. ``keep``
+    says what is to be kept of the answer, of which ``again`` makes it anew.
     """
     key = idempotency_key()
     if key is None:
@@ -52,8 +56,8 @@ def replayable(
     with transaction(caller.connection) as tx:
         kept = idempotency.recall(tx, workspace_id, caller.name, key, mark)
         if kept is not None:
-            return orjson.loads(kept), REPLAYED
+            return again(orjson.loads(kept)), REPLAYED
         answer = act(tx)
-        text = to_json(answer).decode()
-        idempotency.remember(tx, workspace_id, caller.name, key, mark, text)
+        text = to_json(keep(answer)).decode()
+        idempotency.remember(tx, workspace_id, caller.name, key, mark, text, caller.now)
     return answer, {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -48,13 +47,16 @@ def waits(view: View) -> View:
         if not seconds or not room.enter(wanted):
             return response
         try:
-            # What came between the first look and the entrance has called nobody.
-            seen = room.calls(wanted) - 1
-            while room.wait(wanted, seen, began + seconds, caller_is_gone):
-                seen = room.calls(wanted)
+            while room.wait(wanted, began + seconds, caller_is_gone):
                 g.jobapi_wait = None
-                response = view(**url)
-                if g.jobapi_wait is None:
+                found = True
+                try:
+                    response = view(**url)
+                    found = g.jobapi_wait is None
+                finally:
+                    if found:
+                        room.call(wanted)
+                if found:
                     break
         finally:
             room.leave(wanted)
@@ -108,7 +110,7 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     wait_seconds = claim.pop("wait_seconds", 0)
     key = idempotency_key()
     token = queue.new_lease_token()
-    with nullcontext(caller.connection) if key is None else transaction(caller.connection) as tx:
+    with transaction(caller.connection, by_index=True) as tx:
         if key is not None:
             mark = idempotency.fingerprint("claim_jobs", body)
             held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
@@ -116,7 +118,7 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
                 return _claimed(queue.leased(tx, workspace_id, held), REPLAYED)
         rows = queue.claim(tx, workspace_id, lease_token=token, now=caller.now, **claim)
         if key is not None and rows:
-            idempotency.remember(tx, workspace_id, caller.name, key, mark, token)
+            idempotency.remember(tx, workspace_id, caller.name, key, mark, token, caller.now)
     if not rows:
         g.jobapi_wait = (wait_seconds, wish(workspace_id, claim.get("job_types")))
     return _claimed(rows, {})
@@ -151,13 +153,13 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     reports = []
     for raw in given:
         try:
-            reports.append(_REPORT.load(raw))
+            reports.append(_REPORT.load_one(raw))
             answers.append({})
         except ValidationError as error:
             problem = ValidationFailed(flatten(error.messages))
             answers.append(_answer(_job_id(raw), None, problem))
     if reports:
-        with transaction(caller.connection) as tx:
+        with transaction(caller.connection, by_index=True) as tx:
             judged = queue.report(
                 tx,
                 workspace_id,
