@@ -266,29 +266,46 @@ def is_away(error: Exception) -> bool:
     )
 
 
+BY_KEY = ("seqscan",)
+"""For statements that go to many rows by their keys, in a table of any size.
+
+The statistics of a table that grows fast are those of a small one; a plan that
+goes by them would read all of it.
+"""
+
+IN_ORDER = ("seqscan", "bitmapscan", "sort")
+"""For statements that want the first rows in the order of an index, and no others."""
+
+
 @contextmanager
-def transaction(connection: Connection, *, by_index: bool = False) -> Iterator[Connection]:
+def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Iterator[Connection]:
     """All or nothing, on a connection in autocommit mode.
 
     SQLite takes the write lock at once: a transaction that starts by reading
     and then wants to write is refused there when another has written
-    meanwhile, whatever the time it would wait. ``by_index`` is for statements
-    that go to many rows by their keys: Postgres shall not read a whole table
-    that its statistics take for empty still.
+    meanwhile, whatever the time it would wait. ``planner`` are the ways in which
+    Postgres shall not plan: ``BY_KEY`` or ``IN_ORDER``.
     """
     begin = "BEGIN"
     if connection.dialect.name == "sqlite":
         begin = "BEGIN IMMEDIATE"
-    elif by_index:
-        begin = "BEGIN; SET LOCAL enable_seqscan = off"
-    connection.exec_driver_sql(begin)
+    else:
+        begin = "; ".join(["BEGIN", *(f"SET LOCAL enable_{way} = off" for way in planner)])
+    _command(connection, begin)
     try:
         yield connection
-        connection.exec_driver_sql("COMMIT")
+        _command(connection, "COMMIT")
     except BaseException:
         if not connection.invalidated:
-            connection.exec_driver_sql("ROLLBACK")
+            _command(connection, "ROLLBACK")
         raise
+
+
+def _command(connection: Connection, sql: str) -> None:
+    if connection.dialect.driver == "psycopg":
+        _straight(connection, sql, None, prepare=False)
+    else:
+        connection.exec_driver_sql(sql)
 
 
 def autocommit(engine: Engine) -> Engine:
@@ -396,7 +413,7 @@ class Statement:
         sent = {**self._constants, **parameters}
         for name, process in self._bind.items():
             sent[name] = process(sent[name])
-        return self._read(_straight(connection, self._sql, sent, self.prepare))
+        return self._read(_straight(connection, self._sql, sent, prepare=self.prepare))
 
     def first(self, executor: Executor, parameters: Mapping[str, Any]) -> AnyRow | None:
         """The first of its rows, or None. Raises what SQLAlchemy raises."""
@@ -416,7 +433,7 @@ class Statement:
 
 
 def _straight(
-    connection: Connection, sql: str, parameters: Mapping[str, Any], prepare: bool
+    connection: Connection, sql: str, parameters: Mapping[str, Any] | None, *, prepare: bool
 ) -> Sequence[Sequence[Any]]:
     pooled: Any = connection.connection
     try:

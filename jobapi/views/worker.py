@@ -11,7 +11,7 @@ from flask import Response, g, request
 from marshmallow import ValidationError
 
 from .. import idempotency, queue, schemas
-from ..database import transaction
+from ..database import BY_KEY, IN_ORDER, transaction
 from ..errors import JobApiError, ValidationFailed
 from ..identity import Role
 from ..lifecycle import JobStatus, Outcome
@@ -110,7 +110,7 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     wait_seconds = claim.pop("wait_seconds", 0)
     key = idempotency_key()
     token = queue.new_lease_token()
-    with transaction(caller.connection, by_index=True) as tx:
+    with transaction(caller.connection, planner=IN_ORDER) as tx:
         if key is not None:
             mark = idempotency.fingerprint("claim_jobs", body)
             held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
@@ -159,7 +159,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             problem = ValidationFailed(flatten(error.messages))
             answers.append(_answer(_job_id(raw), None, problem))
     if reports:
-        with transaction(caller.connection, by_index=True) as tx:
+        with transaction(caller.connection, planner=BY_KEY) as tx:
             judged = queue.report(
                 tx,
                 workspace_id,
