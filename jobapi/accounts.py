@@ -15,7 +15,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import case, delete, exists, insert, select, update
 
-from .database import AnyRow, DbNow, Executor, Page, fetch_page, insert_or_ignore
+from .database import AnyRow, DbNow, Executor, Page, dialect_name, fetch_page, insert_or_ignore
 from .errors import (
     LoginFailed,
     TokenRevoked,
@@ -75,7 +75,7 @@ def _insert_user(
 ) -> AnyRow | None:
     now = session.execute(select(DbNow())).scalar_one()
     return session.execute(
-        insert_or_ignore(session, users)
+        insert_or_ignore(dialect_name(session), users)
         .values(
             username=username,
             password_hash=None if password is None else _hasher.hash(password),
@@ -248,7 +248,9 @@ def authenticate(
 def _count_attempt(session: Executor, subject: str, limit: int) -> None:
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(delete(login_failures).where(login_failures.c.since <= now - LOGIN_WINDOW))
-    attempt = insert_or_ignore(session, login_failures).values(subject=subject, count=1, since=now)
+    attempt = insert_or_ignore(dialect_name(session), login_failures).values(
+        subject=subject, count=1, since=now
+    )
     # At the limit the count stays, and so does the end of the window.
     row = session.execute(
         attempt.on_conflict_do_update(

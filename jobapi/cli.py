@@ -20,11 +20,12 @@ from flask_migrate.cli import db as migrate_group
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from . import accounts, config, keys, logs, workspaces
+from . import accounts, config, counts, keys, logs, workspaces
 from .client.commands import jobs_group, worker_command
 from .database import transaction
 from .errors import JobApiError, UserNotFound
 from .identity import Role
+from .lifecycle import JobStatus, Priority
 
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # public on purpose; refused in production
@@ -144,6 +145,22 @@ def maintain() -> None:
         signal.signal(number, lambda *_: maintenance.stop())
     _note("Looking after leases.")
     maintenance.run()
+
+
+@commands.command("db-check")
+@with_appcontext
+def db_check() -> None:
+    """Recount all jobs, and put totals right; it ends with 1 where some were wrong."""
+    wrong = 0
+    with _state().engine.connect() as connection:
+        for workspace_id in workspaces.ids(connection):
+            for kind in counts.check(connection, workspace_id):
+                wrong += 1
+                status, priority = JobStatus(kind.status).label, Priority(kind.priority).label
+                _note(f"workspace {workspace_id}: {status} {kind.job_type} {priority}: {kind.n:+}")
+    _note(f"{wrong} totals were wrong, and are right now." if wrong else "All totals are right.")
+    if wrong:
+        raise SystemExit(1)
 
 
 @commands.command()

@@ -27,6 +27,7 @@ from sqlalchemy import (
     FromClause,
     Insert,
     Row,
+    Select,
     String,
     Table,
     Text,
@@ -102,13 +103,12 @@ def _now_sqlite(element: DbNow, compiler: Any, **kw: Any) -> str:
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
-def insert_or_ignore(executor: Executor, table: Table) -> Any:
+def insert_or_ignore(dialect: str, table: Table) -> Any:
     """An INSERT that does nothing where a unique constraint is in the way.
 
     It has the ``on_conflict_do_update`` of both dialects, too.
     """
-    dialect = sqlite if dialect_name(executor) == "sqlite" else postgresql
-    return dialect.insert(table)
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
 class SecondsAfter(FunctionElement[datetime]):
@@ -473,20 +473,21 @@ def fetch_page(
     *,
     page: int,
     limit: int,
+    count: Select[tuple[int]] | None = None,
 ) -> Page:
     """Read page ``page`` (from 1) of ``limit`` rows, with the total.
 
-    One statement, so that the page and the total are of the same moment; only
+    ``count`` is the query for the total where it need not be counted. One
+    statement, so that the page and the total are of the same moment; only
     past the end, where no row carries the total, it is asked for by itself.
     """
-    count = select(func.count()).select_from(source).where(*where)
+    total = select(func.count()).select_from(source).where(*where) if count is None else count
     rows = executor.execute(
-        select(*columns, count.scalar_subquery().label("page_total"))
+        select(*columns, total.scalar_subquery().label("page_total"))
         .select_from(source)
         .where(*where)
         .order_by(*order_by)
         .limit(limit)
         .offset((page - 1) * limit)
     ).all()
-    total = rows[0].page_total if rows else executor.execute(count).scalar_one()
-    return Page(rows, total)
+    return Page(rows, rows[0].page_total if rows else executor.execute(total).scalar_one())

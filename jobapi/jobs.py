@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from . import leases, lifecycle
+from . import counts, leases, lifecycle
 from .database import (
     AnyRow,
     DbNow,
@@ -255,23 +255,31 @@ def not_found() -> JobNotFound:
     return JobNotFound("Job not found in specified workspace")
 
 
-def in_workspace(workspace_id: int) -> ColumnElement[bool]:
+Scope = Callable[[Any], ColumnElement[bool]]
+"""Which workspaces: a condition on columns, of which ``workspace_id`` is one."""
+
+
+def in_workspace(workspace_id: int) -> Scope:
     """The jobs of one workspace."""
-    return jobs.c.workspace_id == workspace_id
+    return lambda c: c.workspace_id == workspace_id
 
 
-def readable_by(user_id: int, *, is_admin: bool) -> ColumnElement[bool]:
+def both(one: Scope, other: Scope) -> Scope:
+    """The jobs that are in both."""
+    return lambda c: one(c) & other(c)
+
+
+def readable_by(user_id: int, *, is_admin: bool) -> Scope:
     """The jobs of all workspaces in which the user may read."""
     if is_admin:
-        return true()
-    return jobs.c.workspace_id.in_(
-        select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
-    )
+        return lambda c: true()
+    mine = select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
+    return lambda c: c.workspace_id.in_(mine)
 
 
 def page(
     session: Executor,
-    scope: ColumnElement[bool],
+    scope: Scope,
     *,
     status: Sequence[JobStatus] = (),
     job_type: Sequence[str] = (),
@@ -287,25 +295,24 @@ def page(
     ``only_job_types`` is what the caller may see at all. Equal values are put
     in the order of creation, in the direction of ``order``.
     """
-    where = [scope]
-    for column, accepted in (
-        (jobs.c.status, status),
-        (jobs.c.job_type, job_type),
-        (jobs.c.priority, priority),
-    ):
-        if accepted:
-            where.append(column.in_(accepted))
-    if only_job_types is not None:
-        where.append(jobs.c.job_type.in_(only_job_types))
+
+    def where(c: Any) -> list[ColumnElement[bool]]:
+        given = [(c.status, status), (c.job_type, job_type), (c.priority, priority)]
+        conditions = [scope(c), *(column.in_(wanted) for column, wanted in given if wanted)]
+        if only_job_types is not None:
+            conditions.append(c.job_type.in_(only_job_types))
+        return conditions
+
     keys = [SORT_COLUMNS[sort], jobs.c.id]
     return fetch_page(
         session,
         COLUMNS,
         jobs,
-        where,
+        where(jobs.c),
         [key.desc() if order == "desc" else key.asc() for key in keys],
         page=page,
         limit=limit,
+        count=counts.total(where),
     )
 
 

@@ -16,8 +16,8 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import idempotency, queue
-from .database import DbNow, insert_or_ignore, transaction
+from . import counts, idempotency, queue
+from .database import BY_KEY, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
 from .models import duties
 
@@ -37,7 +37,7 @@ logger = logging.getLogger("jobapi")
 def take_duty(connection: Connection, holder: str, seconds: int = DUTY_SECONDS) -> bool:
     """Take, or keep, the duty for so many seconds; False where another has it."""
     now = connection.execute(select(DbNow())).scalar_one()
-    mine = insert_or_ignore(connection, duties).values(
+    mine = insert_or_ignore(dialect_name(connection), duties).values(
         name=_DUTY, holder=holder, expires_at=now + timedelta(seconds=seconds)
     )
     taken = connection.execute(
@@ -67,6 +67,11 @@ def work(connection: Connection, backoff: Backoff) -> int:
         if len(jobs) < queue.REAP_AT_ONCE:
             break
     idempotency.forget(connection)
+    for _ in range(MAX_ROUNDS):
+        with transaction(connection, planner=BY_KEY) as tx:
+            folded = counts.fold(tx)
+        if folded < counts.FOLD_AT_ONCE:
+            break
     return reaped
 
 

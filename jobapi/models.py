@@ -282,6 +282,40 @@ class AttemptRecord(Base):
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class JobCount(Base):
+    """How many jobs of a kind a workspace has, but for what ``JobCountChange`` says since.
+
+    Both are written by the database's own triggers, in the transaction of
+    what they count, so that no path can forget them.
+    """
+
+    __tablename__ = "jobapi_job_counts"
+
+    workspace_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    status: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    job_type: Mapped[str] = mapped_column(String(100), primary_key=True)
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobCountChange(Base):
+    """What a statement added to the counts of a kind, or took away.
+
+    Rows that are only ever added keep writers from waiting for each other; the
+    maintenance folds them into ``JobCount``. SQLite, where one writes at a time
+    anyway, needs none.
+    """
+
+    __tablename__ = "jobapi_job_count_changes"
+
+    id: Mapped[int] = mapped_column(_BigId, Identity(), primary_key=True)
+    workspace_id: Mapped[int] = mapped_column(index=True)
+    status: Mapped[int] = mapped_column(SmallInteger)
+    job_type: Mapped[str] = mapped_column(String(100))
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    n: Mapped[int]
+
+
 class IdempotencyKey(Base):
     """A request that succeeded, so that its repetition gets the same answer."""
 
@@ -315,5 +349,7 @@ memberships = Base.metadata.tables["jobapi_memberships"]
 api_keys = Base.metadata.tables["jobapi_api_keys"]
 jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
+job_counts = Base.metadata.tables["jobapi_job_counts"]
+job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 duties = Base.metadata.tables["jobapi_duties"]

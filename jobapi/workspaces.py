@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, select, true, update
 
-from .database import AnyRow, DbNow, Executor, Page, fetch_page, insert_or_ignore
+from .database import AnyRow, DbNow, Executor, Page, dialect_name, fetch_page, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from .identity import Role, check_name
 from .models import api_keys, jobs, memberships, users, workspaces
@@ -40,6 +40,11 @@ def get(session: Executor, workspace_id: int) -> AnyRow:
     if row is None:
         raise WorkspaceNotFound(f"There is no workspace {workspace_id}.")
     return row
+
+
+def ids(session: Executor) -> list[int]:
+    """The ids of all workspaces."""
+    return list(session.execute(select(workspaces.c.id).order_by(workspaces.c.id)).scalars())
 
 
 def page(
@@ -133,7 +138,7 @@ def add_member(session: Executor, workspace_id: int, user_id: int, role: Role) -
     """Make a user a member. Raises ``AlreadyMember``."""
     now = session.execute(select(DbNow())).scalar_one()
     added = session.execute(
-        insert_or_ignore(session, memberships)
+        insert_or_ignore(dialect_name(session), memberships)
         .values(workspace_id=workspace_id, user_id=user_id, role=role, created_at=now)
         .on_conflict_do_nothing()
         .returning(memberships.c.user_id)

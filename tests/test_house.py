@@ -20,7 +20,7 @@ MODULES = {
 
 GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
 STORE = GROUND | {"database", "models"}
-SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency"}
+SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency", "counts"}
 
 # What a module may import of ours.
 MAY_IMPORT = {
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "idempotency", "leases", "models", "queue"},
+    "maintenance": {"counts", "database", "idempotency", "leases", "models", "queue"},
     "waiting": {"queue"},
     "extension": {
         "config",
@@ -50,7 +50,8 @@ MAY_IMPORT = {
         "cli",
         "views",
     },
-    "cli": {"client", "config", "database", "errors", "identity", "logs", "extension"} | SERVICES,
+    "cli": {"client", "config", "database", "errors", "identity", "lifecycle", "logs", "extension"}
+    | SERVICES,
 }
 CLIENT = {"client", "errors", "lifecycle"}
 VIEWS = STORE | SERVICES | {"schemas", "waiting", "views", "extension"}

@@ -427,7 +427,7 @@ def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
     else:
         scope = jobs.readable_by(caller.user_id, is_admin=caller.is_admin)
     if workspace_id is not None:
-        scope &= jobs.in_workspace(workspace_id)
+        scope = jobs.both(scope, jobs.in_workspace(workspace_id))
     successor = url_for("jobapi-workspaces.list_workspaces")
     if workspace_id is not None:
         successor = url_for("jobapi-jobs.list_jobs", workspace_id=workspace_id)

@@ -1,0 +1,111 @@
+"""How many jobs there are, without counting them.
+
+The database's triggers write down what each statement adds to the number of
+jobs of a kind, which is a workspace, a status, a type and a priority. So a
+total is a sum over as many rows as there are kinds, and exact in every
+snapshot, as the jobs themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Select, cast, delete, func, insert, literal, select, union_all
+
+from .database import (
+    AnyRow,
+    Executor,
+    dialect_name,
+    insert_or_ignore,
+    record_source,
+    records,
+)
+from .models import job_count_changes, job_counts, jobs
+
+FOLD_AT_ONCE = 10_000
+"""How many changes are folded in one transaction at most."""
+
+KIND = ("workspace_id", "status", "job_type", "priority")
+_COUNTED = (*KIND, "n")
+
+Conditions = Callable[[Any], Sequence[Any]]
+"""What to count: given columns with the names of a kind, the conditions on them."""
+
+
+def _of(table: Any) -> list[Any]:
+    return [table.c[name] for name in _COUNTED]
+
+
+_NOW = union_all(select(*_of(job_counts)), select(*_of(job_count_changes))).subquery("counted")
+
+
+def total(conditions: Conditions) -> Select[tuple[int]]:
+    """The query for how many jobs match."""
+    n: Any = cast(func.coalesce(func.sum(_NOW.c.n), 0), BigInteger)
+    return select(n).where(*conditions(_NOW.c))
+
+
+def fold(session: Executor) -> int:
+    """Fold the oldest changes into the counts; returns how many, ``FOLD_AT_ONCE`` at most.
+
+    To be called in a transaction, so that whoever sums sees them here or there.
+    """
+    oldest = select(job_count_changes.c.id).order_by(job_count_changes.c.id).limit(FOLD_AT_ONCE)
+    gone = session.execute(
+        delete(job_count_changes)
+        .where(job_count_changes.c.id.in_(oldest))
+        .returning(*_of(job_count_changes))
+    ).all()
+    sums: Counter[tuple[Any, ...]] = Counter()
+    for *kind, n in gone:
+        sums[tuple(kind)] += n
+    # In one order, so that two who fold never wait for each other in a circle.
+    rows = [dict(zip(_COUNTED, (*kind, n), strict=True)) for kind, n in sorted(sums.items()) if n]
+    if rows:
+        session.execute(_add(dialect_name(session)), records(session, rows))
+    return len(gone)
+
+
+@cache
+def _add(dialect: str) -> Any:
+    source = record_source(dialect, {name: job_counts.c[name].type for name in _COUNTED})
+    added = insert_or_ignore(dialect, job_counts).from_select(
+        list(_COUNTED),
+        # SQLite takes ON CONFLICT for a join's without a WHERE in between.
+        select(*_of(source)).where(literal(1) == 1),
+    )
+    return added.on_conflict_do_update(
+        index_elements=list(KIND), set_={"n": job_counts.c.n + added.excluded.n}
+    )
+
+
+def check(session: Executor, workspace_id: int) -> list[AnyRow]:
+    """Count the jobs of a workspace, and put right what does not agree; returns that.
+
+    Each row is a kind, with ``n``: how many there are more than was thought.
+    One statement, so that writers need not be kept away.
+    """
+    kind = [jobs.c[name] for name in KIND]
+    counted = select(*kind, func.count().label("n")).group_by(*kind)
+    thought = [
+        select(*(table.c[name] for name in KIND), (-table.c.n).label("n"))
+        for table in (job_counts, job_count_changes)
+    ]
+    both = union_all(
+        *(
+            query.where(query.selected_columns.workspace_id == workspace_id)
+            for query in (counted, *thought)
+        )
+    ).subquery()
+    of = [both.c[name] for name in KIND]
+    wrong = select(*of, func.sum(both.c.n).label("n")).group_by(*of).having(func.sum(both.c.n) != 0)
+    return list(
+        session.execute(
+            insert(job_count_changes)
+            .from_select(list(_COUNTED), wrong)
+            .returning(*_of(job_count_changes))
+        ).all()
+    )
