@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, cast, delete, func, insert, literal, select, union_all
+from sqlalchemy import BigInteger, cast, delete, func, insert, literal, select, union_all
 
 from .database import (
     AnyRow,
@@ -42,10 +42,12 @@ def _of(table: Any) -> list[Any]:
 _NOW = union_all(select(*_of(job_counts)), select(*_of(job_count_changes))).subquery("counted")
 
 
-def total(conditions: Conditions) -> Select[tuple[int]]:
-    """The query for how many jobs match."""
-    n: Any = cast(func.coalesce(func.sum(_NOW.c.n), 0), BigInteger)
-    return select(n).where(*conditions(_NOW.c))
+def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
+    """The kinds that match and of which there are jobs, each with ``n``, how many."""
+    kind = [_NOW.c[name] for name in KIND]
+    n: Any = cast(func.sum(_NOW.c.n), BigInteger)
+    query = select(*kind, n.label("n")).where(*conditions(_NOW.c)).group_by(*kind).having(n > 0)
+    return list(session.execute(query).all())
 
 
 def fold(session: Executor) -> int:

@@ -26,16 +26,14 @@ from sqlalchemy import (
     update,
 )
 
-from . import counts, leases, lifecycle
+from . import leases, lifecycle
 from .database import (
     AnyRow,
     DbNow,
     Executor,
-    Page,
     Statement,
     dialect_name,
     dumps,
-    fetch_page,
     record_source,
     records,
 )
@@ -47,12 +45,6 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
 
 COLUMNS = tuple(jobs.c)
-SORT_COLUMNS = {
-    "created_at": jobs.c.created_at,
-    "updated_at": jobs.c.updated_at,
-    "priority": jobs.c.priority,
-    "status": jobs.c.status,
-}
 
 # What a creation says of a job, and what a new job's row says besides.
 _ITEM = (
@@ -275,45 +267,6 @@ def readable_by(user_id: int, *, is_admin: bool) -> Scope:
         return lambda c: true()
     mine = select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
     return lambda c: c.workspace_id.in_(mine)
-
-
-def page(
-    session: Executor,
-    scope: Scope,
-    *,
-    status: Sequence[JobStatus] = (),
-    job_type: Sequence[str] = (),
-    priority: Sequence[Priority] = (),
-    only_job_types: Sequence[str] | None = None,
-    sort: str = "created_at",
-    order: str = "desc",
-    page: int = 1,
-    limit: int = 50,
-) -> Page:
-    """One page of the jobs in ``scope`` that match every filter given.
-
-    ``only_job_types`` is what the caller may see at all. Equal values are put
-    in the order of creation, in the direction of ``order``.
-    """
-
-    def where(c: Any) -> list[ColumnElement[bool]]:
-        given = [(c.status, status), (c.job_type, job_type), (c.priority, priority)]
-        conditions = [scope(c), *(column.in_(wanted) for column, wanted in given if wanted)]
-        if only_job_types is not None:
-            conditions.append(c.job_type.in_(only_job_types))
-        return conditions
-
-    keys = [SORT_COLUMNS[sort], jobs.c.id]
-    return fetch_page(
-        session,
-        COLUMNS,
-        jobs,
-        where(jobs.c),
-        [key.desc() if order == "desc" else key.asc() for key in keys],
-        page=page,
-        limit=limit,
-        count=counts.total(where),
-    )
 
 
 def edit(

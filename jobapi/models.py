@@ -200,6 +200,13 @@ class JobRecord(Base):
         ),
         # Lists: a workspace's jobs by age, the default order.
         Index("ix_jobapi_jobs_created", "workspace_id", "created_at", "id"),
+        # Lists with filters, or sorted by status or priority: ranges of one kind.
+        Index(
+            "ix_jobapi_jobs_kind",
+            *("workspace_id", "status", "job_type", "priority", "created_at", "id"),
+        ),
+        # Lists sorted by when they changed.
+        Index("ix_jobapi_jobs_updated", "workspace_id", "status", "updated_at", "id"),
         {"sqlite_autoincrement": True},
     )
 

@@ -78,6 +78,9 @@ class Base(Schema):
     # What JSON Schema can say of a schema and marshmallow cannot.
     DOCUMENTED: ClassVar[Mapping[str, Any]] = {}
 
+    PATHS: ClassVar[str] = ""
+    """The name whose paths may be query parameters, too: see ``query_paths``."""
+
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """What is to be done after the fields have been loaded."""
         return data
@@ -123,9 +126,30 @@ class PagingQuery(Base):
     )
 
 
-class JobListQuery(PagingQuery):
+class JobListQuery(Base):
     """Filters, order and page of a list of jobs."""
 
+    PATHS = "metadata"
+
+    page = QueryInteger(
+        validate=_range(1, MAX_PAGE), metadata={"description": "Page number.", "default": 1}
+    )
+    limit = QueryInteger(
+        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
+    )
+    cursor = Text(
+        validate=_text(1, 500),
+        metadata={"description": "The `next_cursor` of a page, instead of `page`."},
+    )
+    light = fields.Boolean(
+        load_default=False, metadata={"description": "Whether metadata and result are left out."}
+    )
+    created_after = Time(metadata={"description": "Only jobs created at this time or later."})
+    created_before = Time(metadata={"description": "Only jobs created before this time."})
+    updated_after = Time(metadata={"description": "Only jobs changed at this time or later."})
+    created_by = QueryInteger(
+        validate=_range(1, 2**31 - 1), metadata={"description": "Only this user's jobs."}
+    )
     status = fields.List(
         StatusInput(), metadata={"description": "Only these statuses; may be repeated."}
     )
@@ -162,6 +186,29 @@ class Pagination(Base):
     limit = fields.Integer(required=True)
     total = fields.Integer(required=True, metadata={"description": "How many items there are."})
     total_pages = fields.Integer(required=True)
+
+
+class JobPagination(Base):
+    """Where in a list of jobs a page lies, and where it goes on."""
+
+    page = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "null where a cursor led here."}
+    )
+    limit = fields.Integer(required=True)
+    total = fields.Integer(
+        required=True,
+        metadata={
+            "description": "How many jobs match: exact, but for filters other than status, "
+            "job_type and priority, with which it ends at 10,000."
+        },
+    )
+    total_pages = fields.Integer(required=True)
+    next_cursor = fields.String(
+        required=True, allow_none=True, metadata={"description": "null on the last page."}
+    )
+    total_is_capped = fields.Boolean(
+        required=True, metadata={"description": "Whether there are more than `total`."}
+    )
 
 
 class JobCreate(Base):
@@ -309,11 +356,18 @@ class Job(Base):
     )
 
 
+class ListedJob(Job):
+    """A job in a list; a light one has neither `metadata` nor `result`."""
+
+    metadata = Document(keys=fields.String(), allow_none=True)
+    result = Document(keys=fields.String(), allow_none=True)
+
+
 class JobList(Base):
     """A page of jobs."""
 
-    data = fields.List(fields.Nested(Job), required=True)
-    pagination = fields.Nested(Pagination, required=True)
+    data = fields.List(fields.Nested(ListedJob), required=True)
+    pagination = fields.Nested(JobPagination, required=True)
 
 
 class JobProgress(Base):

@@ -61,7 +61,7 @@ class History:
             json=body,
             headers={"Authorization": f"Bearer {self.desk.token}", **headers},
         )
-        assert response.status_code in (200, 201, 409), response.text
+        assert response.status_code in (200, 201, 404, 409), response.text
         return response.json
 
     def new(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ MODULES = {
 
 GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
 STORE = GROUND | {"database", "models"}
-SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency", "counts"}
+SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency", "counts", "lists"}
 
 # What a module may import of ours.
 MAY_IMPORT = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import update
 
+from jobapi import lists
 from jobapi.identity import Role
 from jobapi.lifecycle import JobStatus, Priority
 from jobapi.models import jobs
@@ -53,10 +55,27 @@ def ids(page: Any) -> list[str]:
     return [job["job_id"] for job in page["data"]]
 
 
+def pagination(**given: Any) -> dict[str, Any]:
+    return {"next_cursor": None, "total_is_capped": False, **given}
+
+
+def walk(desk: Desk, query: str, cursor: str | None = None) -> list[str]:
+    """All jobs of a list, or those after a cursor, by its cursors."""
+    found: list[str] = []
+    page = listed(desk, query if cursor is None else f"{query}&cursor={cursor}")
+    while True:
+        found += ids(page)
+        cursor = page["pagination"]["next_cursor"]
+        if cursor is None:
+            return found
+        page = listed(desk, f"{query}&cursor={cursor}")
+        assert page["pagination"]["page"] is None
+
+
 def test_list_of_nothing_has_no_pages(desk: Desk) -> None:
     assert listed(desk) == {
         "data": [],
-        "pagination": {"page": 1, "limit": 50, "total": 0, "total_pages": 0},
+        "pagination": pagination(page=1, limit=50, total=0, total_pages=0),
     }
 
 
@@ -64,7 +83,7 @@ def test_list_shows_whole_jobs_the_newest_first(desk: Desk) -> None:
     made = [desk.create(metadata={"n": n}) for n in range(3)]
     page = listed(desk)
     assert page["data"] == made[::-1]
-    assert page["pagination"] == {"page": 1, "limit": 50, "total": 3, "total_pages": 1}
+    assert page["pagination"] == pagination(page=1, limit=50, total=3, total_pages=1)
 
 
 def test_filters_and_their_totals_are_exact(desk: Desk, many: list[dict[str, Any]]) -> None:
@@ -121,7 +140,8 @@ def test_pages_past_the_end_are_empty_with_the_total(
     for page in (4, 1000, 10**9):
         answer = listed(desk, f"limit=20&page={page}")
         assert answer["data"] == []
-        assert answer["pagination"] == {"page": page, "limit": 20, "total": 60, "total_pages": 3}
+        wanted = pagination(page=page, limit=20, total=60, total_pages=3)
+        assert answer["pagination"] == wanted
 
 
 @pytest.mark.parametrize(
@@ -219,3 +239,145 @@ def test_legacy_list_refuses_a_bad_query(desk: Desk, query: str) -> None:
     response = legacy(desk, query)
     assert response.status_code == 422
     assert list(response.json["errors"]) == [query.split("=")[0]]
+
+
+@pytest.mark.parametrize("few", [0, 2000])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
+def test_cursors_lead_through_every_list_like_pages(
+    desk: Desk,
+    many: list[dict[str, Any]],
+    sort: str,
+    order: str,
+    few: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lists, "FEW", few)
+    by_id = {job["job_id"]: job for job in many}
+    with desk.world.transaction() as tx:
+        rows = tx.execute(jobs.select()).all()
+    rows = sorted(rows, key=lambda r: (getattr(r, sort), r.id), reverse=order == "desc")
+    dice = random.Random(f"{sort}{order}")
+    choices = {"status": STATUSES, "job_type": TYPES, "priority": PRIORITIES}
+    filters: list[dict[str, list[str]]] = [{}]
+    filters += [
+        {n: dice.sample(v, dice.randint(1, 2)) for n, v in choices.items() if dice.random() < 0.6}
+        for _ in range(6)
+    ]
+    for wanted in filters:
+        expected = [
+            row.job_id
+            for row in rows
+            if all(by_id[row.job_id][name] in wanted[name] for name in wanted)
+        ]
+        query = urlencode({**wanted, "sort": sort, "order": order, "limit": 7}, doseq=True)
+        assert walk(desk, query) == expected, wanted
+        paged = [job for page in range(1, 10) for job in ids(listed(desk, f"{query}&page={page}"))]
+        assert paged == expected, wanted
+
+
+def test_cursor_neither_skips_nor_repeats_while_jobs_are_added(desk: Desk) -> None:
+    made = [desk.create(priority=p)["job_id"] for p in ("high", "low", "high", "normal", "low")]
+    for sort in ("created_at", "priority", "status"):
+        first = listed(desk, f"sort={sort}&limit=2")
+        # It belongs before the page that has been read.
+        added = desk.create(priority="urgent")["job_id"]
+        rest = walk(desk, f"sort={sort}&limit=2", first["pagination"]["next_cursor"])
+        assert sorted([*ids(first), *rest]) == sorted(made)
+        assert added not in rest
+        made.append(added)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "cursor=x",
+        "cursor=%00",
+        "cursor=WyJzdGF0dXMiXQ",
+        "cursor=e30",
+        "cursor=bnVsbA",
+        "cursor=W10&page=1",
+        "created_after=yesterday",
+        "created_by=x",
+        "light=perhaps",
+        "metadata.=1",
+        "metadata.a%20b=1",
+        "metadata.a=1&metadata.a=2",
+        "metadata.a=%00",
+        "metadata=1",
+        "&".join(f"metadata.k{n}=1" for n in range(6)),
+    ],
+)
+def test_list_with_a_wrong_parameter_is_422(desk: Desk, query: str) -> None:
+    response = desk.get(f"?{query}")
+    assert response.status_code == 422, response.text
+    assert all(name.split(".")[0] in query for name in response.json["errors"])
+
+
+def test_cursor_of_another_list_is_422(desk: Desk, many: list[dict[str, Any]]) -> None:
+    cursor = listed(desk, "limit=5")["pagination"]["next_cursor"]
+    assert desk.get(f"?limit=5&order=asc&cursor={cursor}").status_code == 422
+    assert desk.get(f"?limit=5&sort=status&cursor={cursor}").status_code == 422
+
+
+def test_time_filters_take_the_first_moment_and_leave_out_the_last(desk: Desk) -> None:
+    made = [desk.create() for _ in range(4)]
+    moments = [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4)]
+    with desk.world.transaction() as tx:
+        for job, moment in zip(made, moments, strict=True):
+            where = jobs.c.job_id == job["job_id"]
+            tx.execute(update(jobs).where(where).values(created_at=moment, updated_at=moment))
+    names = [job["job_id"] for job in made]
+    query = "order=asc&created_after=2024-01-02T00:00:00Z&created_before=2024-01-04T00:00:00Z"
+    assert ids(listed(desk, query)) == names[1:3]
+    assert listed(desk, query)["pagination"]["total"] == 2
+    assert ids(listed(desk, "order=asc&updated_after=2024-01-03T01:00:00%2B01:00")) == names[2:]
+
+
+def test_created_by_finds_the_jobs_of_one_user(world: World) -> None:
+    desk = Desk(world)
+    other = world.member(desk.workspace_id, Role.MEMBER)
+    desk.create()
+    theirs = world.job(desk.workspace_id, other)
+    assert ids(listed(desk, f"created_by={other.id}")) == [theirs]
+
+
+def test_metadata_filter_finds_values_at_paths(desk: Desk) -> None:
+    documents = [
+        {"batch_id": 3, "file": {"name": "a.csv"}},
+        {"batch_id": "3"},
+        {"batch_id": 4, "ok": True},
+        {"ok": "true", "none": None},
+        None,
+    ]
+    made = [desk.create(metadata=document)["job_id"] for document in documents]
+    for query, wanted in (
+        ("metadata.batch_id=3", made[:2]),
+        ("metadata.batch_id=3&metadata.file.name=a.csv", made[:1]),
+        ("metadata.ok=true", made[2:4]),
+        ("metadata.none=null", made[3:4]),
+        ("metadata.batch_id=5", []),
+        ("metadata.batch_id=4&status=pending", made[2:3]),
+    ):
+        page = listed(desk, f"order=asc&{query}")
+        assert ids(page) == wanted, query
+        assert page["pagination"]["total"] == len(wanted)
+
+
+def test_total_of_other_filters_is_capped_and_says_so(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "MAX_COUNTED", 3)
+    for _ in range(5):
+        desk.create()
+    page = listed(desk, "created_after=2020-01-01T00:00:00Z&limit=2")
+    assert page["pagination"]["total"] == 3
+    assert page["pagination"]["total_is_capped"] is True
+    assert len(walk(desk, "created_after=2020-01-01T00:00:00Z&limit=2")) == 5
+    assert listed(desk)["pagination"]["total"] == 5
+
+
+def test_light_list_leaves_out_what_may_be_large(desk: Desk) -> None:
+    whole = desk.create(metadata={"a": 1})
+    (light,) = listed(desk, "light=true")["data"]
+    assert light == {k: v for k, v in whole.items() if k not in ("metadata", "result")}

@@ -61,8 +61,8 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
-def paginated(rows: Sequence[Any], total: int, page: int, limit: int) -> dict[str, Any]:
-    """The envelope of every list."""
+def paginated(rows: Sequence[Any], total: int, page: int | None, limit: int) -> dict[str, Any]:
+    """The envelope of every list; a page that a cursor led to has no number."""
     return {
         "data": rows,
         "pagination": {

@@ -10,16 +10,21 @@ from typing import Any, NoReturn
 
 import marshmallow
 import orjson
+from flask import request
 from webargs import core
 from webargs.flaskparser import FlaskParser
+from werkzeug.datastructures import MultiDict
 
 from .. import errors
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
 MERGE_PATCH = "application/merge-patch+json"
+MAX_PATHS = 5
+MAX_PATH_VALUE = 200
 
 _JSON = "application/json"
+_PATH = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}")
 
 
 def parse_json(data: bytes) -> Any:
@@ -164,16 +169,23 @@ class Parser(FlaskParser):
 
     def load_querystring(self, req: Any, schema: Any) -> Any:
         """Query parameters; only those that are lists may be repeated."""
+        args = req.args
+        if schema.PATHS:
+            args = MultiDict(
+                (name, value)
+                for name, value in args.items(multi=True)
+                if not name.startswith(f"{schema.PATHS}.")
+            )
         twice = {
             name: ["Give it once."]
-            for name, values in req.args.lists()
+            for name, values in args.lists()
             if len(values) > 1
             and name in schema.fields
             and not isinstance(schema.fields[name], marshmallow.fields.List)
         }
         if twice:
             raise errors.ValidationFailed(twice)
-        return super().load_querystring(req, schema)
+        return self._makeproxy(args, schema)
 
     def handle_error(
         self, error: marshmallow.ValidationError, req: Any, schema: Any, **kw: Any
@@ -182,6 +194,28 @@ class Parser(FlaskParser):
         # webargs puts the location on top.
         by_location = error.messages_dict
         raise errors.ValidationFailed(flatten(next(iter(by_location.values()))))
+
+
+def query_paths(name: str) -> dict[str, str]:
+    """The query parameters ``name.path=value``, by their paths. Raises ``ValidationFailed``."""
+    found: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {}
+    for key, values in request.args.lists():
+        if not key.startswith(f"{name}."):
+            continue
+        path, value = key.removeprefix(f"{name}."), values[0]
+        if len(values) > 1:
+            wrong[key] = ["Give it once."]
+        elif not _PATH.fullmatch(path):
+            wrong[key] = ["Use keys of letters, digits, _ and -, with a dot between two."]
+        elif len(value) > MAX_PATH_VALUE or "\x00" in value:
+            wrong[key] = [f"Use {MAX_PATH_VALUE} characters at most, and not U+0000."]
+        found[path] = value
+    if len(found) > MAX_PATHS:
+        wrong[name] = [f"Give {MAX_PATHS} of these at most."]
+    if wrong:
+        raise errors.ValidationFailed(wrong)
+    return found
 
 
 def _check_content_type(mimetype: str, *accepted: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 from flask import Response, url_for
 from sqlalchemy import Connection
 
-from .. import jobs, queue, schemas
-from ..database import AnyRow, transaction
+from .. import jobs, lists, queue, schemas
+from ..database import AnyRow, snapshot, transaction
 from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
 from ..identity import Role
 from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
@@ -26,7 +28,7 @@ from .base import (
     state,
     version_wanted,
 )
-from .bodies import MERGE_PATCH
+from .bodies import MAX_PATH_VALUE, MERGE_PATCH, query_paths
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(
@@ -60,6 +62,12 @@ _LEASE_TOKEN = {
     "in": "header",
     "schema": {"type": "string"},
     "description": "The `lease_token` of a claim: this is a report of its holder.",
+}
+_METADATA_FILTER = {
+    "name": "metadata.batch_id",
+    "in": "query",
+    "schema": {"type": "string", "maxLength": MAX_PATH_VALUE},
+    "description": "Only jobs whose metadata has this value there; any path of keys may follow.",
 }
 _ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "The job's version."}}
 _NOT_MODIFIED = {"304": {"description": "Not changed since the version named."}}
@@ -109,19 +117,47 @@ def job_response(row: AnyRow, status: int = 200, **headers: str) -> Response:
     return json_response(job_object(row), status, {"ETag": etag(row.version), **headers})
 
 
-@blp.operation(JOBS, summary="List jobs in workspace", errors=(404,))
+@blp.operation(JOBS, summary="List jobs in workspace", errors=(404,), parameters=[_METADATA_FILTER])
 @guard(Role.VIEWER)
 @blp.arguments(schemas.JobListQuery, location="query")
 @blp.response(200, schemas.JobList, example=examples.LIST)
 def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """The jobs that match every filter given; a filter may be repeated."""
+    """The jobs that match every filter given; status, type and priority may be repeated.
+
+    `metadata.batch_id=3` finds the jobs whose metadata has that value, as a
+    number or as a text; a path goes deeper, `metadata.file.name=a.csv`.
+    `pagination.next_cursor`, given as `cursor`, leads to the next page however
+    deep it lies and whatever is added meanwhile.
+    """
     return _page(caller, jobs.in_workspace(workspace_id), query)
 
 
-def _page(caller: Caller, scope: Any, query: dict[str, Any], **headers: str) -> Response:
-    rows, total = jobs.page(caller.connection, scope, only_job_types=caller.job_types, **query)
-    body = paginated([job_object(row) for row in rows], total, query["page"], query["limit"])
+def _page(caller: Caller, scope: jobs.Scope, query: dict[str, Any], **headers: str) -> Response:
+    where = {name: query.pop(name) for name in _FILTERS & query.keys()}
+    filters = lists.Filters(
+        **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
+    )
+    page, limit, cursor = query.pop("page", None), query["limit"], query.get("cursor")
+    if page is not None and cursor is not None:
+        raise ValidationFailed({"cursor": ["Give either cursor or page."]})
+    page = 1 if page is None and cursor is None else page
+    with snapshot(caller.connection) as connection:
+        found = lists.page(connection, scope, filters, page=page or 1, **query)
+    shown = _light_object if query["light"] else job_object
+    body = paginated([shown(row) for row in found.rows], found.total, page, limit)
+    body["pagination"] |= {
+        "next_cursor": found.next_cursor,
+        "total_is_capped": found.total_is_capped,
+    }
     return json_response(body, headers=headers)
+
+
+_FILTERS = {field.name for field in fields(lists.Filters)} - {"only_job_types", "metadata"}
+
+
+def _light_object(row: Any) -> dict[str, Any]:
+    light = job_object(SimpleNamespace(**row._mapping, metadata=None, result=None))
+    return {name: value for name, value in light.items() if name not in lists.LARGE}
 
 
 @blp.operation(
@@ -407,7 +443,9 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
     return _put_back(caller, row)
 
 
-@blp.operation("/jobs", summary="List all user jobs", deprecated=True)
+@blp.operation(
+    "/jobs", summary="List all user jobs", deprecated=True, parameters=[_METADATA_FILTER]
+)
 @guard()
 @blp.arguments(schemas.LegacyJobListQuery, location="query")
 @blp.response(
