@@ -50,6 +50,17 @@ def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
     return list(session.execute(query).all())
 
 
+def job_types(session: Executor, workspace_id: int) -> set[str]:
+    """The types of which a workspace has jobs."""
+    query = (
+        select(_NOW.c.job_type)
+        .where(_NOW.c.workspace_id == workspace_id)
+        .group_by(_NOW.c.job_type)
+        .having(func.sum(_NOW.c.n) > 0)
+    )
+    return set(session.execute(query).scalars())
+
+
 def fold(session: Executor) -> int:
     """Fold the oldest changes into the counts; returns how many, ``FOLD_AT_ONCE`` at most.
 

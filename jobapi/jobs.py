@@ -12,10 +12,12 @@ from datetime import datetime
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uuid_utils
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     and_,
     bindparam,
     func,
@@ -25,8 +27,9 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy import delete as sql_delete
 
-from . import leases, lifecycle
+from . import counts, leases, lifecycle
 from .database import (
     AnyRow,
     DbNow,
@@ -37,9 +40,12 @@ from .database import (
     record_source,
     records,
 )
-from .errors import JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
+from .errors import JobNotEnded, JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
 from .lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
 from .models import attempts, jobs, memberships
+
+MAX_JOB_TYPES = 1000
+"""How many job types a workspace may have."""
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
@@ -117,6 +123,7 @@ def create(
         "scheduled_at": scheduled_at,
     }
     row = _new_row(new_job_id(), workspace_id, item, created_by, now)
+    _check_job_types(session, workspace_id, [job_type], "job_type")
     (made,) = _INSERT.all(session, {name: getattr(row, name) for name in _CREATED})
     return made
 
@@ -137,6 +144,9 @@ def create_many(
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
     rows = new_rows(workspace_id, items, created_by=created_by, now=now)
+    _check_job_types(
+        session, workspace_id, [item["job_type"] for item in items], "jobs.{}.job_type"
+    )
     # Only what makes them different is sent for each.
     varying = [
         {
@@ -200,6 +210,32 @@ def _new_row(
         "due_at": lifecycle.due_at(now, item.get("scheduled_at")),
     }
     return SimpleNamespace(**values)
+
+
+def _check_job_types(
+    session: Executor, workspace_id: int, job_types: Sequence[str], field: str
+) -> None:
+    """Refuse a type too many: lists and totals are kept for each (``ValidationFailed``)."""
+    engine = session.engine if isinstance(session, Connection) else session.get_bind()
+    known = _known_job_types.setdefault(engine, {}).get(workspace_id, set())
+    if known.issuperset(job_types):
+        return
+    known = counts.job_types(session, workspace_id)
+    for number, job_type in enumerate(job_types):
+        if job_type not in known and len(known) >= MAX_JOB_TYPES:
+            raise ValidationFailed(
+                {field.format(number): [f"A workspace has {MAX_JOB_TYPES} job types at most."]}
+            )
+        known.add(job_type)
+    if len(_known_job_types[engine]) >= _MAX_KNOWN:
+        _known_job_types[engine].clear()
+    _known_job_types[engine][workspace_id] = known
+
+
+# What has been looked up once; another process may add as many meanwhile, which
+# does no harm: it is a limit, and no promise.
+_known_job_types: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
+_MAX_KNOWN = 1000
 
 
 @cache
@@ -326,6 +362,18 @@ def retry(
         if_match,
         job,
     )
+
+
+def delete(session: Executor, workspace_id: int, job_id: str) -> None:
+    """Delete a job that has ended, with its attempts. Raises ``JobNotEnded``."""
+    mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
+    ended = jobs.c.status.in_([status for status in JobStatus if status.ended])
+    gone = session.execute(sql_delete(jobs).where(mine, ended).returning(jobs.c.id)).first()
+    if gone is None:
+        status = JobStatus(get(session, workspace_id, job_id).status)
+        raise JobNotEnded(
+            f"The job is {status.label}; only a job that has ended can be deleted. Cancel it first."
+        )
 
 
 def _change(

@@ -102,6 +102,7 @@ TABLE = {
     ("GET", f"{J}/status"): Route(VIEWERS, 200),
     ("GET", f"{J}/result"): Route(VIEWERS, 409),  # it has not ended
     ("PATCH", J): Route(MEMBERS, 200, {"status": "running"}),
+    ("DELETE", J): Route(OWNERS, 409),  # it has not ended
     ("POST", f"{J}/cancel"): Route(MEMBERS, 200),
     ("POST", f"{J}/retry"): Route(MEMBERS, 409),  # it has not failed
     ("GET", "/jobs"): Route(USERS | KEYS, 200),

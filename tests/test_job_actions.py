@@ -168,3 +168,22 @@ def test_etag_of_a_change_is_that_of_the_next_read(desk: Desk) -> None:
     changed = desk.patch(job_id, {"priority": "high"})
     assert desk.get(f"/{job_id}").headers["ETag"] == changed.headers["ETag"]
     assert desk.get(f"/{job_id}/status").headers["ETag"] == changed.headers["ETag"]
+
+
+@pytest.mark.parametrize("status", ["success", "failed", "cancelled"])
+def test_delete_takes_an_ended_job_away(desk: Desk, status: str) -> None:
+    job = desk.job_in(status)
+    path = f"{desk.jobs_path}/{job['job_id']}"
+    assert desk.call("DELETE", path).status_code == 204
+    assert desk.call("GET", path).status_code == 404
+    assert desk.call("DELETE", path).status_code == 404
+    assert desk.get().json["pagination"]["total"] == 0
+
+
+@pytest.mark.parametrize("status", ["pending", "running"])
+def test_delete_of_a_live_job_is_409(desk: Desk, status: str) -> None:
+    job = desk.job_in(status)
+    response = desk.call("DELETE", f"{desk.jobs_path}/{job['job_id']}")
+    assert response.status_code == 409
+    assert status in response.json["detail"]
+    assert desk.get().json["pagination"]["total"] == 1

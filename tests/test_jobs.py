@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from jobapi import jobs as service
+
 from .factories import Desk
 
 OPTIONAL = (
@@ -238,3 +240,17 @@ def test_get_with_the_current_etag_is_304(desk: Desk) -> None:
     tag = desk.get(f"/{changing}").headers["ETag"]
     desk.patch(changing, {"priority": "low"})
     assert desk.get(f"/{changing}", headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_create_of_one_job_type_too_many_is_422(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_JOB_TYPES", 3)
+    for job_type in ("one", "two", "three", "one"):
+        desk.create(job_type=job_type)
+    body = {"job_type": "four", "workspace_id": desk.workspace_id}
+    refused = desk.post(json=body)
+    assert (refused.status_code, list(refused.json["errors"])) == (422, ["job_type"])
+    refused = desk.post("/batch", json={"jobs": [{"job_type": "one"}, {"job_type": "four"}]})
+    assert (refused.status_code, list(refused.json["errors"])) == (422, ["jobs.1.job_type"])
+    assert desk.get().json["pagination"]["total"] == 4

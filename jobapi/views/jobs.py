@@ -443,6 +443,14 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
     return _put_back(caller, row)
 
 
+@blp.operation(JOB, "DELETE", summary="Delete job", errors=(404, 409))
+@guard(Role.OWNER, job="status")
+@blp.response(204)
+def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
+    """Delete a job that has ended, with its attempts; one that is alive is 409."""
+    jobs.delete(caller.connection, workspace_id, job_id)
+
+
 @blp.operation(
     "/jobs", summary="List all user jobs", deprecated=True, parameters=[_METADATA_FILTER]
 )
