@@ -36,6 +36,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    true,
     type_coerce,
 )
 from sqlalchemy import cast as cast_type
@@ -275,6 +276,9 @@ goes by them would read all of it.
 IN_ORDER = ("seqscan", "bitmapscan", "sort")
 """For statements that want the first rows in the order of an index, and no others."""
 
+BY_BITMAP = ("seqscan", "indexscan")
+"""For statements that are to find few rows by an index on what is in a document."""
+
 
 @contextmanager
 def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Iterator[Connection]:
@@ -285,12 +289,8 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
     meanwhile, whatever the time it would wait. ``planner`` are the ways in which
     Postgres shall not plan: ``BY_KEY`` or ``IN_ORDER``.
     """
-    begin = "BEGIN"
-    if connection.dialect.name == "sqlite":
-        begin = "BEGIN IMMEDIATE"
-    else:
-        begin = "; ".join(["BEGIN", *(f"SET LOCAL enable_{way} = off" for way in planner)])
-    _command(connection, begin)
+    immediate = connection.dialect.name == "sqlite"
+    _command(connection, "BEGIN IMMEDIATE" if immediate else _begin("BEGIN", planner))
     try:
         yield connection
         _command(connection, "COMMIT")
@@ -302,17 +302,29 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
 
 @contextmanager
 def snapshot(connection: Connection) -> Iterator[Connection]:
-    """Several reads of one moment; Postgres goes by its indexes."""
-    if connection.dialect.name == "sqlite":
-        _command(connection, "BEGIN")
-    else:
-        ways = (f"SET LOCAL enable_{way} = off" for way in IN_ORDER)
-        _command(connection, "; ".join(["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", *ways]))
+    """Several reads of one moment."""
+    one_moment = " ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    _command(connection, "BEGIN" + (one_moment if connection.dialect.name != "sqlite" else ""))
     try:
         yield connection
     finally:
         if not connection.invalidated:
             _command(connection, "COMMIT")
+
+
+def plan_without(executor: Executor, planner: Sequence[str]) -> None:
+    """Until the end of the transaction Postgres plans in all ways but these."""
+    if dialect_name(executor) == "postgresql":
+        every = {*IN_ORDER, *BY_BITMAP}
+        settings = {f"enable_{way}": "off" if way in planner else "on" for way in sorted(every)}
+        settings["jit"] = "off"
+        executor.execute(select(*(func.set_config(*item, true()) for item in settings.items())))
+
+
+def _begin(begin: str, planner: Sequence[str]) -> str:
+    # What is never to be chosen counts as dear, and what is dear would be compiled.
+    ways = [f"SET LOCAL enable_{way} = off" for way in planner]
+    return "; ".join([begin, *ways, *(["SET LOCAL jit = off"] if ways else [])])
 
 
 def _command(connection: Connection, sql: str) -> None:

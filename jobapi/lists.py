@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import orjson
@@ -32,7 +33,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from . import counts
-from .database import AnyRow, Executor, IsAmong, dialect_name, record_source, records
+from .database import (
+    BY_BITMAP,
+    IN_ORDER,
+    AnyRow,
+    Executor,
+    IsAmong,
+    dialect_name,
+    plan_without,
+    record_source,
+    records,
+)
 from .errors import ValidationFailed
 from .jobs import COLUMNS, Scope
 from .lifecycle import JobStatus, Priority
@@ -166,9 +177,9 @@ def page(
 
     It begins after ``cursor``, or is number ``page``, from 1. Equal values are
     put in the order of creation, in the direction of ``order``. ``light``
-    leaves out ``metadata`` and ``result``. To be called in a ``snapshot``, so
-    that page and total are of the same moment. Raises ``ValidationFailed`` for
-    a cursor that is none, or another list's.
+    leaves out ``metadata`` and ``result``. To be called in a ``snapshot``,
+    so that page and total are of the same moment.
+    Raises ``ValidationFailed`` for a cursor that is none, or another list's.
     """
     ordered = _Order(sort, order)
     after = None if cursor is None else ordered.read(cursor)
@@ -177,12 +188,22 @@ def page(
     dialect = dialect_name(session)
     rest = filters.rest(dialect)
     where = [scope(jobs.c), *filters.kind(jobs.c), *rest]
+    if filters.metadata:
+        # By the index on what is in it, and by no other.
+        where[0] = scope(SimpleNamespace(workspace_id=jobs.c.workspace_id + 0))
     run = partial(_run, session, columns, ordered, offset=offset, limit=limit)
     if rest:
         some = select(literal(1)).select_from(jobs).where(*where).limit(MAX_COUNTED + 1)
+        if filters.metadata:
+            plan_without(session, BY_BITMAP)
         total = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+        if total > MAX_COUNTED:
+            # So many that the next ones in order are never far.
+            plan_without(session, IN_ORDER)
+            where[0] = scope(jobs.c)
         rows = run(_plain(ordered, where, after))
         return _page(rows, min(total, MAX_COUNTED), total > MAX_COUNTED, ordered, limit)
+    plan_without(session, IN_ORDER)
     kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
     total = sum(kind.n for kind in kinds)
     if offset >= total:
