@@ -141,7 +141,7 @@ def test_fault_of_ours_is_our_problem_and_not_the_hosts_page(embed: Any) -> None
     world = host.world
     token = world.token(world.user(is_admin=True))
     with world.transaction() as tx:
-        tx.exec_driver_sql("ALTER TABLE jobapi_jobs RENAME COLUMN error TO fehler")
+        tx.exec_driver_sql("ALTER TABLE jobapi_job_counts RENAME COLUMN n TO zahl")
     response = world.call("GET", f"{PREFIX}/jobs", token)
     assert response.status_code == 500
     assert response.mimetype == PROBLEM
