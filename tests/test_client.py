@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from jobapi import client as package
 from jobapi import errors
-from jobapi.client import Client, Unreachable
+from jobapi.client import Attempt, ClaimedJob, Client, Job, Progress, Unreachable
 from jobapi.identity import Role
 
 from .factories import PASSWORD, Desk, World
@@ -210,3 +213,69 @@ def test_everything_public_is_documented() -> None:
         for attribute, value in vars(thing).items():
             if not attribute.startswith("_") and callable(value):
                 assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+NO_JSON = [
+    pytest.param(float("nan"), id="nan"),
+    pytest.param(datetime(2024, 1, 15, tzinfo=UTC), id="time"),
+    pytest.param(uuid.uuid4(), id="uuid"),
+    pytest.param({1, 2}, id="set"),
+    pytest.param("\ud800", id="half a character"),
+]
+
+
+@pytest.mark.parametrize("value", NO_JSON)
+def test_what_is_no_json_is_refused_before_it_is_sent(value: Any) -> None:
+    network = Flaky(None, [])
+    with Client("http://service", token="x", transport=network) as client:
+        for call in (
+            lambda: client.create(1, "a", metadata={"x": value}),
+            lambda: client.create_many(1, [{"job_type": "a", "metadata": {"x": value}}]),
+            lambda: client.edit(1, "job_x", {"result": {"x": value}}),
+            lambda: client.report(1, [{"job_id": "job_x", "result": {"x": value}}]),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+    assert network.requests == []
+
+
+# What the service answers with
+
+
+STATUS = {
+    "job_id": "job_x",
+    "status": "running",
+    "progress_percent": 40,
+    "progress_message": None,
+    "updated_at": "2024-01-15T10:00:00Z",
+}
+
+
+def test_answer_is_read_when_asked_for_and_stays_as_it_is() -> None:
+    progress = Progress.from_json(STATUS)
+    assert (progress.progress_percent, progress.progress_message) == (40, None)
+    assert progress.updated_at == datetime(2024, 1, 15, 10, tzinfo=UTC)
+    assert not progress.ended
+    assert progress.to_json() == STATUS
+    assert repr(progress).startswith("Progress(job_id='job_x', status='running', ")
+    for name in ("status", "new"):
+        with pytest.raises(AttributeError):
+            setattr(progress, name, "success")
+
+
+def test_answers_that_say_the_same_are_equal() -> None:
+    one = Progress.from_json(STATUS)
+    # A newer service says more.
+    same = Progress.from_json({**STATUS, "node": "a"})
+    other = Progress.from_json({**STATUS, "status": "success"})
+    assert one == same
+    assert "node" not in same.to_json()
+    assert len({one, same, other}) == 2
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    assert Job.from_json(STATUS) != Attempt.from_json(STATUS)
+    assert hash(ClaimedJob.from_json({"metadata": {"x": []}, "job_id": "job_x"}))
+
+
+def test_what_the_service_did_not_say_is_named() -> None:
+    with pytest.raises(AttributeError, match="did not say the due_at of this Job"):
+        _ = Job.from_json(STATUS).due_at

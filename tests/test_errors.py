@@ -60,7 +60,7 @@ def test_unknown_path_is_a_problem(app: Flask, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("PUT", "/workspace/1/jobs", "GET, HEAD, OPTIONS, POST"),
-        ("DELETE", "/workspace/1/jobs/x", "GET, HEAD, OPTIONS, PATCH"),
+        ("PUT", "/workspace/1/jobs/x", "DELETE, GET, HEAD, OPTIONS, PATCH"),
         ("GET", "/auth/login", "OPTIONS, POST"),
         ("POST", "/docs", "GET, HEAD, OPTIONS"),
         ("TRACE", "/jobs", "GET, HEAD, OPTIONS"),

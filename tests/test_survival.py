@@ -11,14 +11,18 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, select
 
 from jobapi.client import Client, Unreachable
+from jobapi.database import normalize_url
 from jobapi.errors import JobApiError
+from jobapi.models import jobs
 
 from .conftest import SECRET
 from .factories import PASSWORD
@@ -30,6 +34,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange
 
 TASKS = """
 import os, random, time
+from datetime import UTC, datetime
 from jobapi.client import Worker
 
 worker = Worker(lease_seconds=5)
@@ -40,6 +45,35 @@ def a(job):
     os.write(log, f"{job.job_id} {job.attempt}\\n".encode())
     time.sleep(random.random() * job.metadata["seconds"])
     return {"attempt": job.attempt}
+
+@worker.task("b")
+def b(job):
+    os.write(log, f"{job.job_id} {job.attempt}\\n".encode())
+    time.sleep(job.metadata["seconds"])
+    return {"clocks": [time.time(), datetime.now(UTC).timestamp()]}
+"""
+
+# Python imports it before anything else.
+WRONG_CLOCK = """
+import datetime, os, time
+
+HOURS = float(os.environ["WRONG_HOURS"]) * 3600
+monotonic, now = time.monotonic, time.time
+
+class Wrong(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(now() + HOURS, tz)
+
+    @classmethod
+    def utcnow(cls):
+        return cls.now(datetime.UTC).replace(tzinfo=None)
+
+datetime.datetime = Wrong
+time.time = lambda: now() + HOURS
+time.time_ns = lambda: int(time.time() * 1e9)
+# It jumps there and back every second.
+time.monotonic = lambda: monotonic() + HOURS * (int(monotonic()) % 2)
 """
 
 
@@ -61,10 +95,10 @@ class Stage:
         self.service.close()
         self.service = Service(self.folder, self.env, "--port", self.port)
 
-    def start_worker(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [BIN / "jobapi", "worker", "tasks:worker", *arguments],
-            env={**self.env, "JOBAPI_URL": self.service.url, "JOBAPI_TOKEN": self.token},
+            env={**self.env, "JOBAPI_URL": self.service.url, "JOBAPI_TOKEN": self.token, **env},
             cwd=self.folder,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -112,6 +146,50 @@ def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_pat
         assert Counter(stage.ran()) == Counter(f"{job.job_id} 1" for job in made)
         assert sum(1 for _ in stage.client.jobs(1, status="success")) == 5000
     finally:
+        stage.close()
+
+
+def test_workers_whose_clocks_are_wrong_do_every_job_once_in_the_database_s_time(
+    service_env: Any, service_url: str, tmp_path: Path
+) -> None:
+    stage = Stage(tmp_path, service_env)
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "sitecustomize.py").write_text(WRONG_CLOCK)
+    engine = create_engine(normalize_url(service_url))
+    lasting = select(jobs.c.lease_expires_at).where(jobs.c.lease_token.is_not(None))
+    try:
+        began = datetime.now(UTC)
+        made = stage.client.create_many(1, [{"job_type": "a", "metadata": {"seconds": 0.1}}] * 100)
+        # Longer than a lease.
+        made += stage.client.create_many(1, [{"job_type": "b", "metadata": {"seconds": 8}}] * 2)
+        for hours in ("-9", "9"):
+            stage.start_worker("--concurrency", "2", PYTHONPATH=str(wrong), WRONG_HOURS=hours)
+        while any(True for _ in stage.client.jobs(1, status=["pending", "running"])):
+            before = datetime.now(UTC)
+            with engine.connect() as connection:
+                expires = connection.scalars(lasting).all()
+            ended = datetime.now(UTC)
+            assert all(before < at <= ended + timedelta(seconds=5) for at in expires)
+            assert ended - began < timedelta(seconds=60)
+            time.sleep(0.2)
+        ended = datetime.now(UTC)
+        assert Counter(stage.ran()) == Counter(f"{job.job_id} 1" for job in made)
+        for job in stage.client.jobs(1):
+            (attempt,) = stage.client.attempts(1, job.job_id)
+            assert (job.status, attempt.outcome, job.retry_count) == ("success", "success", 0)
+            assert job.started_at is not None
+            assert job.completed_at is not None
+            # What is answered has whole seconds.
+            at = [job.created_at, job.started_at, job.completed_at, job.updated_at]
+            at += [attempt.started_at, attempt.ended_at or ended]
+            assert began - timedelta(seconds=1) <= min(at)
+            assert max(at) <= ended
+            assert job.created_at <= job.started_at <= job.completed_at
+            for clock in (job.result or {}).get("clocks", []):
+                assert abs(clock - ended.timestamp()) > 8 * 3600
+    finally:
+        engine.dispose()
         stage.close()
 
 

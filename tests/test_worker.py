@@ -7,14 +7,17 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from jobapi.client import Client, Permanent, Task, Worker
-from jobapi.client.models import Job
+from jobapi.client import Client, Job, Permanent, Task, Unreachable, Worker
+from jobapi.client import worker as module
+from jobapi.errors import TokenRevoked
 
 from .factories import Desk
 from .served import BIN, Service
@@ -75,7 +78,18 @@ def test_permanent_is_not_retried(desk: Desk, client: Client, worker: Worker) ->
 
 
 @pytest.mark.parametrize(
-    "result", [17, {"x": float("nan")}, {"x": object()}, {"x": "y" * 2_000_000}, {"x": "\0"}]
+    "result",
+    [
+        17,
+        {"x": float("nan")},
+        {"x": object()},
+        {"x": datetime(2024, 1, 15, tzinfo=UTC)},
+        {"x": uuid.UUID(int=0)},
+        {"x": "\ud800"},
+        {"x": "y" * 2_000_000},
+        {"x": "\0"},
+    ],
+    ids=["number", "nan", "object", "time", "uuid", "half a character", "large", "zero"],
 )
 def test_result_that_is_none_fails_for_good(
     desk: Desk, client: Client, worker: Worker, result: Any
@@ -106,7 +120,130 @@ def test_progress_is_sent_while_it_runs(desk: Desk, client: Client, worker: Work
     assert client.result(desk.workspace_id, job.job_id) == {"rows": 1, "more": 2, "done": True}
 
 
-def test_cancelled_job_is_told_to_its_task(desk: Desk, client: Client, worker: Worker) -> None:
+def test_progress_that_is_no_json_is_told_to_its_task(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        task.progress(10, result={"rows": 1})
+        told = {"path": ["a"]}
+        task.progress(20, result=told)
+        told["path"].append("b")
+        for percent, result in ((float("nan"), None), (30, {"x": {1, 2}}), (30, {"x": "\ud800"})):
+            with pytest.raises((TypeError, ValueError)):
+                task.progress(percent, result=result)
+        return {"done": True}
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    job = client.get(desk.workspace_id, job.job_id)
+    assert (job.status, job.error) == ("success", None)
+    assert job.result == {"rows": 1, "path": ["a"], "done": True}
+
+
+def test_progress_that_did_not_arrive_is_sent_again_before_the_end(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    lost = threading.Event()
+    report = client.report
+    sent: list[Any] = []
+
+    def unreliable(workspace_id: int, reports: Any) -> Any:
+        if not lost.is_set():
+            lost.set()
+            raise Unreachable("no answer")
+        sent.extend(json.loads(reports))
+        return report(workspace_id, reports)
+
+    client.report = unreliable
+
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        task.progress(40, "half", result={"rows": 1})
+        assert lost.wait(10)
+        return {"done": True}
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert client.result(desk.workspace_id, job.job_id) == {"rows": 1, "done": True}
+    assert [told.get("status") for told in sent] == [None, "success"]
+
+
+def test_result_is_what_it_was_when_the_task_returned_it(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    counts: dict[str, Any] = {"numbers": []}
+
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        counts["numbers"].append(task.metadata["n"])
+        return counts
+
+    items = [{"job_type": "a", "metadata": {"n": n}} for n in range(30)]
+    client.create_many(desk.workspace_id, items)
+    worker.run(until_idle=True)
+    for job in client.jobs(desk.workspace_id):
+        assert job.result == {"numbers": list(range(job.metadata["n"] + 1))}
+
+
+def test_end_is_reported_at_once_though_other_jobs_wait(
+    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing but the end of a job makes it report for long.
+    monkeypatch.setattr(module, "REPORT_SECONDS", 20)
+    noticed = []
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        before = task.metadata.get("before")
+        began = time.monotonic()
+        while before and client.status(desk.workspace_id, before).status != "success":
+            assert time.monotonic() - began < 15
+            time.sleep(0.005)
+        if before:
+            noticed.append(time.monotonic() - began)
+
+    # So many at first that the next ones are claimed together.
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 40)
+    for _ in range(3):
+        fast = client.create(desk.workspace_id, "a")
+        client.create(desk.workspace_id, "a", metadata={"before": fast.job_id})
+    worker.run(until_idle=True)
+    assert len(noticed) == 3
+    assert min(noticed) < 1
+
+
+def test_leases_are_renewed_though_the_clock_goes_back(
+    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.lease_seconds = 5
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.05)
+    real, hours = time.monotonic, [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: real() + hours[0] * 3600)
+    beats = []
+    report = client.report
+
+    def report_and_note(workspace_id: int, reports: Any) -> Any:
+        beats.extend(told for told in json.loads(reports) if "status" not in told)
+        return report(workspace_id, reports)
+
+    client.report = report_and_note
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        for hours[0] in (-5, 5, -5):
+            count, deadline = len(beats), real() + 10
+            while len(beats) == count and real() < deadline:
+                time.sleep(0.01)
+
+    client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert len(beats) == 3
+
+
+def test_cancelled_job_is_told_to_its_task_and_not_reported_on_again(
+    desk: Desk, client: Client, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     told = []
 
     @worker.task("a")
@@ -122,6 +259,7 @@ def test_cancelled_job_is_told_to_its_task(desk: Desk, client: Client, worker: W
     worker.run(until_idle=True)
     assert told == [True]
     assert client.get(desk.workspace_id, job.job_id).status == "cancelled"
+    assert [record.name for record in caplog.records].count("jobapi.worker") == 1
 
 
 def test_many_small_jobs_take_few_requests(desk: Desk, client: Client, worker: Worker) -> None:
@@ -179,6 +317,43 @@ def test_stop_hands_back_what_takes_too_long(desk: Desk, client: Client, worker:
     end.set()
     assert client.get(desk.workspace_id, job.job_id).status == "pending"
     assert [a.outcome for a in client.attempts(desk.workspace_id, job.job_id)] == ["released"]
+
+
+def test_stop_does_not_wait_for_a_task_that_lost_its_job_and_goes_on(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    lost, end = threading.Event(), threading.Event()
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        client.cancel(desk.workspace_id, task.job_id)
+        while not task.cancelled:
+            task.progress(1)
+            time.sleep(0.05)
+        lost.set()
+        end.wait(20)
+
+    worker.grace_seconds = 0.2
+    job = client.create(desk.workspace_id, "a")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert lost.wait(10)
+    began = time.monotonic()
+    worker.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert time.monotonic() - began < 8
+    end.set()
+    assert client.get(desk.workspace_id, job.job_id).status == "cancelled"
+
+
+def test_worker_whose_key_was_revoked_ends_with_the_error(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    worker.task("a")(lambda task: None)
+    client._token = "jk_wrong"
+    with pytest.raises(TokenRevoked):
+        worker.run()
 
 
 def test_worker_that_cannot_work_says_why(desk: Desk, client: Client, worker: Worker) -> None:

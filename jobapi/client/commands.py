@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
 from itertools import islice
@@ -210,9 +209,9 @@ def _table(jobs: Iterable[Job], as_json: bool) -> None:
 def show(client: Client, workspace_id: int, job_id: str) -> None:
     """Print everything about a job, with its attempts, as JSON."""
     job = client.get(workspace_id, job_id)
-    attempts = [asdict(attempt) for attempt in client.attempts(workspace_id, job_id)]
-    whole = {**asdict(job), "attempts": attempts}
-    click.echo(json.dumps(whole, default=_time, indent=2, ensure_ascii=False))
+    attempts = [attempt.to_json() for attempt in client.attempts(workspace_id, job_id)]
+    whole = {**job.to_json(), "attempts": attempts}
+    click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
 
 
 @jobs_group.command("watch")
@@ -269,8 +268,4 @@ def retry(
 
 
 def _json(job: Job) -> str:
-    return json.dumps(asdict(job), default=_time, ensure_ascii=False)
-
-
-def _time(value: datetime) -> str:
-    return value.isoformat().replace("+00:00", "Z")
+    return json.dumps(job.to_json(), ensure_ascii=False)

@@ -8,10 +8,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from json import JSONEncoder
 from types import TracebackType
 from typing import Any, Self
 
 import httpx2
+import orjson
 
 from .. import errors
 from .models import Attempt, ClaimedJob, Job, Progress
@@ -19,12 +21,20 @@ from .models import Attempt, ClaimedJob, Job, Progress
 BATCH = 1000
 """How many jobs the service creates in one request."""
 
+# Not orjson, which writes NaN as null and dates as texts: what is no JSON is refused.
+_STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _AGAIN = (429, 503)
+_JSON = {"Content-Type": "application/json"}
 _CHANCE = random.SystemRandom()
 
 
 class Unreachable(ConnectionError):
     """No answer came from the service, however often it was tried."""
+
+
+def written(value: Any) -> bytes:
+    """A value as JSON. Raises ``TypeError`` or ``ValueError`` where it cannot be."""
+    return _STRICT.encode(value).encode()
 
 
 class Client:
@@ -114,11 +124,11 @@ class Client:
 
     def create_many(self, workspace_id: int, items: Sequence[Mapping[str, Any]]) -> list[Job]:
         """Create jobs, a thousand at a time all or none; items are as the service takes them."""
-        made = []
+        made: list[Job] = []
         for start in range(0, len(items), BATCH):
             body = {"jobs": list(items[start : start + BATCH])}
             answer = self._post(f"{_jobs(workspace_id)}/batch", body, key=_key())
-            made += [Job.from_json(job) for job in answer["data"]]
+            made += map(Job.from_json, answer["data"])
         return made
 
     def get(self, workspace_id: int, job_id: str) -> Job:
@@ -136,16 +146,19 @@ class Client:
         order: str = "asc",
         page_size: int = 100,
     ) -> Iterator[Job]:
-        """All jobs that match every filter, read page by page, the oldest first."""
+        """All jobs that match every filter, read page by page, the oldest first.
+
+        What is added meanwhile neither hides a job nor shows one twice.
+        """
         query = {"status": status, "job_type": job_type, "priority": priority}
         params: dict[str, Any] = {name: value for name, value in query.items() if value}
         params |= {"sort": sort, "order": order, "limit": page_size}
-        page = pages = 1
-        while page <= pages:
-            answer = self.request("GET", _jobs(workspace_id), params={**params, "page": page})
+        while True:
+            answer = self.request("GET", _jobs(workspace_id), params=params)
             yield from map(Job.from_json, answer["data"])
-            pages = answer["pagination"]["total_pages"]
-            page += 1
+            params["cursor"] = answer["pagination"]["next_cursor"]
+            if params["cursor"] is None:
+                return
 
     def status(self, workspace_id: int, job_id: str) -> Progress:
         """How far a job is."""
@@ -227,13 +240,16 @@ class Client:
             "wait_seconds": wait_seconds,
         }
         answer = self._post(f"{_jobs(workspace_id)}/claim", body, key=_key())
-        return [ClaimedJob.from_json(job) for job in answer["data"]]
+        return list(map(ClaimedJob.from_json, answer["data"]))
 
     def report(
-        self, workspace_id: int, reports: Sequence[Mapping[str, Any]]
+        self, workspace_id: int, reports: Sequence[Mapping[str, Any]] | bytes
     ) -> list[dict[str, Any]]:
-        """Report on leased jobs, 100 at most; the answers in the same order."""
-        body = {"reports": list(reports)}
+        """Report on leased jobs, 100 at most; the answers in the same order.
+
+        ``reports`` may be bytes: a list that is written as JSON already.
+        """
+        body = b'{"reports":%b}' % (reports if isinstance(reports, bytes) else written([*reports]))
         # A report may be repeated: what it did once, it does not do again.
         answer = self._post(f"{_jobs(workspace_id)}/report", body, safe=True)
         answers: list[dict[str, Any]] = answer["data"]
@@ -259,19 +275,23 @@ class Client:
     ) -> Any:
         """Any call of the API; returns what its JSON says.
 
-        ``safe`` says that it may be sent again though it may have arrived;
-        reading is. Raises the service's error as one of ``jobapi.errors``, or
-        ``Unreachable``.
+        ``json`` may be bytes, which are JSON already. ``safe`` says that it may
+        be sent again though it may have arrived; reading is. Raises the service's
+        error as one of ``jobapi.errors``, or ``Unreachable``.
         """
         if safe is None:
             safe = method in ("GET", "HEAD", "DELETE")
+        body = json if json is None or isinstance(json, bytes) else written(json)
+        given = {**({} if body is None else _JSON), **(headers or {})}
         renewed = False
         tries = 0
         while True:
             token = self._access_token()
-            sent = {**(headers or {}), "Authorization": f"Bearer {token}"}
+            sent = {**given, "Authorization": f"Bearer {token}"}
             try:
-                response = self._http.request(method, path, json=json, params=params, headers=sent)
+                response = self._http.request(
+                    method, path, content=body, params=params, headers=sent
+                )
             except httpx2.TransportError as error:
                 never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 if tries >= self.retries or not (safe or never_sent):
@@ -341,9 +361,9 @@ class Client:
 
 def _read(response: httpx2.Response) -> Any:
     if response.is_success:
-        return response.json() if response.content else None
+        return orjson.loads(response.content) if response.content else None
     try:
-        problem = response.json()
+        problem = orjson.loads(response.content)
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or "type" not in problem:

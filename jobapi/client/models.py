@@ -2,63 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cache
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar, overload
 
 ENDED = frozenset({"success", "failed", "cancelled"})
 
-
-@cache
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(cls))
+T = TypeVar("T")
 
 
-@cache
-def _times(cls: Any) -> tuple[str, ...]:
-    return tuple(name for name in _names(cls) if name.endswith("_at"))
+class _Field(Generic[T]):
+    """A field of an answer. It is read when somebody asks: most are never asked for."""
+
+    def __init__(self, read: Callable[[Any], Any] | None = None) -> None:
+        self.read = read
+
+    def __set_name__(self, owner: type[_Answer], name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, answer: None, owner: type[_Answer]) -> Self: ...
+    @overload
+    def __get__(self, answer: _Answer, owner: type[_Answer]) -> T: ...
+    def __get__(self, answer: _Answer | None, owner: type[_Answer]) -> Any:
+        if answer is None:
+            return self
+        try:
+            value = answer._said[self.name]
+        except KeyError:
+            raise AttributeError(
+                f"The service did not say the {self.name} of this {owner.__name__}."
+            ) from None
+        return value if self.read is None or value is None else self.read(value)
 
 
-class _FromJson:
-    """Made of an answer; what a newer service says besides is left out."""
+class _Time(_Field[T]):
+    def __init__(self) -> None:
+        super().__init__(datetime.fromisoformat)
+
+
+class _Answer:
+    """What the service said of one thing; what a newer service says besides is left out."""
+
+    __slots__ = ("_said",)
+    _said: Mapping[str, Any]
+    _names: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        own = [name for name, value in vars(cls).items() if isinstance(value, _Field)]
+        cls._names = (*cls._names, *own)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Make one of what the service sent; times become aware datetimes."""
-        kind: Any = cls
-        values = {name: data[name] for name in _names(kind)}
-        for name in _times(kind):
-            if values[name] is not None:
-                values[name] = datetime.fromisoformat(values[name])
-        return cls(**values)
+        """Make one of what the service sent."""
+        made = cls.__new__(cls)
+        made._said = data
+        return made
+
+    def to_json(self) -> dict[str, Any]:
+        """What the service sent, where times are texts."""
+        return {name: self._said[name] for name in self._names if name in self._said}
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        # An object in it, such as a job's metadata, has no hash.
+        return hash(tuple(v for v in self.to_json().values() if not isinstance(v, dict)))
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.to_json().items())
+        return f"{type(self).__name__}({said})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job(_FromJson):
+class Job(_Answer):
     """A job as it was when it was read. Durations are in seconds."""
 
-    job_id: str
-    job_type: str
-    status: str
-    priority: str
-    workspace_id: int
-    created_by: int
-    metadata: dict[str, Any] | None
-    result: dict[str, Any] | None
-    error: str | None
-    estimated_duration: int | None
-    actual_duration: int | None
-    timeout_seconds: int | None
-    retry_count: int
-    max_retries: int
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    scheduled_at: datetime | None
-    due_at: datetime
+    __slots__ = ()
+
+    job_id = _Field[str]()
+    job_type = _Field[str]()
+    status = _Field[str]()
+    priority = _Field[str]()
+    workspace_id = _Field[int]()
+    created_by = _Field[int]()
+    metadata = _Field[dict[str, Any] | None]()
+    result = _Field[dict[str, Any] | None]()
+    error = _Field[str | None]()
+    estimated_duration = _Field[int | None]()
+    actual_duration = _Field[int | None]()
+    timeout_seconds = _Field[int | None]()
+    retry_count = _Field[int]()
+    max_retries = _Field[int]()
+    created_at = _Time[datetime]()
+    updated_at = _Time[datetime]()
+    started_at = _Time[datetime | None]()
+    completed_at = _Time[datetime | None]()
+    scheduled_at = _Time[datetime | None]()
+    due_at = _Time[datetime]()
 
     @property
     def ended(self) -> bool:
@@ -66,24 +109,26 @@ class Job(_FromJson):
         return self.status in ENDED
 
 
-@dataclass(frozen=True, kw_only=True)
 class ClaimedJob(Job):
     """A job with the lease under which it is to be done."""
 
-    lease_token: str
-    lease_expires_at: datetime
-    attempt: int
+    __slots__ = ()
+
+    lease_token = _Field[str]()
+    lease_expires_at = _Time[datetime]()
+    attempt = _Field[int]()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress(_FromJson):
+class Progress(_Answer):
     """How far a job is."""
 
-    job_id: str
-    status: str
-    progress_percent: int
-    progress_message: str | None
-    updated_at: datetime
+    __slots__ = ()
+
+    job_id = _Field[str]()
+    status = _Field[str]()
+    progress_percent = _Field[int]()
+    progress_message = _Field[str | None]()
+    updated_at = _Time[datetime]()
 
     @property
     def ended(self) -> bool:
@@ -91,13 +136,14 @@ class Progress(_FromJson):
         return self.status in ENDED
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt(_FromJson):
+class Attempt(_Answer):
     """One attempt at a job; ``outcome`` is None while it is under way."""
 
-    attempt: int
-    worker: str | None
-    started_at: datetime
-    ended_at: datetime | None
-    outcome: str | None
-    error: str | None
+    __slots__ = ()
+
+    attempt = _Field[int]()
+    worker = _Field[str | None]()
+    started_at = _Time[datetime]()
+    ended_at = _Time[datetime | None]()
+    outcome = _Field[str | None]()
+    error = _Field[str | None]()

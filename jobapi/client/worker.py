@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from typing import Any
 
+import orjson
+
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
-from .http import Client, Unreachable
+from .http import Client, Unreachable, written
 from .models import ClaimedJob
 
 WAIT_SECONDS = 5
@@ -27,8 +29,14 @@ WAIT_SECONDS = 5
 REPORT_SECONDS = 0.25
 """Progress is sent at most so often."""
 
+GATHER_SECONDS = 0.005
+"""How long a job that has ended may wait for the next ones, to be reported with them."""
+
 MAX_ERROR = 65_536
 MAX_AT_ONCE = 100
+
+SUCCESS: Mapping[str, Any] = {"status": "success"}
+HANDED_BACK: Mapping[str, Any] = {"status": "pending"}
 
 Run = Callable[["Task"], Mapping[str, Any] | None]
 
@@ -44,7 +52,9 @@ class Task:
 
     def __init__(self, job: ClaimedJob) -> None:
         self.job = job
-        self._cancelled = threading.Event()
+        # Whether its last report has been made.
+        self.ended = False
+        self._cancelled = False
         self._news: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -71,28 +81,38 @@ class Task:
     @property
     def cancelled(self) -> bool:
         """Whether the job is not this worker's any more: stop, nobody wants the result."""
-        return self._cancelled.is_set()
+        return self._cancelled
 
     def progress(
         self, percent: int, message: str | None = None, *, result: Mapping[str, Any] | None = None
     ) -> None:
-        """Tell how far it is, 0 to 100; sent in the background. ``result`` is merged."""
-        with self._lock:
-            self._news["progress_percent"] = percent
-            if message is not None:
-                self._news["progress_message"] = message
-            if result is not None:
-                self._news["result"] = {**self._news.get("result", {}), **result}
+        """Tell how far it is, 0 to 100; sent in the background. ``result`` is merged.
 
-    def take_news(self) -> dict[str, Any]:
-        """What was told since it was last asked."""
+        Raises ``TypeError`` or ``ValueError`` where it cannot be written as JSON.
+        """
+        told: dict[str, Any] = {"progress_percent": percent}
+        if message is not None:
+            told["progress_message"] = message
+        if result is not None:
+            told["result"] = dict(result)
+        # A copy: what the task does to its result later, it has not told.
+        told = json.loads(written(told))
         with self._lock:
-            news, self._news = self._news, {}
-        return news
+            self._news = _merged(self._news, told)
+
+    def take_news(self, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What was told since it was last asked, and a last ``result``, each written as JSON."""
+        if result is None and not self._news:
+            return {}
+        with self._lock:
+            news = self._news if result is None else _merged(self._news, {"result": result})
+            taken = {name: orjson.Fragment(written(value)) for name, value in news.items()}
+            self._news = {}
+        return taken
 
     def lose(self) -> None:
         """Note that the lease is lost."""
-        self._cancelled.set()
+        self._cancelled = True
 
 
 class Worker:
@@ -210,21 +230,29 @@ class Worker:
 
 
 class _Shift:
-    """One run of a worker in one process: claims here, tasks and reports in threads."""
+    """One run of a worker in one process: claims here, tasks and reports in threads.
+
+    Jobs that take no time are handed over many at once, for waking a thread
+    costs more than such a job. Whoever takes a task out of ``waiting`` says how
+    it ended, and nobody else.
+    """
 
     def __init__(self, worker: Worker, client: Client, workspace_id: int, name: str) -> None:
         self.worker = worker
         self.client = client
         self.workspace_id = workspace_id
         self.name = name
-        self.held: dict[str, Task] = {}
+        self.held: set[Task] = set()
         self.waiting: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self.finished: deque[tuple[Task, dict[str, Any]]] = deque()
-        self.running: set[str] = set()
-        self.changed = threading.Condition()
-        self.ended = False
-        # Seconds that a job takes, as far as is known: how many to claim at once.
+        # What is to be reported. A last report has a status; news of a task have none.
+        self.reports: deque[tuple[Task, Mapping[str, Any]]] = deque()
+        self.lock = threading.Lock()
+        self.freed = threading.Condition(self.lock)
+        self.to_report = threading.Condition(self.lock)
+        self.over = False
+        # Seconds that a job takes, the mean of the last few: how many to claim at once.
         self.pace = 1.0
+        self.few = 1
 
     def work(self, until_idle: bool) -> None:
         threads = [
@@ -242,9 +270,9 @@ class _Shift:
             self._finish()
             for _ in threads:
                 self.waiting.put(None)
-            with self.changed:
-                self.ended = True
-                self.changed.notify_all()
+            with self.lock:
+                self.over = True
+                self.to_report.notify()
             reporter.join()
 
     def _room(self) -> int:
@@ -255,11 +283,11 @@ class _Shift:
 
     def _claim(self, until_idle: bool) -> bool:
         """Claim once there is room; False when there is nothing more to do."""
-        with self.changed:
+        with self.lock:
             room = self._room() - len(self.held)
             # Few large claims, not many small ones.
             if room <= 0 or (len(self.held) > self.worker.concurrency and room < self._room() / 2):
-                self.changed.wait(0.2)
+                self.freed.wait(0.2)
                 return True
             idle = not self.held
         try:
@@ -277,11 +305,11 @@ class _Shift:
             logger.warning("cannot claim: %s", error)
             self.worker.pause(1)
             return True
-        with self.changed:
-            for job in jobs:
-                task = Task(job)
-                self.held[job.job_id] = task
-                self.waiting.put(task)
+        tasks = [Task(job) for job in jobs]
+        with self.lock:
+            self.held.update(tasks)
+        for task in tasks:
+            self.waiting.put(task)
         if not jobs:
             if until_idle and idle:
                 return False
@@ -290,142 +318,152 @@ class _Shift:
 
     def _run_tasks(self) -> None:
         while (task := self.waiting.get()) is not None:
-            with self.changed:
-                if task.job_id not in self.held or self.worker.stopping or task.cancelled:
-                    continue
-                self.running.add(task.job_id)
-            began = time.monotonic()
-            report = self._outcome(task)
-            with self.changed:
-                self.pace += (time.monotonic() - began - self.pace) / 8
-                self.running.discard(task.job_id)
-                self.finished.append((task, report))
-                self.changed.notify_all()
+            if self.worker.stopping or task.cancelled:
+                self._end(task, HANDED_BACK)
+            else:
+                began = time.monotonic()
+                report = self._outcome(task)
+                self.few = min(self.few + 1, 8)
+                self.pace += (time.monotonic() - began - self.pace) / self.few
+                self._end(task, report)
 
-    def _outcome(self, task: Task) -> dict[str, Any]:
+    def _outcome(self, task: Task) -> Mapping[str, Any]:
         try:
-            result = self.worker.tasks[task.job_type](task)
-            report = _success(result)
+            return _success(task, self.worker.tasks[task.job_type](task))
         except Permanent as error:
             logger.warning("job %s failed for good: %s", task.job_id, error)
-            return {"status": "failed", "error": _text(error), "retryable": False}
+            report = {"status": "failed", "error": _text(error), "retryable": False}
         except BaseException as error:
             logger.warning("job %s failed: %r", task.job_id, error)
-            return {"status": "failed", "error": _text(error)}
-        return report
+            report = {"status": "failed", "error": _text(error)}
+        return {**task.take_news(), **report}
+
+    def _end(self, task: Task, report: Mapping[str, Any]) -> None:
+        """Let a task have ended with its last report; what is said of it later does not count."""
+        with self.lock:
+            if task.ended:
+                return
+            task.ended = True
+            if task.cancelled:
+                self.held.discard(task)
+                self.freed.notify()
+                return
+            self.reports.append((task, report))
+            if len(self.reports) in (1, MAX_AT_ONCE) or self.waiting.empty():
+                self.to_report.notify()
 
     def _report(self) -> None:
-        """Send what has ended, progress, and heartbeats, until the shift has ended."""
-        beat = self.worker.lease_seconds / 3
-        last_beat = time.monotonic()
+        """Send what has ended, progress, and heartbeats, until the shift is over."""
+        last_look = last_beat = time.monotonic()
         while True:
-            with self.changed:
-                if not self.finished and not self.ended:
-                    self.changed.wait(REPORT_SECONDS)
-                ended = [self.finished.popleft() for _ in range(min(len(self.finished), 100))]
-                if self.ended and not ended:
+            with self.lock:
+                if not self.reports and not self.over:
+                    self.to_report.wait(REPORT_SECONDS)
+                if 0 < len(self.reports) < MAX_AT_ONCE and not (self.waiting.empty() or self.over):
+                    self.to_report.wait(GATHER_SECONDS)
+                count = min(len(self.reports), MAX_AT_ONCE)
+                reports = [self.reports.popleft() for _ in range(count)]
+                if self.over and not reports:
                     return
-                others = [] if self.ended else list(self.held.values())
-            done = {task.job_id for task, _ in ended}
-            reports = [(task, _merged(task.take_news(), report)) for task, report in ended]
-            beats = time.monotonic() - last_beat >= beat
-            if beats:
-                last_beat = time.monotonic()
-            for task in others:
-                if task.job_id not in done and not task.cancelled:
-                    news = task.take_news()
-                    if news or beats:
-                        reports.append((task, news))
+                now = time.monotonic()
+                looks = _is_over(now - last_look, REPORT_SECONDS)
+                running = [t for t in self.held if not (t.ended or t.cancelled)] if looks else []
+            if looks:
+                last_look = now
+                beats = _is_over(now - last_beat, self.worker.lease_seconds / 3)
+                if beats:
+                    last_beat = now
+                news = [(task, task.take_news()) for task in running]
+                reports += [(task, told) for task, told in news if told or beats]
             for start in range(0, len(reports), MAX_AT_ONCE):
-                self._send(reports[start : start + MAX_AT_ONCE], done)
+                self._send(reports[start : start + MAX_AT_ONCE])
 
-    def _send(self, reports: list[tuple[Task, dict[str, Any]]], done: set[str]) -> None:
+    def _send(self, reports: list[tuple[Task, Mapping[str, Any]]]) -> None:
         given = [
             {"job_id": task.job_id, "lease_token": task.job.lease_token, **report}
             for task, report in reports
         ]
         try:
-            answers = self.client.report(self.workspace_id, given)
+            answers = self.client.report(self.workspace_id, orjson.dumps(given))
         except (BadRequest, BodyTooLarge) as error:
             # One that cannot be sent must not hold the others back.
-            self._send_smaller(reports, done, error)
+            self._send_smaller(reports, error)
             return
         except (Unreachable, JobApiError) as error:
             logger.warning("cannot report: %s", error)
-            if self.ended:
+            if self.over:
                 return
             # Kept; until it arrives the lease says how long there is.
             self.worker.pause(0.5)
-            with self.changed:
-                self.finished.extend(entry for entry in reports if entry[0].job_id in done)
+            with self.lock:
+                self.reports.extendleft(entry for entry in reversed(reports) if entry[1])
             return
-        with self.changed:
-            for (task, _), answer in zip(reports, answers, strict=True):
+        with self.lock:
+            for (task, report), answer in zip(reports, answers, strict=True):
                 if not answer["accepted"]:
                     problem = answer["problem"]
                     logger.warning("report of job %s refused: %s", task.job_id, problem["detail"])
                     if problem["status"] == ValidationFailed.status:
-                        if task.job_id in done:
+                        if "status" in report:
                             # It would be refused again, whoever did the job.
                             self._fail(task, f"The result was refused: {problem['detail']}")
                         continue
                     task.lose()
-                if task.job_id in done or task.cancelled:
-                    self.held.pop(task.job_id, None)
-            self.changed.notify_all()
+                if "status" in report:
+                    self.held.discard(task)
+            self.freed.notify()
 
     def _send_smaller(
-        self, reports: list[tuple[Task, dict[str, Any]]], done: set[str], error: JobApiError
+        self, reports: list[tuple[Task, Mapping[str, Any]]], error: JobApiError
     ) -> None:
         if len(reports) > 1:
             half = len(reports) // 2
-            self._send(reports[:half], done)
-            self._send(reports[half:], done)
+            self._send(reports[:half])
+            self._send(reports[half:])
             return
-        ((task, _),) = reports
+        ((task, report),) = reports
         logger.warning("report of job %s cannot be sent: %s", task.job_id, error)
-        if task.job_id in done:
-            with self.changed:
-                self._fail(task, f"The result was refused: {error}")
+        if "status" in report:
+            self._fail(task, f"The result was refused: {error}")
 
     def _fail(self, task: Task, error: str) -> None:
-        self.finished.append((task, {"status": "failed", "error": error, "retryable": False}))
+        self.reports.append((task, {"status": "failed", "error": error, "retryable": False}))
 
     def _finish(self) -> None:
         """Hand back what has not begun; wait for what runs, and hand the rest back, too."""
-        with self.changed:
-            self._hand_back([t for i, t in self.held.items() if i not in self._begun()])
+        with contextlib.suppress(queue.Empty):
+            while task := self.waiting.get_nowait():
+                self._end(task, HANDED_BACK)
         deadline = time.monotonic() + self.worker.grace_seconds
-        with self.changed:
-            while self.running and time.monotonic() < deadline:
-                self.changed.wait(0.2)
-            self._hand_back([self.held[i] for i in self.running if i in self.held])
+        with self.lock:
+            while not all(task.ended for task in self.held) and time.monotonic() < deadline:
+                self.freed.wait(0.2)
+            late = [task for task in self.held if not task.ended]
+        for task in late:
+            self._end(task, {**task.take_news(), **HANDED_BACK})
+        with self.lock:
             while self.held and time.monotonic() < deadline + 10:
-                self.changed.wait(0.2)
-
-    def _begun(self) -> set[str]:
-        return self.running | {task.job_id for task, _ in self.finished}
-
-    def _hand_back(self, tasks: list[Task]) -> None:
-        self.finished.extend((task, {"status": "pending"}) for task in tasks)
-        self.changed.notify_all()
+                self.freed.wait(0.2)
 
 
-def _success(result: Any) -> dict[str, Any]:
-    if result is None:
-        return {"status": "success"}
-    if not isinstance(result, Mapping):
+def _is_over(passed: float, seconds: float) -> bool:
+    # A clock that goes back must not keep a lease from being renewed.
+    return not 0 <= passed < seconds
+
+
+def _success(task: Task, result: Any) -> Mapping[str, Any]:
+    if result is not None and not isinstance(result, Mapping):
         raise Permanent(f"A task returns a dict or None, not {type(result).__name__}.")
     try:
-        json.dumps(result, allow_nan=False)
+        news = task.take_news(result)
     except (TypeError, ValueError) as error:
         raise Permanent(f"The result cannot be written as JSON: {error}") from error
-    return {"status": "success", "result": dict(result)}
+    return {**news, **SUCCESS} if news else SUCCESS
 
 
-def _merged(news: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    result = {**news.get("result", {}), **report.get("result", {})}
-    return {**news, **report, **({"result": result} if result else {})}
+def _merged(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    result = {**before.get("result", {}), **after.get("result", {})}
+    return {**before, **after, **({"result": result} if result else {})}
 
 
 def _text(error: BaseException) -> str:
