@@ -88,8 +88,7 @@ def ours(
         psycopg.connect(database, autocommit=True) as connection,
         Client(url, token=token) as client,
     ):
-        connection.execute("DELETE FROM jobapi_jobs")
-        connection.execute("VACUUM ANALYZE jobapi_jobs")
+        connection.execute("TRUNCATE jobapi_jobs CASCADE")
         target = work_singly if singly else work
         with processes(target, workers, url, token, workspace_id):
             began = time.perf_counter()
@@ -98,7 +97,11 @@ def ours(
                     client.create(workspace_id, "noop")
             else:
                 client.create_many(workspace_id, [{"job_type": "noop"}] * jobs)
-            query = "SELECT count(*) = %s FROM jobapi_jobs WHERE status = 2"
+            # As the service itself knows it, so that asking costs it nothing.
+            query = (
+                "SELECT sum(n) = %s FROM (SELECT n, status FROM jobapi_job_counts UNION ALL "
+                "SELECT n, status FROM jobapi_job_count_changes) AS counted WHERE status = 2"
+            )
             until(lambda: bool(connection.execute(query, (jobs,)).fetchone()[0]))
             return jobs / (time.perf_counter() - began)
 

@@ -79,6 +79,12 @@ def fold(session: Executor) -> int:
     rows = [dict(zip(_COUNTED, (*kind, n), strict=True)) for kind, n in sorted(sums.items()) if n]
     if rows:
         session.execute(_add(dialect_name(session)), records(session, rows))
+        session.execute(
+            delete(job_counts).where(
+                job_counts.c.workspace_id.in_({row["workspace_id"] for row in rows}),
+                job_counts.c.n == 0,
+            )
+        )
     return len(gone)
 
 

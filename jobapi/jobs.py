@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,7 @@ from .database import (
     AnyRow,
     DbNow,
     Executor,
+    IsAmong,
     Statement,
     dialect_name,
     dumps,
@@ -374,6 +375,31 @@ def delete(session: Executor, workspace_id: int, job_id: str) -> None:
         raise JobNotEnded(
             f"The job is {status.label}; only a job that has ended can be deleted. Cancel it first."
         )
+
+
+def delete_old(
+    session: Executor, workspace_id: int, status: JobStatus, days: int, *, limit: int
+) -> int:
+    """Delete the jobs that ended so long ago, ``limit`` at most; returns how many.
+
+    Those that somebody is changing at this moment are left for the next time.
+    """
+    now = session.execute(select(DbNow())).scalar_one()
+    old = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.workspace_id == workspace_id,
+            jobs.c.status == status,
+            # An ended job does not change any more.
+            jobs.c.updated_at < now - timedelta(days=days),
+        )
+        .order_by(jobs.c.updated_at, jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    gone = sql_delete(jobs).where(IsAmong(jobs.c.id, old.scalar_subquery()))
+    result: Any = session.execute(gone.where(jobs.c.status == status))
+    return int(result.rowcount)
 
 
 def _change(

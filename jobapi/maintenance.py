@@ -16,8 +16,8 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import counts, idempotency, queue
-from .database import BY_KEY, DbNow, dialect_name, insert_or_ignore, transaction
+from . import counts, idempotency, jobs, queue, workspaces
+from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
 from .models import duties
 
@@ -28,6 +28,10 @@ DUTY_SECONDS = 7
 """After how long without a sign another process takes over."""
 
 MAX_ROUNDS = 20
+SWEEP_SECONDS = 60.0
+"""How long between two looks for jobs that are not to be kept."""
+
+SWEEP_AT_ONCE = 500
 
 _DUTY = "maintenance"
 
@@ -60,11 +64,11 @@ def work(connection: Connection, backoff: Backoff) -> int:
     reaped = 0
     for _ in range(MAX_ROUNDS):
         with transaction(connection) as tx:
-            jobs = queue.reap(tx, backoff=backoff)
-        reaped += len(jobs)
-        for job in jobs:
+            found = queue.reap(tx, backoff=backoff)
+        reaped += len(found)
+        for job in found:
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
-        if len(jobs) < queue.REAP_AT_ONCE:
+        if len(found) < queue.REAP_AT_ONCE:
             break
     idempotency.forget(connection)
     for _ in range(MAX_ROUNDS):
@@ -73,6 +77,23 @@ def work(connection: Connection, backoff: Backoff) -> int:
         if folded < counts.FOLD_AT_ONCE:
             break
     return reaped
+
+
+def sweep(connection: Connection) -> int:
+    """Delete the jobs that their workspaces do not keep any longer; returns how many.
+
+    In bounded transactions; what is left when a workspace has had its share
+    goes the next time.
+    """
+    swept = 0
+    for workspace_id, status, days in workspaces.retention(connection):
+        for _ in range(MAX_ROUNDS):
+            with transaction(connection, planner=IN_ORDER) as tx:
+                gone = jobs.delete_old(tx, workspace_id, status, days, limit=SWEEP_AT_ONCE)
+            swept += gone
+            if gone < SWEEP_AT_ONCE:
+                break
+    return swept
 
 
 class Maintenance:
@@ -108,11 +129,16 @@ class Maintenance:
 
     def run(self) -> None:
         """Work until ``stop``; a fault is logged and the work goes on."""
+        rounds = 0
         while not self._stop.wait(ROUND_SECONDS):
             try:
                 with self._engine().connect() as connection:
                     if take_duty(connection, self._holder):
                         work(connection, self._backoff)
+                        rounds += 1
+                        if rounds * ROUND_SECONDS >= SWEEP_SECONDS:
+                            rounds = 0
+                            sweep(connection)
             except Exception:
                 logger.exception("maintenance failed; it goes on in a moment")
         try:

@@ -98,13 +98,21 @@ class Workspace(Base):
     """What isolates one team's jobs from another's."""
 
     __tablename__ = "jobapi_workspaces"
-    __table_args__ = {"sqlite_autoincrement": True}
+    __table_args__ = (
+        CheckConstraint("keep_success >= 1", "keep_success"),
+        CheckConstraint("keep_failed >= 1", "keep_failed"),
+        CheckConstraint("keep_cancelled >= 1", "keep_cancelled"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    keep_success: Mapped[int | None] = mapped_column(comment="days; null: for ever")
+    keep_failed: Mapped[int | None] = mapped_column(comment="days; null: for ever")
+    keep_cancelled: Mapped[int | None] = mapped_column(comment="days; null: for ever")
 
 
 class Membership(Base):

@@ -616,10 +616,23 @@ class WorkspaceName(Base):
     name = _name(required=True)
 
 
+def _days() -> Whole:
+    return Whole(allow_none=True, validate=_range(1, 36_500))
+
+
+class Retention(Base):
+    """For how many days jobs that ended so are kept; null: for ever."""
+
+    success = _days()
+    failed = _days()
+    cancelled = _days()
+
+
 class WorkspaceUpdate(Base):
     """What to change of a workspace."""
 
     name = _name()
+    retention = fields.Nested(Retention)
 
 
 class Workspace(Base):
@@ -631,6 +644,7 @@ class Workspace(Base):
     created_by = fields.Integer(required=True)
     created_at = Time(required=True)
     updated_at = Time(required=True)
+    retention = fields.Nested(Retention, required=True)
 
 
 class WorkspaceList(Base):

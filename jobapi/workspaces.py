@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, case, delete, func, insert, select, true, update
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, update
 
 from .database import AnyRow, DbNow, Executor, Page, dialect_name, fetch_page, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from .identity import Role, check_name
+from .lifecycle import JobStatus
 from .models import api_keys, jobs, memberships, users, workspaces
 
 MEMBER_COLUMNS = (
@@ -79,14 +83,46 @@ def page(
     )
 
 
-def rename(session: Executor, workspace_id: int, name: str) -> AnyRow:
-    """Give a workspace another name. Raises ``WorkspaceNotFound``, ``ValidationFailed``."""
-    check_name(name)
-    now = session.execute(select(DbNow())).scalar_one()
-    session.execute(
-        update(workspaces).where(workspaces.c.id == workspace_id).values(name=name, updated_at=now)
-    )
+def change(
+    session: Executor,
+    workspace_id: int,
+    *,
+    name: str | None = None,
+    retention: Mapping[str, int | None] | None = None,
+) -> AnyRow:
+    """Give a workspace another name, or say for how many days it keeps ended jobs, by status.
+
+    None as a number of days means for ever; a status that is not named stays
+    as it is. Raises ``WorkspaceNotFound``, ``ValidationFailed``.
+    """
+    values: dict[str, Any] = {f"keep_{status}": n for status, n in (retention or {}).items()}
+    if name is not None:
+        check_name(name)
+        values["name"] = name
+    if values:
+        session.execute(
+            update(workspaces)
+            .where(workspaces.c.id == workspace_id)
+            .values(**values, updated_at=DbNow())
+        )
     return get(session, workspace_id)
+
+
+def retention(session: Executor) -> list[tuple[int, JobStatus, int]]:
+    """What is not kept for ever: workspace, status, days."""
+    columns = {
+        JobStatus.SUCCESS: workspaces.c.keep_success,
+        JobStatus.FAILED: workspaces.c.keep_failed,
+        JobStatus.CANCELLED: workspaces.c.keep_cancelled,
+    }
+    some = or_(*(column.is_not(None) for column in columns.values()))
+    rows = session.execute(select(workspaces.c.id, *columns.values()).where(some))
+    return [
+        (workspace_id, status, days)
+        for workspace_id, *kept in rows
+        for status, days in zip(columns, kept, strict=True)
+        if days is not None
+    ]
 
 
 def remove(session: Executor, workspace_id: int) -> None:

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"counts", "database", "idempotency", "leases", "models", "queue"},
+    "maintenance": {"database", "leases", "models"} | (SERVICES - {"accounts", "keys", "lists"}),
     "waiting": {"queue"},
     "extension": {
         "config",

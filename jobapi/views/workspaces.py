@@ -8,6 +8,7 @@ from .. import accounts, keys, schemas, workspaces
 from ..database import transaction
 from ..errors import RoleTooLow
 from ..identity import Role
+from ..lifecycle import JobStatus
 from .access import Caller, guard
 from .base import Blueprint, location, paginated
 
@@ -22,7 +23,10 @@ KEY = f"{KEYS}/<key_id>"
 
 
 def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
-    return {**row._mapping, "role": role}
+    kept = {
+        status.label: getattr(row, f"keep_{status.label}") for status in JobStatus if status.ended
+    }
+    return {**row._mapping, "role": role, "retention": kept}
 
 
 @blp.operation("/workspace", summary="List my workspaces")
@@ -67,11 +71,12 @@ def get_workspace(caller: Caller, workspace_id: int) -> Any:
 @blp.arguments(schemas.WorkspaceUpdate)
 @blp.response(200, schemas.Workspace)
 def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Give a workspace another name."""
-    if "name" in body:
-        row = workspaces.rename(caller.connection, workspace_id, body["name"])
-    else:
-        row = workspaces.get(caller.connection, workspace_id)
+    """Give a workspace another name, or say for how many days it keeps ended jobs.
+
+    A status that is not named stays as it is; `null` keeps its jobs for ever,
+    as in a new workspace.
+    """
+    row = workspaces.change(caller.connection, workspace_id, **body)
     return _with_role(row, caller.role)
 
 

@@ -1,0 +1,100 @@
+"""Ended jobs that are not kept for ever."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from jobapi import maintenance
+from jobapi.models import attempts, job_counts
+
+from .factories import Desk
+
+STATUSES = ["pending", "running", "success", "failed", "cancelled"]
+FOREVER = {"success": None, "failed": None, "cancelled": None}
+
+
+def workspace(desk: Desk, body: Any = None) -> Any:
+    path = f"/workspace/{desk.workspace_id}"
+    response = desk.call("GET", path) if body is None else desk.call("PATCH", path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json
+
+
+def sweep(desk: Desk) -> int:
+    with desk.world.state.engine.connect() as connection:
+        return maintenance.sweep(connection)
+
+
+def age(desk: Desk, job: Any, days: float) -> None:
+    with desk.world.transaction() as tx:
+        table = job_counts.metadata.tables["jobapi_jobs"]
+        where = table.c.job_id == job["job_id"]
+        row = tx.execute(select(table.c.updated_at).where(where)).one()
+        tx.execute(
+            table.update().where(where).values(updated_at=row.updated_at - timedelta(days=days))
+        )
+
+
+def left(desk: Desk) -> list[str]:
+    return [job["status"] for job in desk.get("?order=asc").json["data"]]
+
+
+def test_new_workspace_keeps_everything_for_ever(desk: Desk) -> None:
+    assert workspace(desk)["retention"] == FOREVER
+    for status in STATUSES:
+        age(desk, desk.job_in(status), 10_000)
+    assert sweep(desk) == 0
+    assert left(desk) == STATUSES
+
+
+def test_retention_is_changed_by_status(desk: Desk) -> None:
+    assert workspace(desk, {"retention": {"success": 7}})["retention"] == {**FOREVER, "success": 7}
+    changed = workspace(desk, {"name": "Kept", "retention": {"failed": 30}})
+    assert (changed["name"], changed["retention"]) == (
+        "Kept",
+        {**FOREVER, "success": 7, "failed": 30},
+    )
+    assert workspace(desk, {"retention": {"success": None}})["retention"]["success"] is None
+    assert workspace(desk, {})["retention"] == workspace(desk)["retention"]
+
+
+@pytest.mark.parametrize("days", [0, -1, 1.5, "7", 36_501, True])
+def test_retention_of_no_days_is_422(desk: Desk, days: Any) -> None:
+    body = {"retention": {"success": days}}
+    response = desk.call("PATCH", f"/workspace/{desk.workspace_id}", json=body)
+    assert response.status_code == 422
+    assert list(response.json["errors"]) == ["retention.success"]
+
+
+def test_sweep_takes_what_is_older_and_nothing_else(desk: Desk) -> None:
+    workspace(desk, {"retention": {"success": 7, "failed": 30}})
+    other = Desk(desk.world)
+    for where in (desk, other):
+        for status in STATUSES:
+            age(where, where.job_in(status), 8)
+            where.job_in(status)
+    assert sweep(desk) == 1
+    assert left(desk) == [s for s in STATUSES for _ in range(1 if s == "success" else 2)]
+    assert len(left(other)) == 10
+    workspace(desk, {"retention": {"failed": 8}})
+    assert sweep(desk) == 1
+    assert desk.get("?status=failed").json["pagination"]["total"] == 1
+    with desk.world.transaction() as tx:
+        # Of what is gone the attempts are gone, too: two cancelled without one, one failed left.
+        failed = select(func.count()).select_from(attempts).where(attempts.c.outcome == 1)
+        assert tx.execute(failed).scalar_one() == 3
+
+
+def test_sweep_takes_no_more_than_its_share_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP_AT_ONCE", 2)
+    monkeypatch.setattr(maintenance, "MAX_ROUNDS", 2)
+    workspace(desk, {"retention": {"cancelled": 1}})
+    for _ in range(5):
+        age(desk, desk.job_in("cancelled"), 2)
+    assert [sweep(desk), sweep(desk), sweep(desk)] == [4, 1, 0]
