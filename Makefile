@@ -12,7 +12,7 @@ help:
 	@echo "make test-browser  the tests that need a Chromium"
 	@echo "make fuzz          requests made from the OpenAPI document, many more than in make test"
 	@echo "make chaos         processes killed at random, for longer (CHAOS_SECONDS, CHAOS_SEED)"
-	@echo "make bench         speed, side by side with a bare Flask view (BENCH_DATABASE_URL)"
+	@echo "make bench         speed: beside a bare Flask view, and then make bench-cycle"
 	@echo "make bench-cycle   create, claim and report in jobs/s, beside others (BENCH_REDIS_URL)"
 	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
@@ -56,6 +56,7 @@ chaos: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/cycle.py
 
 bench-cycle: $(READY)
 	$(BIN)/python benchmarks/cycle.py

@@ -279,3 +279,12 @@ def test_answers_that_say_the_same_are_equal() -> None:
 def test_what_the_service_did_not_say_is_named() -> None:
     with pytest.raises(AttributeError, match="did not say the due_at of this Job"):
         _ = Job.from_json(STATUS).due_at
+
+
+def test_answer_that_is_no_json_is_not_the_services() -> None:
+    proxy = httpx2.MockTransport(lambda request: httpx2.Response(200, text="<html>"))
+    with (
+        Client("http://service", token="x", transport=proxy) as client,
+        pytest.raises(Unreachable, match="not JSON"),
+    ):
+        client.get(1, "job_x")

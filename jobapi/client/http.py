@@ -361,7 +361,11 @@ class Client:
 
 def _read(response: httpx2.Response) -> Any:
     if response.is_success:
-        return orjson.loads(response.content) if response.content else None
+        try:
+            return orjson.loads(response.content) if response.content else None
+        except ValueError:
+            # Something in front answers instead of the service.
+            raise Unreachable(f"{response.request.url}: the answer is not JSON") from None
     try:
         problem = orjson.loads(response.content)
     except ValueError:
