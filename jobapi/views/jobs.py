@@ -12,7 +12,7 @@ from flask import Response, url_for
 from sqlalchemy import Connection
 
 from .. import jobs, lists, queue, schemas
-from ..database import AnyRow, snapshot, transaction
+from ..database import BY_KEY, AnyRow, snapshot, transaction
 from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
 from ..identity import Role
 from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
@@ -376,7 +376,7 @@ def _report(
             f"The job is running; {', '.join(not_for_workers)} can be changed only while it "
             "is pending."
         )
-    with transaction(caller.connection) as tx:
+    with transaction(caller.connection, planner=BY_KEY) as tx:
         (answer,) = queue.report(
             tx,
             workspace_id,
