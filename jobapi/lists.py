@@ -152,7 +152,13 @@ class _Order(NamedTuple):
                 )
             *first, moment, number = values
             moment = datetime.fromisoformat(moment)
-            if moment.tzinfo is None or not all(type(v) is int for v in (*first, number)):
+            limits = [*(len(JobStatus) for _ in first), 2**63]
+            whole = all(
+                type(value) is int and 0 <= value < limit
+                for value, limit in zip([*first, number], limits, strict=True)
+            )
+            # Not next to the calendar's ends, where a time has no UTC.
+            if not whole or moment.tzinfo is None or not 1 < moment.year < 9999:
                 raise ValueError(cursor)
         except (ValueError, TypeError):
             raise ValidationFailed(
@@ -388,7 +394,12 @@ def _has(dialect: str, path: str, text: str) -> ColumnElement[bool]:
     values: list[Any] = [text]
     try:
         other = orjson.loads(text)
-        if other is None or isinstance(other, bool | int | float):
+        # A stored integer has 64 bits; no other is there to be found.
+        if (
+            other is None
+            or isinstance(other, float)
+            or (isinstance(other, int) and -(2**63) <= other < 2**63)
+        ):
             values.append(other)
     except orjson.JSONDecodeError:
         pass

@@ -9,6 +9,7 @@ call, it is the same few statements.
 from __future__ import annotations
 
 import random
+import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,10 @@ class Answer(NamedTuple):
 def new_lease_token() -> str:
     """A token that no other lease has or will have."""
     return secrets.token_hex(16)
+
+
+# What is no such token is not asked for in the database, which may not take it.
+_LEASE_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 def claim(
@@ -271,6 +276,7 @@ def _succeed(
         for each in reports
         if each.get("status") is JobStatus.SUCCESS
         and each.keys() <= _PLAIN_SUCCESS
+        and _LEASE_TOKEN.fullmatch(each["lease_token"])
         and times[each["job_id"]] == 1
     ]
     plain = [each for each in plain if each["result"] is None or fits(each["result"])]
@@ -443,7 +449,10 @@ def _accept_repeated(
     refused = {
         number: (after[each["job_id"]].id, each["lease_token"])
         for number, (each, answer) in enumerate(zip(reports, answers, strict=True))
-        if answer.problem is not None and answer.job is not None and each.get("status") in _ENDED_BY
+        if answer.problem is not None
+        and answer.job is not None
+        and each.get("status") in _ENDED_BY
+        and _LEASE_TOKEN.fullmatch(each["lease_token"])
     }
     if not refused:
         return answers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -357,6 +359,11 @@ def test_metadata_filter_finds_values_at_paths(desk: Desk) -> None:
         ("metadata.ok=true", made[2:4]),
         ("metadata.none=null", made[3:4]),
         ("metadata.batch_id=5", []),
+        ("metadata.batch_id=18446744073709551615", []),
+        ("metadata.batch_id=99999999999999999999999", []),
+        ("metadata.batch_id=1e999", []),
+        ("metadata.batch_id=3.0", made[:1]),
+        ("metadata.batch_id=[3]", []),
         ("metadata.batch_id=4&status=pending", made[2:3]),
     ):
         page = listed(desk, f"order=asc&{query}")
@@ -381,3 +388,28 @@ def test_light_list_leaves_out_what_may_be_large(desk: Desk) -> None:
     whole = desk.create(metadata={"a": 1})
     (light,) = listed(desk, "light=true")["data"]
     assert light == {k: v for k, v in whole.items() if k not in ("metadata", "result")}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["created_at", "desc", "2024-01-15T10:00:00+00:00", 2**63],
+        ["created_at", "desc", "2024-01-15T10:00:00+00:00", -1],
+        ["created_at", "desc", "2024-01-15T10:00:00", 1],
+        ["created_at", "desc", "0001-01-01T00:00:00+14:00", 1],
+        ["created_at", "desc", "9999-12-31T23:59:59-14:00", 1],
+        ["priority", "desc", 2**40, "2024-01-15T10:00:00+00:00", 1],
+        ["priority", "desc", -1, "2024-01-15T10:00:00+00:00", 1],
+        ["status", "desc", True, "2024-01-15T10:00:00+00:00", 1],
+        ["updated_at", "desc", None, 1],
+        ["updated_at", "desc", {}, []],
+        {"created_at": 1},
+    ],
+)
+def test_forged_cursor_is_422(desk: Desk, values: Any) -> None:
+    desk.create()
+    forged = urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+    sort = values[0] if isinstance(values, list) else "created_at"
+    for more in ("", "&status=pending", "&created_after=2020-01-01T00:00:00Z"):
+        response = desk.get(f"?sort={sort}&cursor={forged}{more}")
+        assert (response.status_code, list(response.json["errors"])) == (422, ["cursor"])

@@ -358,3 +358,17 @@ def test_database_refuses_half_a_lease(desk: Desk, impossible: Any) -> None:
     leased(desk)
     with pytest.raises(IntegrityError), desk.world.transaction() as tx:
         tx.execute(update(jobs).values(**impossible))
+
+
+@pytest.mark.parametrize("token", ["\x00", "x" * 33, "x" * 64, "x" * 5000, "\xff\x80", "", "é"])
+def test_token_that_can_be_none_is_a_lost_lease(desk: Desk, token: str) -> None:
+    job = leased(desk)
+    headers = {"Lease-Token": token}
+    for status in ("success", "failed", "running"):
+        refused = desk.patch(job["job_id"], {"status": status}, headers=headers)
+        assert (refused.status_code, refused.json["type"]) == (409, "urn:jobapi:problem:lease-lost")
+    # One letter more than the right one is another.
+    for wrong in (job["lease_token"] + "0", job["lease_token"] + " ", "0" * 33):
+        answer = desk.report({**job, "lease_token": wrong}, status="success")
+        assert answer["problem"]["type"] == "urn:jobapi:problem:lease-lost"
+    assert desk.report(job, status="success")["accepted"]
