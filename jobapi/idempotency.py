@@ -38,8 +38,10 @@ def recall(
     one write at a time, and waits instead), ``IdempotencyKeyReused`` where the
     key was for something else.
     """
-    if not 1 <= len(key) <= MAX_KEY_LENGTH:
-        raise ValidationFailed({"Idempotency-Key": [f"Use 1 to {MAX_KEY_LENGTH} characters."]})
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or "\x00" in key:
+        raise ValidationFailed(
+            {"Idempotency-Key": [f"Use 1 to {MAX_KEY_LENGTH} characters, and not U+0000."]}
+        )
     if dialect_name(session) == "postgresql":
         name = hashlib.sha256(f"{workspace_id} {caller} {key}".encode()).digest()
         number = int.from_bytes(name[:8], "big", signed=True)
