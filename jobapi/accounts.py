@@ -15,7 +15,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import case, delete, exists, insert, select, update
 
-from .database import AnyRow, DbNow, Executor, Page, dialect_name, fetch_page, insert_or_ignore
+from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import (
     LoginFailed,
     TokenRevoked,
@@ -31,6 +31,7 @@ from .identity import (
     USERNAME_RULE,
 )
 from .models import login_failures, sessions, users
+from .paging import Page, fetch_page
 
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)
@@ -126,9 +127,9 @@ def find_user(session: Executor, username: str) -> AnyRow:
     return row
 
 
-def page_users(session: Executor, *, page: int, limit: int) -> Page:
-    """All users, the oldest first."""
-    return fetch_page(session, [*users.c], users, [], [users.c.id], page=page, limit=limit)
+def page_users(session: Executor, **paging: Any) -> Page:
+    """All users, the oldest first; ``paging`` as ``fetch_page`` has it."""
+    return fetch_page(session, [*users.c], users, [], users.c.id, **paging)
 
 
 def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> AnyRow:

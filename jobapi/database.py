@@ -13,18 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import orjson
 import psycopg
 from sqlalchemy import (
     JSON,
-    ColumnElement,
     Connection,
     DateTime,
     Dialect,
     Engine,
-    FromClause,
     Insert,
     Row,
     String,
@@ -481,37 +479,3 @@ def _straight(
             connection_invalidated=lost,
             dialect=dialect,
         ) from error
-
-
-class Page(NamedTuple):
-    """One page of a list, and how many rows the list has."""
-
-    rows: Sequence[AnyRow]
-    total: int
-
-
-def fetch_page(
-    executor: Executor,
-    columns: Sequence[Any],
-    source: FromClause,
-    where: Sequence[ColumnElement[bool]],
-    order_by: Sequence[Any],
-    *,
-    page: int,
-    limit: int,
-) -> Page:
-    """Read page ``page`` (from 1) of ``limit`` rows, with the total.
-
-    One statement, so that the page and the total are of the same moment; only
-    past the end, where no row carries the total, it is asked for by itself.
-    """
-    total = select(func.count()).select_from(source).where(*where)
-    rows = executor.execute(
-        select(*columns, total.scalar_subquery().label("page_total"))
-        .select_from(source)
-        .where(*where)
-        .order_by(*order_by)
-        .limit(limit)
-        .offset((page - 1) * limit)
-    ).all()
-    return Page(rows, rows[0].page_total if rows else executor.execute(total).scalar_one())

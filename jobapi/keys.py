@@ -6,13 +6,15 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import exists, insert, or_, select, update
 
-from .database import AnyRow, DbNow, Executor, Page, fetch_page
+from .database import AnyRow, DbNow, Executor
 from .errors import KeyNotFound, NotAMember, ValidationFailed
 from .identity import Role, check_name
 from .models import api_keys, memberships, users
+from .paging import Page, fetch_page
 
 KEY_PREFIX = "jk_"
 USE_RESOLUTION = timedelta(minutes=1)
@@ -77,16 +79,18 @@ def create(
     return row, key
 
 
-def page(session: Executor, workspace_id: int, *, page: int, limit: int) -> Page:
-    """A workspace's API keys, revoked ones included, the oldest first."""
+def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
+    """A workspace's API keys, revoked ones included, the oldest first.
+
+    ``paging`` as ``fetch_page`` has it.
+    """
     return fetch_page(
         session,
         [*api_keys.c],
         api_keys,
         [api_keys.c.workspace_id == workspace_id],
-        [api_keys.c.id],
-        page=page,
-        limit=limit,
+        api_keys.c.id,
+        **paging,
     )
 
 

@@ -8,7 +8,6 @@ match. Where a filter is none of a kind's, the database finds its own way.
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,6 +47,7 @@ from .errors import ValidationFailed
 from .jobs import COLUMNS, Scope
 from .lifecycle import JobStatus, Priority
 from .models import jobs
+from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 
 MAX_COUNTED = 10_000
 """Up to how many matches are counted, where the counts do not know."""
@@ -138,21 +138,19 @@ class _Order(NamedTuple):
 
     def cursor(self, row: Any) -> str:
         values = [getattr(row, name) for name in _SORT_KEYS[self.sort]]
-        return urlsafe_b64encode(orjson.dumps([*self, *values])).decode().rstrip("=")
+        return write_cursor([*self, *values])
 
     def read(self, cursor: str) -> list[Any]:
         """The values of the sort's keys at which the last page ended."""
         try:
-            sort, order, *values = orjson.loads(
-                urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-            )
+            sort, order, *values = read_cursor(cursor)
             if (sort, order) != (self.sort, self.order) or len(values) != len(self.keys):
                 raise ValidationFailed(
                     {"cursor": ["It is of a list with another sort or order; begin anew."]}
                 )
             *first, moment, number = values
             moment = datetime.fromisoformat(moment)
-            limits = [*(len(JobStatus) for _ in first), 2**63]
+            limits = [*(len(JobStatus) for _ in first), MAX_NUMBER]
             whole = all(
                 type(value) is int and 0 <= value < limit
                 for value, limit in zip([*first, number], limits, strict=True)
@@ -161,9 +159,7 @@ class _Order(NamedTuple):
             if not whole or moment.tzinfo is None or not 1 < moment.year < 9999:
                 raise ValueError(cursor)
         except (ValueError, TypeError):
-            raise ValidationFailed(
-                {"cursor": ["It is none of ours; use next_cursor of a page as it is."]}
-            ) from None
+            raise no_cursor() from None
         return [*first, moment, number]
 
 
@@ -174,14 +170,14 @@ def page(
     *,
     sort: str = "created_at",
     order: str = "desc",
-    page: int = 1,
+    page: int | None = None,
     limit: int = 50,
     cursor: str | None = None,
     light: bool = False,
 ) -> JobPage:
     """One page of the jobs in ``scope`` that match.
 
-    It begins after ``cursor``, or is number ``page``, from 1. Equal values are
+    It is number ``page``, from 1, or begins after ``cursor``. Equal values are
     put in the order of creation, in the direction of ``order``. ``light``
     leaves out ``metadata`` and ``result``. To be called in a ``snapshot``,
     so that page and total are of the same moment.
@@ -189,7 +185,7 @@ def page(
     """
     ordered = _Order(sort, order)
     after = None if cursor is None else ordered.read(cursor)
-    offset = 0 if after is not None else (page - 1) * limit
+    offset = 0 if page is None else (page - 1) * limit
     columns = _LIGHT if light else COLUMNS
     dialect = dialect_name(session)
     rest = filters.rest(dialect)

@@ -119,19 +119,6 @@ class PagingQuery(Base):
     """Which page of a list."""
 
     page = QueryInteger(
-        load_default=1, validate=_range(1, MAX_PAGE), metadata={"description": "Page number."}
-    )
-    limit = QueryInteger(
-        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
-    )
-
-
-class JobListQuery(Base):
-    """Filters, order and page of a list of jobs."""
-
-    PATHS = "metadata"
-
-    page = QueryInteger(
         validate=_range(1, MAX_PAGE), metadata={"description": "Page number.", "default": 1}
     )
     limit = QueryInteger(
@@ -141,6 +128,21 @@ class JobListQuery(Base):
         validate=_text(1, 500),
         metadata={"description": "The `next_cursor` of a page, instead of `page`."},
     )
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A page is led to in one way."""
+        if "cursor" not in data:
+            return {"page": 1, **data}
+        if "page" in data:
+            raise ValidationError("Give either cursor or page.", "cursor")
+        return data
+
+
+class JobListQuery(PagingQuery):
+    """Filters, order and page of a list of jobs."""
+
+    PATHS = "metadata"
+
     light = fields.Boolean(
         load_default=False, metadata={"description": "Whether metadata and result are left out."}
     )
@@ -180,31 +182,28 @@ class LegacyJobListQuery(JobListQuery):
 
 
 class Pagination(Base):
-    """Where in a list a page lies."""
-
-    page = fields.Integer(required=True)
-    limit = fields.Integer(required=True)
-    total = fields.Integer(required=True, metadata={"description": "How many items there are."})
-    total_pages = fields.Integer(required=True)
-
-
-class JobPagination(Base):
-    """Where in a list of jobs a page lies, and where it goes on."""
+    """Where in a list a page lies, and where it goes on."""
 
     page = fields.Integer(
         required=True, allow_none=True, metadata={"description": "null where a cursor led here."}
     )
     limit = fields.Integer(required=True)
+    total = fields.Integer(required=True, metadata={"description": "How many items there are."})
+    total_pages = fields.Integer(required=True)
+    next_cursor = fields.String(
+        required=True, allow_none=True, metadata={"description": "null on the last page."}
+    )
+
+
+class JobPagination(Pagination):
+    """Where in a list of jobs a page lies, and where it goes on."""
+
     total = fields.Integer(
         required=True,
         metadata={
             "description": "How many jobs match: exact, but for filters other than status, "
             "job_type and priority, with which it ends at 10,000."
         },
-    )
-    total_pages = fields.Integer(required=True)
-    next_cursor = fields.String(
-        required=True, allow_none=True, metadata={"description": "null on the last page."}
     )
     total_is_capped = fields.Boolean(
         required=True, metadata={"description": "Whether there are more than `total`."}

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, update
 
-from .database import AnyRow, DbNow, Executor, Page, dialect_name, fetch_page, insert_or_ignore
+from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from .identity import Role, check_name
 from .lifecycle import JobStatus
 from .models import api_keys, jobs, memberships, users, workspaces
+from .paging import Page, fetch_page
 
 MEMBER_COLUMNS = (
     memberships.c.user_id,
@@ -57,12 +58,12 @@ def page(
     user_id: int,
     is_admin: bool = False,
     only_workspace: int | None = None,
-    page: int,
-    limit: int,
+    **paging: Any,
 ) -> Page:
     """The workspaces that the user may read, with their role in each.
 
     An administrator, who counts as an owner everywhere, gets all of them.
+    ``paging`` as ``fetch_page`` has it.
     """
     mine = workspaces.outerjoin(
         memberships,
@@ -77,9 +78,8 @@ def page(
         [*workspaces.c, role.label("role")],
         mine,
         where,
-        [workspaces.c.id],
-        page=page,
-        limit=limit,
+        workspaces.c.id,
+        **paging,
     )
 
 
@@ -145,16 +145,15 @@ def first_owner(session: Executor, workspace_id: int) -> int:
     return owner
 
 
-def page_members(session: Executor, workspace_id: int, *, page: int, limit: int) -> Page:
-    """A workspace's members, in the order of their user ids."""
+def page_members(session: Executor, workspace_id: int, **paging: Any) -> Page:
+    """A workspace's members, by their user ids; ``paging`` as ``fetch_page`` has it."""
     return fetch_page(
         session,
         MEMBER_COLUMNS,
         memberships.join(users, users.c.id == memberships.c.user_id),
         [memberships.c.workspace_id == workspace_id],
-        [memberships.c.user_id],
-        page=page,
-        limit=limit,
+        memberships.c.user_id,
+        **paging,
     )
 
 

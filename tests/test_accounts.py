@@ -360,7 +360,10 @@ def test_list_users_pages_in_order_of_creation(world: World) -> None:
     seen: list[int] = []
     for page in (1, 2, 3):
         response = world.call("GET", f"/users?page={page}&limit=2", token).json
-        assert response["pagination"] == {"page": page, "limit": 2, "total": 5, "total_pages": 3}
+        assert (
+            response["pagination"].items()
+            >= {"page": page, "limit": 2, "total": 5, "total_pages": 3}.items()
+        )
         seen += [user["user_id"] for user in response["data"]]
     assert seen == [admin.id, *others]
 

@@ -20,7 +20,17 @@ MODULES = {
 
 GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
 STORE = GROUND | {"database", "models"}
-SERVICES = {"accounts", "workspaces", "jobs", "keys", "queue", "idempotency", "counts", "lists"}
+SERVICES = {
+    "accounts",
+    "workspaces",
+    "jobs",
+    "keys",
+    "queue",
+    "idempotency",
+    "counts",
+    "lists",
+    "paging",
+}
 
 # What a module may import of ours.
 MAY_IMPORT = {

@@ -170,5 +170,8 @@ def test_key_of_an_administrator_is_no_administrator(desk: Desk) -> None:
 def test_list_keys_pages(desk: Desk) -> None:
     ids = [make(desk).json["key_id"] for _ in range(3)]
     response = desk.call("GET", f"{keys_path(desk)}?limit=2&page=2").json
-    assert response["pagination"] == {"page": 2, "limit": 2, "total": 3, "total_pages": 2}
+    assert (
+        response["pagination"].items()
+        >= {"page": 2, "limit": 2, "total": 3, "total_pages": 2}.items()
+    )
     assert [key["key_id"] for key in response["data"]] == ids[2:]

@@ -215,6 +215,9 @@ def test_list_members_pages(desk: Desk) -> None:
     for _ in range(4):
         desk.world.member(desk.workspace_id, Role.VIEWER)
     response = desk.call("GET", f"{members_path(desk)}?limit=3&page=2").json
-    assert response["pagination"] == {"page": 2, "limit": 3, "total": 5, "total_pages": 2}
+    assert (
+        response["pagination"].items()
+        >= {"page": 2, "limit": 3, "total": 5, "total_pages": 2}.items()
+    )
     assert len(response["data"]) == 2
     assert response["data"][0].keys() == {"user_id", "username", "role", "created_at"}

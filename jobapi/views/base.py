@@ -61,15 +61,20 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
-def paginated(rows: Sequence[Any], total: int, page: int | None, limit: int) -> dict[str, Any]:
-    """The envelope of every list; a page that a cursor led to has no number."""
+def paginated(rows: Sequence[Any], found: Any, query: Mapping[str, Any]) -> dict[str, Any]:
+    """The envelope of every list: of what was found, these rows are shown.
+
+    A page that a cursor led to has no number.
+    """
+    limit = query["limit"]
     return {
         "data": rows,
         "pagination": {
-            "page": page,
+            "page": query.get("page"),
             "limit": limit,
-            "total": total,
-            "total_pages": -(-total // limit),
+            "total": found.total,
+            "total_pages": -(-found.total // limit),
+            "next_cursor": found.next_cursor,
         },
     }
 

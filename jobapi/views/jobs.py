@@ -137,18 +137,11 @@ def _page(caller: Caller, scope: jobs.Scope, query: dict[str, Any], **headers: s
     filters = lists.Filters(
         **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
     )
-    page, limit, cursor = query.pop("page", None), query["limit"], query.get("cursor")
-    if page is not None and cursor is not None:
-        raise ValidationFailed({"cursor": ["Give either cursor or page."]})
-    page = 1 if page is None and cursor is None else page
     with snapshot(caller.connection) as connection:
-        found = lists.page(connection, scope, filters, page=page or 1, **query)
+        found = lists.page(connection, scope, filters, **query)
     shown = _light_object if query["light"] else job_object
-    body = paginated([shown(row) for row in found.rows], found.total, page, limit)
-    body["pagination"] |= {
-        "next_cursor": found.next_cursor,
-        "total_is_capped": found.total_is_capped,
-    }
+    body = paginated([shown(row) for row in found.rows], found, query)
+    body["pagination"]["total_is_capped"] = found.total_is_capped
     return json_response(body, headers=headers)
 
 

@@ -18,10 +18,10 @@ USER = "/users/<user_id>"
 @guard(admin=True)
 @blp.arguments(schemas.PagingQuery, location="query")
 @blp.response(200, schemas.UserList)
-def list_users(caller: Caller, query: dict[str, int]) -> Any:
+def list_users(caller: Caller, query: dict[str, Any]) -> Any:
     """All users, the oldest first."""
-    rows, total = accounts.page_users(caller.connection, **query)
-    return paginated(rows, total, **query)
+    found = accounts.page_users(caller.connection, **query)
+    return paginated(found.rows, found, query)
 
 
 @blp.operation("/users", "POST", summary="Create user", errors=(409,))

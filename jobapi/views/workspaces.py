@@ -33,17 +33,17 @@ def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
 @guard()
 @blp.arguments(schemas.PagingQuery, location="query")
 @blp.response(200, schemas.WorkspaceList)
-def list_workspaces(caller: Caller, query: dict[str, int]) -> Any:
+def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
     """The workspaces that the caller may read, with the caller's role in each."""
-    rows, total = workspaces.page(
+    found = workspaces.page(
         caller.connection,
         user_id=caller.user_id,
         is_admin=caller.is_admin,
         only_workspace=caller.key_workspace_id,
         **query,
     )
-    items = [_with_role(row, caller.role if caller.key_id else row.role) for row in rows]
-    return paginated(items, total, **query)
+    items = [_with_role(row, caller.role if caller.key_id else row.role) for row in found.rows]
+    return paginated(items, found, query)
 
 
 @blp.operation("/workspace", "POST", summary="Create workspace")
@@ -93,10 +93,10 @@ def delete_workspace(caller: Caller, workspace_id: int) -> None:
 @guard(Role.VIEWER)
 @blp.arguments(schemas.PagingQuery, location="query")
 @blp.response(200, schemas.MemberList)
-def list_members(caller: Caller, query: dict[str, int], workspace_id: int) -> Any:
+def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's members and their roles."""
-    rows, total = workspaces.page_members(caller.connection, workspace_id, **query)
-    return paginated(rows, total, **query)
+    found = workspaces.page_members(caller.connection, workspace_id, **query)
+    return paginated(found.rows, found, query)
 
 
 @blp.operation(MEMBERS, "POST", summary="Add member", errors=(404, 409))
@@ -150,10 +150,10 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
 @guard(Role.OWNER, keys=False)
 @keys_blp.arguments(schemas.PagingQuery, location="query")
 @keys_blp.response(200, schemas.KeyList)
-def list_keys(caller: Caller, query: dict[str, int], workspace_id: int) -> Any:
+def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's API keys, revoked ones included. The keys themselves are not kept."""
-    rows, total = keys.page(caller.connection, workspace_id, **query)
-    return paginated(rows, total, **query)
+    found = keys.page(caller.connection, workspace_id, **query)
+    return paginated(found.rows, found, query)
 
 
 @keys_blp.operation(KEYS, "POST", summary="Create API key", errors=(404,))

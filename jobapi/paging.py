@@ -1,0 +1,91 @@
+"""Pages of a list, by number or by cursor."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from sqlalchemy import ColumnElement, FromClause, func, select
+
+from .database import AnyRow, Executor
+from .errors import ValidationFailed
+
+MAX_NUMBER = 2**63
+"""No number in a cursor reaches it: what a database cannot hold is no place in a list."""
+
+
+class Page(NamedTuple):
+    """Some rows of a list, how many it has, and where it goes on."""
+
+    rows: Sequence[AnyRow]
+    total: int
+    next_cursor: str | None
+
+
+def write_cursor(values: Sequence[Any]) -> str:
+    """A place in a list, as a text for URLs."""
+    return urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> list[Any]:
+    """What ``write_cursor`` was given; the values are whatever a caller sent.
+
+    Raises ``ValidationFailed`` for what is no cursor.
+    """
+    try:
+        values = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        raise no_cursor() from None
+    if not isinstance(values, list):
+        raise no_cursor()
+    return values
+
+
+def no_cursor() -> ValidationFailed:
+    """The refusal of a cursor that is none of ours."""
+    return ValidationFailed({"cursor": ["It is none of ours; use next_cursor of a page as it is."]})
+
+
+def fetch_page(
+    executor: Executor,
+    columns: Sequence[Any],
+    source: FromClause,
+    where: Sequence[ColumnElement[bool]],
+    key: Any,
+    *,
+    page: int | None = None,
+    limit: int,
+    cursor: str | None = None,
+) -> Page:
+    """Read ``limit`` rows in the order of ``key``, with the total.
+
+    They are page ``page``, from 1, or what comes after ``cursor``; ``key`` is a
+    unique column of whole numbers. One statement, so that the page and the total
+    are of the same moment; only past the end, where no row carries the total, it
+    is asked for by itself. Raises ``ValidationFailed`` for a cursor that is none.
+    """
+    total = select(func.count()).select_from(source).where(*where)
+    query = (
+        select(*columns, key.label("page_key"), total.scalar_subquery().label("page_total"))
+        .select_from(source)
+        .where(*where)
+        .order_by(key)
+        .limit(limit + 1)
+    )
+    if cursor is not None:
+        query = query.where(key > _read_key(cursor))
+    elif page is not None:
+        query = query.offset((page - 1) * limit)
+    rows = executor.execute(query).all()
+    n = rows[0].page_total if rows else executor.execute(total).scalar_one()
+    more = write_cursor([rows[limit - 1].page_key]) if len(rows) > limit else None
+    return Page(rows[:limit], n, more)
+
+
+def _read_key(cursor: str) -> int:
+    values = read_cursor(cursor)
+    if len(values) != 1 or type(values[0]) is not int or not 0 <= values[0] < MAX_NUMBER:
+        raise no_cursor()
+    return int(values[0])
