@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
-    Update,
     bindparam,
     case,
     cast,
@@ -47,7 +46,6 @@ from .database import (
     Statement,
     Texts,
     dialect_name,
-    insert_records,
     record_source,
     records,
 )
@@ -56,35 +54,11 @@ from .jobs import COLUMNS, fits, limit_documents, not_found
 from .leases import Backoff
 from .lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
 from .models import attempts, jobs
+from .settling import DECIDING, Settling
 
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
 
-# What the rules look at, and what a report's answer needs. Not the metadata,
-# which may be large.
-_DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
-# What a report, or the reaper, may change.
-_SETTLED = (
-    "status",
-    "version",
-    "result",
-    "error",
-    "progress_percent",
-    "progress_message",
-    "actual_duration",
-    "retry_count",
-    "updated_at",
-    "queued_at",
-    "due_at",
-    "started_at",
-    "completed_at",
-    "lease_token",
-    "lease_seconds",
-    "lease_expires_at",
-    "reap_at",
-    "succeeded_by",
-)
-_ATTEMPT = tuple(column.name for column in attempts.c)
 _ENDED_BY = {
     JobStatus.FAILED: (Outcome.FAILED,),
     JobStatus.PENDING: (Outcome.RELEASED,),
@@ -341,9 +315,8 @@ def _judge(
     found = _held().all(
         session, {"of_workspace": workspace_id, "ids": {each["job_id"] for each in reports}}
     )
-    before = {row.job_id: row for row in found}
-    after = {row.job_id: SimpleNamespace(**row._asdict()) for row in found}
-    ended: list[dict[str, Any]] = []
+    settling = Settling(found)
+    after = settling.jobs
     answers: list[Answer] = []
     for each in reports:
         job = after.get(each["job_id"])
@@ -358,17 +331,16 @@ def _judge(
         except JobApiError as problem:
             answers.append(Answer(job, problem))
             continue
-        _apply(job, values, ended)
+        settling.apply(job, values)
         answers.append(Answer(job))
-    changed = [job for job in after.values() if job.version > before[job.job_id].version]
-    _settle(session, changed, before, ended)
+    settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
 
 
 @cache
 def _held() -> Statement:
     return Statement(
-        select(*_DECIDING, DbNow().label("now"))
+        select(*DECIDING, DbNow().label("now"))
         .where(
             jobs.c.workspace_id + 0 == bindparam("of_workspace"),
             OneOf(jobs.c.job_id, bindparam("ids", type_=Texts)),
@@ -377,58 +349,6 @@ def _held() -> Statement:
         .order_by(jobs.c.job_id)
         .with_for_update()
     )
-
-
-def _apply(job: Any, values: Mapping[str, Any], ended: list[dict[str, Any]]) -> None:
-    record = leases.ended_attempt(job, values, job.now)
-    if record is not None:
-        ended.append(record)
-    vars(job).update(values, updated_at=job.now, version=job.version + 1)
-
-
-@cache
-def _settlement(dialect: str) -> Update:
-    source = record_source(
-        dialect,
-        {name: jobs.c[name].type for name in ("id", *_SETTLED)}
-        | {"held_version": jobs.c.version.type, "held_token": jobs.c.lease_token.type},
-    )
-    return (
-        update(jobs)
-        .where(
-            jobs.c.id == source.c.id,
-            jobs.c.status == JobStatus.RUNNING,
-            jobs.c.lease_token.is_not_distinct_from(source.c.held_token),
-            jobs.c.version == source.c.held_version,
-        )
-        .values({name: source.c[name] for name in _SETTLED})
-        .returning(jobs.c.id)
-    )
-
-
-def _settle(
-    session: Executor,
-    changed: Sequence[Any],
-    before: Mapping[str, Any],
-    ended: Sequence[Mapping[str, Any]],
-) -> None:
-    """Write down what was decided, each under the lease for which it was decided."""
-    if not changed:
-        return
-    rows = [
-        {name: getattr(job, name) for name in ("id", *_SETTLED)}
-        | {
-            "held_version": before[job.job_id].version,
-            "held_token": before[job.job_id].lease_token,
-        }
-        for job in changed
-    ]
-    settled = session.execute(_settlement(dialect_name(session)), records(session, rows)).all()
-    if len(settled) != len(changed):
-        # They were locked when they were read.
-        raise RuntimeError("jobs changed although they were locked")
-    if ended:
-        session.execute(insert_records(session, attempts, _ATTEMPT), records(session, ended))
 
 
 def _accept_repeated(
@@ -481,23 +401,19 @@ def reap(
     The jobs that somebody is changing at this moment are left for the next time.
     """
     found = session.execute(
-        select(*_DECIDING, DbNow().label("now"))
+        select(*DECIDING, DbNow().label("now"))
         .where(jobs.c.reap_at <= select(DbNow()).scalar_subquery())
         .order_by(jobs.c.reap_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    before = {row.job_id: row for row in found}
-    changed = []
-    ended: list[dict[str, Any]] = []
-    for row in found:
-        job = SimpleNamespace(**row._mapping)
-        values = leases.expire(job, backoff=backoff, chance=chance(), now=row.now)
+    settling = Settling(found)
+    for job in settling.jobs.values():
+        values = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
         if values:
-            _apply(job, values, ended)
-            changed.append(job)
-    _settle(session, changed, before, ended)
-    return changed
+            settling.apply(job, values)
+    settling.settle(session)
+    return settling.changed
 
 
 def list_attempts(session: Executor, job: Any) -> list[dict[str, Any]]:

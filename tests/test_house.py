@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "models"} | (SERVICES - {"accounts", "keys", "lists"}),
+    "maintenance": {"database", "leases", "models"}
+    | (SERVICES - {"accounts", "keys", "lists", "paging", "settling"}),
     "waiting": {"queue"},
     "extension": {
         "config",
