@@ -174,6 +174,10 @@ class KeyNotFound(NotFound):
     """API key not found"""
 
 
+class OperationNotFound(NotFound):
+    """Operation not found"""
+
+
 class MethodNotAllowed(JobApiError):
     """Method not allowed"""
 
@@ -216,6 +220,10 @@ class LeaseRequired(Conflict):
 
 class LeaseLost(Conflict):
     """Lease does not hold the job"""
+
+
+class OperationEnded(Conflict):
+    """Operation has ended"""
 
 
 class RequestInProgress(Conflict):

@@ -25,7 +25,7 @@ from .leases import Backoff
 from .maintenance import Maintenance
 from .models import Base
 from .tokens import TokenMint
-from .views import auth, docs, health, hooks, jobs, users, worker, workspaces
+from .views import auth, docs, health, hooks, jobs, operations, users, worker, workspaces
 from .views.base import Api
 from .waiting import WaitingRoom
 
@@ -201,6 +201,7 @@ def _install(
     api.describe_security(current_user is not None)
     blueprints = [
         jobs.blp,
+        operations.blp,
         worker.blp,
         workspaces.blp,
         workspaces.keys_blp,

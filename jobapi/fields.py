@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -135,6 +136,48 @@ class QueryInteger(fields.Integer):
         if not re.fullmatch(r"[0-9]{1,18}", str(value)):
             raise self.make_error("invalid", input=value)
         return super()._deserialize(value, attr, data, **kw)
+
+
+MAX_PATHS = 5
+MAX_PATH_VALUE = 200
+_PATH = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}")
+
+
+def wrong_path(path: str, value: str) -> str | None:
+    """What is wrong with a path of keys in a document, or the text to be found there."""
+    if not _PATH.fullmatch(path):
+        return "Use keys of letters, digits, _ and -, with a dot between two."
+    if len(value) > MAX_PATH_VALUE or "\x00" in value:
+        return f"Use {MAX_PATH_VALUE} characters at most, and not U+0000."
+    return None
+
+
+class Paths(fields.Dict):
+    """Paths of keys, each with the value to be found there; loaded as texts.
+
+    As a query would write it: 3 and "3" look for the same.
+    """
+
+    def __init__(self, **kw: Any) -> None:
+        super().__init__(keys=fields.String(), **kw)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
+        if not isinstance(value, dict):
+            raise self.make_error("invalid")
+        if len(value) > MAX_PATHS:
+            raise ValidationError(f"Give {MAX_PATHS} of these at most.")
+        texts = {}
+        wrong = {}
+        for path, wanted in value.items():
+            texts[path] = wanted if isinstance(wanted, str) else json.dumps(wanted)
+            problem = wrong_path(path, texts[path])
+            if isinstance(wanted, dict | list):
+                problem = "Give a text, a number, true, false or null."
+            if problem is not None:
+                wrong[path] = [problem]
+        if wrong:
+            raise ValidationError(cast(Any, wrong))
+        return texts
 
 
 class Unjudged(fields.Nested):

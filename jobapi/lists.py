@@ -9,11 +9,11 @@ match. Where a filter is none of a kind's, the database finds its own way.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 from sqlalchemy import (
@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     String,
     and_,
+    case,
     cast,
     func,
     literal,
@@ -111,6 +112,22 @@ class Filters:
         conditions += [_has(dialect, path, text) for path, text in self.metadata.items()]
         return conditions
 
+    def to_json(self) -> dict[str, Any]:
+        """What is given, to be kept as JSON."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {name: value for name, value in given.items() if value not in (None, (), {})}
+        document: dict[str, Any] = orjson.loads(orjson.dumps(kept))
+        return document
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Self:
+        """What ``to_json`` kept."""
+        moments = {name: datetime.fromisoformat(kept[name]) for name in _MOMENTS & kept.keys()}
+        return cls(**{**kept, **moments})
+
+
+_MOMENTS = {"created_after", "created_before", "updated_after"}
+
 
 class JobPage(NamedTuple):
     """Some jobs of a list, how many it has, and where it goes on."""
@@ -189,24 +206,18 @@ def page(
     columns = _LIGHT if light else COLUMNS
     dialect = dialect_name(session)
     rest = filters.rest(dialect)
-    where = [scope(jobs.c), *filters.kind(jobs.c), *rest]
-    if filters.metadata:
-        # By the index on what is in it, and by no other.
-        where[0] = scope(SimpleNamespace(workspace_id=jobs.c.workspace_id + 0))
+    where = _where(scope, filters, rest)
     run = partial(_run, session, columns, ordered, offset=offset, limit=limit)
     if rest:
-        some = select(literal(1)).select_from(jobs).where(*where).limit(MAX_COUNTED + 1)
-        if filters.metadata:
-            plan_without(session, BY_BITMAP)
-        total = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
-        if total > MAX_COUNTED:
+        total, capped = _counted(session, where, bool(filters.metadata))
+        if capped:
             # So many that the next ones in order are never far.
             plan_without(session, IN_ORDER)
             where[0] = scope(jobs.c)
         rows = run(_plain(ordered, where, after))
-        return _page(rows, min(total, MAX_COUNTED), total > MAX_COUNTED, ordered, limit)
+        return _page(rows, total, capped, ordered, limit)
     plan_without(session, IN_ORDER)
-    kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
+    kinds = _kinds(session, scope, filters)
     total = sum(kind.n for kind in kinds)
     if offset >= total:
         return JobPage((), total, False, None)
@@ -236,6 +247,86 @@ def page(
                 _ranges(counts.KIND, needed, ordered, after),
             )
     return _page(rows, total, False, ordered, limit)
+
+
+def count(session: Executor, scope: Scope, filters: Filters) -> tuple[int, bool]:
+    """How many jobs in ``scope`` match, and whether there are more than that.
+
+    To be called in a transaction.
+    """
+    rest = filters.rest(dialect_name(session))
+    if rest:
+        return _counted(session, _where(scope, filters, rest), bool(filters.metadata))
+    return sum(kind.n for kind in _kinds(session, scope, filters)), False
+
+
+def walk(
+    session: Executor,
+    scope: Scope,
+    filters: Filters,
+    *,
+    after: Sequence[Any] | None,
+    most: int,
+) -> Sequence[AnyRow]:
+    """The next ``most`` jobs by their creation of the kinds wanted; the last ones are fewer.
+
+    Each with ``id``, ``job_id``, ``created_at``, and ``matches``: whether the
+    other filters match, too. It costs the same however few do. ``after`` is the
+    ``created_at`` and ``id`` after which to go on. To be called in a transaction.
+    """
+    ordered = _Order("created_at", "asc")
+    plan_without(session, IN_ORDER)
+    ranges = _all_ranges(session, scope, filters)
+    if dialect_name(session) == "sqlite" or len(ranges) > MAX_KINDS:
+        moment = None if after is None else [datetime.fromisoformat(after[0]), after[1]]
+        found = _plain(ordered, [scope(jobs.c), *filters.kind(jobs.c)], moment)
+        parameters = {}
+    else:
+        found = _heads(ordered, counts.KIND, "created_at", most)
+        parameters = records(session, _ranges(counts.KIND, ranges, ordered, after))
+    rest = filters.rest(dialect_name(session))
+    query = (
+        select(
+            *(jobs.c.id, jobs.c.job_id, jobs.c.created_at),
+            case((and_(true(), *rest), 1), else_=0).label("matches"),
+        )
+        .where(IsAmong(jobs.c.id, found.limit(most).scalar_subquery()))
+        .order_by(jobs.c.created_at, jobs.c.id)
+    )
+    return session.execute(query, parameters).all()
+
+
+def _all_ranges(session: Executor, scope: Scope, filters: Filters) -> list[tuple[Any, ...]]:
+    """Every kind wanted in which there may be jobs by now, when they change all the time."""
+    kinds = _kinds(session, scope, replace(filters, status=()))
+    others = {(kind.workspace_id, kind.job_type, kind.priority) for kind in kinds}
+    return [
+        (workspace_id, status, job_type, priority)
+        for workspace_id, job_type, priority in sorted(others)
+        for status in filters.status or JobStatus
+    ]
+
+
+def _where(
+    scope: Scope, filters: Filters, rest: Sequence[ColumnElement[bool]]
+) -> list[ColumnElement[bool]]:
+    # With metadata by the index on what is in it, and by no other.
+    by_content = SimpleNamespace(workspace_id=jobs.c.workspace_id + 0)
+    return [scope(by_content if filters.metadata else jobs.c), *filters.kind(jobs.c), *rest]
+
+
+def _counted(
+    session: Executor, where: Sequence[ColumnElement[bool]], by_content: bool
+) -> tuple[int, bool]:
+    if by_content:
+        plan_without(session, BY_BITMAP)
+    some = select(literal(1)).select_from(jobs).where(*where).limit(MAX_COUNTED + 1)
+    n = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+    return min(n, MAX_COUNTED), n > MAX_COUNTED
+
+
+def _kinds(session: Executor, scope: Scope, filters: Filters) -> list[AnyRow]:
+    return counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
 
 
 def _run(

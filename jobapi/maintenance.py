@@ -10,13 +10,14 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from threading import Event, Lock, Thread
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import counts, idempotency, jobs, queue, workspaces
+from . import counts, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
 from .models import duties
@@ -26,6 +27,12 @@ ROUND_SECONDS = 2.0
 
 DUTY_SECONDS = 7
 """After how long without a sign another process takes over."""
+
+WORK_SECONDS = 1.0
+"""For how long one round goes on with what takes long."""
+
+PAUSE_SECONDS = 0.05
+"""How long between two rounds while there is more of that."""
 
 MAX_ROUNDS = 20
 SWEEP_SECONDS = 60.0
@@ -79,11 +86,28 @@ def work(connection: Connection, backoff: Backoff) -> int:
     return reaped
 
 
+def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
+    """Go on with what takes long, for so many seconds; whether there is more to do.
+
+    Operations on many jobs, and what is left of deleted workspaces.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        with transaction(connection, planner=BY_KEY) as tx:
+            operation = operations.advance(tx)
+        with transaction(connection, planner=BY_KEY) as tx:
+            cleared = workspaces.clear(tx)
+        if operation is None and not cleared:
+            return False
+        if time.monotonic() >= end:
+            return True
+
+
 def sweep(connection: Connection) -> int:
     """Delete the jobs that their workspaces do not keep any longer; returns how many.
 
-    In bounded transactions; what is left when a workspace has had its share
-    goes the next time.
+    And the operations that ended long ago. In bounded transactions; what is
+    left when a workspace has had its share goes the next time.
     """
     swept = 0
     for workspace_id, status, days in workspaces.retention(connection):
@@ -93,6 +117,7 @@ def sweep(connection: Connection) -> int:
             swept += gone
             if gone < SWEEP_AT_ONCE:
                 break
+    operations.forget(connection)
     return swept
 
 
@@ -129,15 +154,18 @@ class Maintenance:
 
     def run(self) -> None:
         """Work until ``stop``; a fault is logged and the work goes on."""
-        rounds = 0
-        while not self._stop.wait(ROUND_SECONDS):
+        swept_at = time.monotonic()
+        pause = ROUND_SECONDS
+        while not self._stop.wait(pause):
+            pause = ROUND_SECONDS
             try:
                 with self._engine().connect() as connection:
                     if take_duty(connection, self._holder):
                         work(connection, self._backoff)
-                        rounds += 1
-                        if rounds * ROUND_SECONDS >= SWEEP_SECONDS:
-                            rounds = 0
+                        if go_on(connection):
+                            pause = PAUSE_SECONDS
+                        if time.monotonic() - swept_at >= SWEEP_SECONDS:
+                            swept_at = time.monotonic()
                             sweep(connection)
             except Exception:
                 logger.exception("maintenance failed; it goes on in a moment")

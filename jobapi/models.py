@@ -113,6 +113,9 @@ class Workspace(Base):
     keep_success: Mapped[int | None] = mapped_column(comment="days; null: for ever")
     keep_failed: Mapped[int | None] = mapped_column(comment="days; null: for ever")
     keep_cancelled: Mapped[int | None] = mapped_column(comment="days; null: for ever")
+    deleted_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="since when nobody sees it; what is in it is being deleted"
+    )
 
 
 class Membership(Base):
@@ -331,6 +334,47 @@ class JobCountChange(Base):
     n: Mapped[int]
 
 
+class OperationRecord(Base):
+    """What is done to all jobs that match a filter, a few hundred at a time."""
+
+    __tablename__ = "jobapi_operations"
+    __table_args__ = (
+        CheckConstraint("action BETWEEN 0 AND 2", "action"),
+        CheckConstraint("status BETWEEN 0 AND 2", "status"),
+        CheckConstraint("(status = 0) = (ended_at IS NULL)", "ended"),
+        # Lists of a workspace's operations.
+        Index("ix_jobapi_operations_workspace_id", "workspace_id", "id"),
+        # The maintenance: what is under way, whose turn is next.
+        Index(
+            "ix_jobapi_operations_running",
+            "updated_at",
+            postgresql_where=text("status = 0"),
+            sqlite_where=text("status = 0"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE")
+    )
+    created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    action: Mapped[int] = mapped_column(SmallInteger, comment="0 cancel 1 retry 2 delete")
+    filter: Mapped[dict[str, Any]] = mapped_column(_Json)
+    reason: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[int] = mapped_column(SmallInteger, comment="0 running 1 finished 2 stopped")
+    matched: Mapped[int] = mapped_column(BigInteger, comment="how many jobs matched at its start")
+    matched_is_capped: Mapped[bool]
+    changed: Mapped[int] = mapped_column(BigInteger)
+    skipped: Mapped[int] = mapped_column(BigInteger)
+    place: Mapped[list[Any] | None] = mapped_column(
+        _Json, comment="how far it is, in the order of the creation of jobs"
+    )
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class IdempotencyKey(Base):
     """A request that succeeded, so that its repetition gets the same answer."""
 
@@ -366,5 +410,6 @@ jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
 job_counts = Base.metadata.tables["jobapi_job_counts"]
 job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
+operations = Base.metadata.tables["jobapi_operations"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 duties = Base.metadata.tables["jobapi_duties"]

@@ -58,11 +58,13 @@ def fetch_page(
     page: int | None = None,
     limit: int,
     cursor: str | None = None,
+    newest_first: bool = False,
 ) -> Page:
     """Read ``limit`` rows in the order of ``key``, with the total.
 
     They are page ``page``, from 1, or what comes after ``cursor``; ``key`` is a
-    unique column of whole numbers. One statement, so that the page and the total
+    unique column of whole numbers, the largest of which come first where
+    ``newest_first`` says so. One statement, so that the page and the total
     are of the same moment; only past the end, where no row carries the total, it
     is asked for by itself. Raises ``ValidationFailed`` for a cursor that is none.
     """
@@ -71,11 +73,12 @@ def fetch_page(
         select(*columns, key.label("page_key"), total.scalar_subquery().label("page_total"))
         .select_from(source)
         .where(*where)
-        .order_by(key)
+        .order_by(key.desc() if newest_first else key)
         .limit(limit + 1)
     )
     if cursor is not None:
-        query = query.where(key > _read_key(cursor))
+        last = _read_key(cursor)
+        query = query.where(key < last if newest_first else key > last)
     elif page is not None:
         query = query.offset((page - 1) * limit)
     rows = executor.execute(query).all()

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, tuple_, update
 
 from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from .identity import Role, check_name
 from .lifecycle import JobStatus
-from .models import api_keys, jobs, memberships, users, workspaces
+from .models import (
+    api_keys,
+    idempotency_keys,
+    jobs,
+    memberships,
+    operations,
+    users,
+    workspaces,
+)
 from .paging import Page, fetch_page
+
+IS_THERE = workspaces.c.deleted_at.is_(None)
+
+CLEAR_AT_ONCE = 500
+"""How many rows of a deleted workspace go in one transaction."""
 
 MEMBER_COLUMNS = (
     memberships.c.user_id,
@@ -41,7 +54,9 @@ def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
 
 def get(session: Executor, workspace_id: int) -> AnyRow:
     """One workspace. Raises ``WorkspaceNotFound``."""
-    row = session.execute(select(workspaces).where(workspaces.c.id == workspace_id)).first()
+    row = session.execute(
+        select(workspaces).where(workspaces.c.id == workspace_id, IS_THERE)
+    ).first()
     if row is None:
         raise WorkspaceNotFound(f"There is no workspace {workspace_id}.")
     return row
@@ -69,7 +84,10 @@ def page(
         memberships,
         (memberships.c.workspace_id == workspaces.c.id) & (memberships.c.user_id == user_id),
     )
-    where: list[ColumnElement[bool]] = [true() if is_admin else memberships.c.user_id.is_not(None)]
+    where: list[ColumnElement[bool]] = [
+        IS_THERE,
+        true() if is_admin else memberships.c.user_id.is_not(None),
+    ]
     if only_workspace is not None:
         where.append(workspaces.c.id == only_workspace)
     role = case((true(), int(Role.OWNER))) if is_admin else memberships.c.role
@@ -102,7 +120,7 @@ def change(
     if values:
         session.execute(
             update(workspaces)
-            .where(workspaces.c.id == workspace_id)
+            .where(workspaces.c.id == workspace_id, IS_THERE)
             .values(**values, updated_at=DbNow())
         )
     return get(session, workspace_id)
@@ -115,7 +133,7 @@ def retention(session: Executor) -> list[tuple[int, JobStatus, int]]:
         JobStatus.FAILED: workspaces.c.keep_failed,
         JobStatus.CANCELLED: workspaces.c.keep_cancelled,
     }
-    some = or_(*(column.is_not(None) for column in columns.values()))
+    some = IS_THERE & or_(*(column.is_not(None) for column in columns.values()))
     rows = session.execute(select(workspaces.c.id, *columns.values()).where(some))
     return [
         (workspace_id, status, days)
@@ -126,11 +144,44 @@ def retention(session: Executor) -> list[tuple[int, JobStatus, int]]:
 
 
 def remove(session: Executor, workspace_id: int) -> None:
-    """Delete a workspace with all its jobs, keys and members."""
-    # Said table by table, because a host's SQLite may not follow foreign keys.
-    for table in (jobs, api_keys, memberships):
+    """Delete a workspace with its keys and members, in a transaction.
+
+    From then on nobody sees it; its jobs, of which there may be millions, go
+    little by little (``clear``).
+    """
+    for table in (api_keys, memberships):
         session.execute(delete(table).where(table.c.workspace_id == workspace_id))
+    session.execute(
+        update(workspaces)
+        .where(workspaces.c.id == workspace_id, IS_THERE)
+        .values(deleted_at=DbNow())
+    )
+
+
+def clear(session: Executor) -> bool:
+    """Delete some of what is left of a deleted workspace; False where nothing is left of any.
+
+    To be called in a transaction. One that somebody else is at is left to them.
+    """
+    workspace_id = session.execute(
+        select(workspaces.c.id)
+        .where(~IS_THERE)
+        .order_by(workspaces.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).scalar()
+    if workspace_id is None:
+        return False
+    # Said table by table, because a host's SQLite may not follow foreign keys.
+    for table in (jobs, idempotency_keys, operations):
+        of = table.c.workspace_id == workspace_id
+        some = select(*table.primary_key).where(of).limit(CLEAR_AT_ONCE)
+        keys = tuple_(*table.primary_key)
+        gone: Any = session.execute(delete(table).where(of, keys.in_(some)))
+        if gone.rowcount:
+            return True
     session.execute(delete(workspaces).where(workspaces.c.id == workspace_id))
+    return True
 
 
 def first_owner(session: Executor, workspace_id: int) -> int:

@@ -11,8 +11,10 @@ from flask import Flask
 from flask_jwt_extended import create_access_token
 from sqlalchemy import delete, select, update
 
-from jobapi import accounts, keys
+from jobapi import accounts, keys, operations
 from jobapi.identity import Role
+from jobapi.lifecycle import Action
+from jobapi.lists import Filters
 from jobapi.models import Base, api_keys, memberships, users
 
 from .factories import PASSWORD, World
@@ -46,6 +48,7 @@ ADMINS = {"admin"}
 NEW_USER = {"username": "new", "password": PASSWORD}
 JOB = {"job_type": "data_analysis", "workspace_id": 1}
 KEY = {"name": "new", "role": "viewer"}
+CANCEL_ALL = {"action": "cancel", "filter": {}}
 
 
 class Route(NamedTuple):
@@ -105,6 +108,10 @@ TABLE = {
     ("DELETE", J): Route(OWNERS, 409),  # it has not ended
     ("POST", f"{J}/cancel"): Route(MEMBERS, 200),
     ("POST", f"{J}/retry"): Route(MEMBERS, 409),  # it has not failed
+    ("POST", f"{W}/operations"): Route(MEMBERS, 201, CANCEL_ALL),
+    ("GET", f"{W}/operations"): Route(VIEWERS, 200),
+    ("GET", f"{W}/operations/<operation_id>"): Route(VIEWERS, 200),
+    ("POST", f"{W}/operations/<operation_id>/stop"): Route(MEMBERS, 409),  # it has ended
     ("GET", "/jobs"): Route(USERS | KEYS, 200),
 }
 
@@ -138,6 +145,9 @@ class Cast:
         self.bystander = world.member(1, Role.VIEWER)
         self.job = world.job(1, people["owner"])
         self.job_elsewhere = world.job(self.elsewhere, people["owner"])
+
+        with world.transaction() as tx:
+            operations.create(tx, 1, Action.RETRY, Filters(), created_by=people["owner"].id)
 
         def key(name: str, role: Role, workspace: int = 1) -> str:
             return world.key(workspace, people[name], role)
@@ -215,6 +225,7 @@ class Cast:
             "<job_id>": job or self.job,
             "<user_id>": str(self.bystander.id),
             "<key_id>": "4",
+            "<operation_id>": "1",
             "<path:name>": "swagger-ui.css",
         }
         return re.sub(r"<[^>]+>", lambda match: fill[match.group()], rule)

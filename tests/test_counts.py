@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobapi import counts
-from jobapi.lifecycle import JobStatus, Priority
+from jobapi import counts, maintenance, operations
+from jobapi.lifecycle import Action, JobStatus, Priority
 from jobapi.models import job_count_changes, job_counts, jobs
 
 from .factories import Desk
@@ -77,7 +77,10 @@ class History:
 
     def step(self) -> None:
         act = self.chance.choice(
-            [self.create, self.batch, self.claim, self.report, self.change, self.fold, self.reap]
+            [
+                *(self.create, self.batch, self.claim, self.report, self.change, self.operate),
+                *(self.fold, self.reap, self.go_on),
+            ]
         )
         act()
 
@@ -131,6 +134,22 @@ class History:
             status = self.chance.choice(["running", "success", "failed", "cancelled"])
             self.call("PATCH", path, {"status": status})
 
+    def operate(self) -> None:
+        action = self.chance.choice(list(Action))
+        status = self.chance.choice(action.takes).label
+        filters = {"job_type": [self.chance.choice(TYPES)], "status": [status]}
+        body = {"action": action.label, "filter": filters}
+        response = self.client.post(
+            f"/workspace/{self.desk.workspace_id}/operations",
+            json=body,
+            headers={"Authorization": f"Bearer {self.desk.token}"},
+        )
+        assert response.status_code == 201, response.text
+
+    def go_on(self) -> None:
+        with self.desk.world.state.engine.connect() as connection:
+            maintenance.go_on(connection)
+
     def fold(self) -> None:
         with self.desk.world.transaction() as tx:
             counts.fold(tx)
@@ -152,7 +171,11 @@ class History:
         return [jobs.c.reap_at.is_not(None)] if change.is_update else []
 
 
-def test_totals_after_a_random_history_of_many_at_once_equal_a_recount(desk: Desk) -> None:
+def test_totals_after_a_random_history_of_many_at_once_equal_a_recount(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few that operations do not end at once.
+    monkeypatch.setattr(operations, "AT_ONCE", 5)
     seed = os.environ.get("HISTORY_SEED", str(random.randrange(10**9)))
     print(f"HISTORY_SEED={seed} HISTORY_STEPS={STEPS}")
     failures: list[BaseException] = []

@@ -22,14 +22,16 @@ GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
 STORE = GROUND | {"database", "models"}
 SERVICES = {
     "accounts",
-    "workspaces",
+    "counts",
+    "idempotency",
     "jobs",
     "keys",
-    "queue",
-    "idempotency",
-    "counts",
     "lists",
+    "operations",
     "paging",
+    "queue",
+    "settling",
+    "workspaces",
 }
 
 # What a module may import of ours.
@@ -46,8 +48,8 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "models"}
-    | (SERVICES - {"accounts", "keys", "lists", "paging", "settling"}),
+    "maintenance": {"database", "leases", "models", "counts", "idempotency", "jobs"}
+    | {"operations", "queue", "workspaces"},
     "waiting": {"queue"},
     "extension": {
         "config",

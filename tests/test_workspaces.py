@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
+from jobapi import maintenance
+from jobapi import workspaces as workspaces_service
+from jobapi.database import transaction
 from jobapi.identity import Role
-from jobapi.models import api_keys, jobs, memberships
+from jobapi.models import (
+    api_keys,
+    job_count_changes,
+    job_counts,
+    jobs,
+    memberships,
+    workspaces,
+)
 
 from .factories import Desk, World
 
@@ -70,6 +81,64 @@ def test_list_workspaces_are_mine_with_my_role(world: World) -> None:
     assert [(w["workspace_id"], w["role"]) for w in data] == [(shared, "viewer")]
 
 
+def clear(world: World) -> None:
+    """What the maintenance does with deleted workspaces."""
+    with world.state.engine.connect() as connection:
+        assert not maintenance.go_on(connection, seconds=60)
+
+
+def test_deleted_workspace_is_seen_by_nobody_while_its_jobs_are_there(world: World) -> None:
+    desk = Desk(world)
+    job = desk.create()
+    admin = world.token(world.user(is_admin=True))
+    path = f"/workspace/{desk.workspace_id}"
+    assert world.call("DELETE", path, admin).status_code == 204
+    for token in (desk.token, admin):
+        for url in (path, f"{path}/jobs", f"{path}/jobs/{job['job_id']}", f"{path}/members"):
+            assert world.call("GET", url, token).status_code == 404
+        assert world.call("GET", "/jobs", token).json["pagination"]["total"] == 0
+        assert world.call("GET", "/workspace", token).json["pagination"]["total"] == 0
+        assert world.call("PATCH", path, token, json={"name": "Back"}).status_code == 404
+    with world.transaction() as tx:
+        assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 1
+    clear(world)
+    with world.transaction() as tx:
+        for table in (jobs, workspaces):
+            assert tx.execute(select(func.count()).select_from(table)).scalar_one() == 0
+
+
+def test_delete_workspace_clears_it_in_bounded_transactions(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces_service, "CLEAR_AT_ONCE", 3)
+    desk, other = Desk(world), Desk(world)
+    for each in (desk, other):
+        body = {"jobs": [{"job_type": "a"}] * 7}
+        made = each.post("/batch", json=body, headers={"Idempotency-Key": "k"})
+        assert made.status_code == 201
+    assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 204
+    left = []
+    with world.state.engine.connect() as connection:
+        while True:
+            with transaction(connection) as tx:
+                if not workspaces_service.clear(tx):
+                    break
+            count = select(func.count()).where(jobs.c.workspace_id == desk.workspace_id)
+            left.append(connection.execute(count).scalar_one())
+    assert left[:3] == [4, 1, 0]
+    assert other.get().json["pagination"]["total"] == 7
+    assert counted(world) == {other.workspace_id: 7}
+
+
+def counted(world: World) -> dict[int, int]:
+    sums: Counter[int] = Counter()
+    with world.transaction() as tx:
+        for table in (job_counts, job_count_changes):
+            for workspace_id, n in tx.execute(select(table.c.workspace_id, table.c.n)):
+                sums[workspace_id] += n
+    return {workspace_id: n for workspace_id, n in sums.items() if n}
+
+
 def test_delete_workspace_takes_all_of_it_and_nothing_else(world: World) -> None:
     desk, other = Desk(world), Desk(world)
     for each in (desk, other):
@@ -79,6 +148,7 @@ def test_delete_workspace_takes_all_of_it_and_nothing_else(world: World) -> None
     assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 204
     assert desk.get().status_code == 404
     assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 404
+    clear(world)
     with world.transaction() as tx:
         for table, left in ((jobs, 1), (api_keys, 1), (memberships, 2)):
             ids = tx.execute(select(table.c.workspace_id)).scalars().all()
@@ -102,6 +172,7 @@ def test_delete_workspace_while_jobs_are_created_leaves_nothing(world: World) ->
         answers = {future.result() for future in creating}
     assert deleted.status_code == 204
     assert answers <= {201, 404}
+    clear(world)
     with world.transaction() as tx:
         assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 

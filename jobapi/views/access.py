@@ -25,9 +25,10 @@ from ..identity import Role
 from ..jobs import COLUMNS, not_found
 from ..keys import KEY_PREFIX, USE_RESOLUTION, digest, note_use
 from ..models import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
+from ..workspaces import IS_THERE
 from .base import View, state
 
-NUMBERS = frozenset({"workspace_id", "user_id", "key_id"})
+NUMBERS = frozenset({"workspace_id", "user_id", "key_id", "operation_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _JOB_ID = re.compile(r"job_[0-9a-v]{26,32}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -240,7 +241,9 @@ def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement:
         where = users.c.username == bindparam("username")
     if in_workspace:
         columns.append(workspaces.c.id.label("caller_workspace_id"))
-        source = source.outerjoin(workspaces, workspaces.c.id == bindparam("workspace_id"))
+        source = source.outerjoin(
+            workspaces, and_(workspaces.c.id == bindparam("workspace_id"), IS_THERE)
+        )
     if in_workspace or kind == "key":
         of = api_keys.c.workspace_id if kind == "key" else workspaces.c.id
         columns.append(memberships.c.role.label("caller_role"))

@@ -311,6 +311,7 @@ PATH_PARAMETERS = [
         ("job_id", "The job, as its creation named it.", {"type": "string"}, examples.JOB_ID),
         ("user_id", "The user.", _ID, 123),
         ("key_id", "The API key.", _ID, 1),
+        ("operation_id", "The operation.", _ID, 1),
     )
 ]
 

@@ -16,15 +16,13 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import MultiDict
 
 from .. import errors
+from ..fields import MAX_PATHS, wrong_path
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
 MERGE_PATCH = "application/merge-patch+json"
-MAX_PATHS = 5
-MAX_PATH_VALUE = 200
 
 _JSON = "application/json"
-_PATH = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}")
 
 
 def parse_json(data: bytes) -> Any:
@@ -204,12 +202,9 @@ def query_paths(name: str) -> dict[str, str]:
         if not key.startswith(f"{name}."):
             continue
         path, value = key.removeprefix(f"{name}."), values[0]
-        if len(values) > 1:
-            wrong[key] = ["Give it once."]
-        elif not _PATH.fullmatch(path):
-            wrong[key] = ["Use keys of letters, digits, _ and -, with a dot between two."]
-        elif len(value) > MAX_PATH_VALUE or "\x00" in value:
-            wrong[key] = [f"Use {MAX_PATH_VALUE} characters at most, and not U+0000."]
+        problem = "Give it once." if len(values) > 1 else wrong_path(path, value)
+        if problem is not None:
+            wrong[key] = [problem]
         found[path] = value
     if len(found) > MAX_PATHS:
         wrong[name] = [f"Give {MAX_PATHS} of these at most."]

@@ -180,3 +180,24 @@ ATTEMPTS: dict[str, Any] = {
         }
     ]
 }
+
+OPERATION_CREATE: dict[str, Any] = {
+    "action": "cancel",
+    "filter": {"status": ["pending"], "metadata": {"source_file": "dataset.csv"}},
+    "reason": "The dataset was wrong",
+}
+
+OPERATION: dict[str, Any] = {
+    "operation_id": 1,
+    "workspace_id": 1,
+    **OPERATION_CREATE,
+    "status": "running",
+    "matched": 1200,
+    "matched_is_capped": False,
+    "changed": 500,
+    "skipped": 0,
+    "created_by": 123,
+    "created_at": "2024-01-15T11:00:00Z",
+    "updated_at": "2024-01-15T11:00:00Z",
+    "ended_at": None,
+}

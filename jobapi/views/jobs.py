@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from .. import jobs, lists, queue, schemas
 from ..database import BY_KEY, AnyRow, snapshot, transaction
 from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
+from ..fields import MAX_PATH_VALUE
 from ..identity import Role
 from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
 from . import examples
@@ -28,7 +29,7 @@ from .base import (
     state,
     version_wanted,
 )
-from .bodies import MAX_PATH_VALUE, MERGE_PATCH, query_paths
+from .bodies import MERGE_PATCH, query_paths
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(

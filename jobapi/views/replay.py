@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -43,15 +44,19 @@ def replayable(
     *,
     keep: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     again: Callable[[Any], dict[str, Any]] = lambda kept: kept,
+    whole: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Do what is asked for, or give the answer of when it was done before, with its headers.
 
-    Without a key it is done on a connection that commits by itself. ``keep``
-    says what is to be kept of the answer, of which ``again`` makes it anew.
+    Without a key it is done on a connection that commits by itself, unless it is
+    ``whole``: in a transaction in any case. ``keep`` says what is to be kept of
+    the answer, of which ``again`` makes it anew.
     """
     key = idempotency_key()
     if key is None:
-        return act(caller.connection), {}
+        one = transaction(caller.connection) if whole else nullcontext(caller.connection)
+        with one as connection:
+            return act(connection), {}
     mark = idempotency.fingerprint(operation, body)
     with transaction(caller.connection) as tx:
         kept = idempotency.recall(tx, workspace_id, caller.name, key, mark)

@@ -1,0 +1,223 @@
+"""What is done to all jobs that match a filter: cancel, retry or delete them.
+
+An operation goes through the jobs in the order of their creation, a few
+hundred in a transaction, and remembers its place; so it holds nobody up for
+long, goes on after a crash, can be stopped, and comes to no job twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import delete as sql_delete
+
+from . import jobs as verbs
+from . import lifecycle, lists
+from .database import AnyRow, DbNow, Executor, dialect_name
+from .errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
+from .lifecycle import Action, OperationStatus
+from .lists import Filters
+from .models import jobs, operations
+from .paging import Page, fetch_page
+from .settling import DECIDING, Settling
+
+AT_ONCE = 500
+"""How many jobs one transaction looks at."""
+
+KEPT_DAYS = 30
+"""How long one that has ended can be read."""
+
+
+def plan(session: Executor, workspace_id: int, action: Action, filters: Filters) -> dict[str, Any]:
+    """What an operation would be, and how many jobs it would concern at this moment.
+
+    To be called in a transaction. Raises ``ValidationFailed`` where none of the
+    filter's statuses is one to which it can be done.
+    """
+    narrowed = _narrowed(action, filters)
+    total, capped = lists.count(session, verbs.in_workspace(workspace_id), narrowed)
+    return {
+        "workspace_id": workspace_id,
+        "action": action,
+        "filter": filters.to_json(),
+        "matched": total,
+        "matched_is_capped": capped,
+        "changed": 0,
+        "skipped": 0,
+    }
+
+
+def create(
+    session: Executor,
+    workspace_id: int,
+    action: Action,
+    filters: Filters,
+    *,
+    created_by: int,
+    reason: str | None = None,
+) -> AnyRow:
+    """Begin an operation and do the first part of it, which may be all.
+
+    It concerns the jobs that are there now. To be called in a transaction.
+    Raises ``ValidationFailed`` as ``plan`` does.
+    """
+    values = plan(session, workspace_id, action, filters)
+    now = session.execute(select(DbNow())).scalar_one()
+    row = session.execute(
+        insert(operations)
+        .values(
+            **values,
+            created_by=created_by,
+            reason=reason,
+            status=OperationStatus.RUNNING,
+            created_at=now,
+            updated_at=now,
+        )
+        .returning(*operations.c)
+    ).one()
+    return _advance(session, row)
+
+
+def advance(session: Executor) -> AnyRow | None:
+    """Do a part of the operation whose turn it is; None where there is none to be done.
+
+    To be called in a transaction. Those that somebody else is at are left to them.
+    """
+    row = session.execute(
+        select(operations)
+        .where(operations.c.status == OperationStatus.RUNNING)
+        .order_by(operations.c.updated_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).first()
+    return None if row is None else _advance(session, row)
+
+
+def _narrowed(action: Action, filters: Filters) -> Filters:
+    takes = action.takes
+    statuses = [status for status in takes if not filters.status or status in filters.status]
+    if not statuses:
+        labels = " or ".join(status.label for status in takes)
+        raise ValidationFailed(
+            {"filter.status": [f"Only {labels} jobs can be matched by {action.label}."]}
+        )
+    return replace(filters, status=statuses)
+
+
+def _advance(session: Executor, operation: AnyRow) -> AnyRow:
+    action = Action(operation.action)
+    filters = _narrowed(action, Filters.from_json(operation.filter))
+    scope = verbs.in_workspace(operation.workspace_id)
+    after = operation.place
+    seen = lists.walk(session, scope, filters, after=after, most=AT_ONCE)
+    # What came after it began does not concern it.
+    mine = [row for row in seen if row.created_at <= operation.created_at]
+    wanted = [row.job_id for row in mine if row.matches]
+    changed, skipped = _act(session, operation, action, filters, wanted) if wanted else (0, 0)
+    over = len(mine) < AT_ONCE
+    now = session.execute(select(DbNow())).scalar_one()
+    last = mine[-1] if mine else None
+    return session.execute(
+        update(operations)
+        .where(operations.c.id == operation.id)
+        .values(
+            changed=operations.c.changed + changed,
+            skipped=operations.c.skipped + skipped,
+            place=after if last is None else [last.created_at.isoformat(), last.id],
+            status=OperationStatus.FINISHED if over else OperationStatus.RUNNING,
+            updated_at=now,
+            ended_at=now if over else None,
+        )
+        .returning(*operations.c)
+    ).one()
+
+
+def _act(
+    session: Executor, operation: AnyRow, action: Action, filters: Filters, job_ids: list[str]
+) -> tuple[int, int]:
+    """Do it to these jobs, where they still match; returns how many it was done to, and not."""
+    locked = (
+        select(*DECIDING, DbNow().label("now"))
+        .where(
+            jobs.c.workspace_id == operation.workspace_id,
+            jobs.c.job_id.in_(bindparam("ids", expanding=True)),
+            *filters.kind(jobs.c),
+            *filters.rest(dialect_name(session)),
+        )
+        # Whoever changes more than one job locks them in the same order.
+        .order_by(jobs.c.job_id)
+        .with_for_update()
+    )
+    found = session.execute(locked, {"ids": job_ids}).all()
+    if action is Action.DELETE:
+        gone = sql_delete(jobs).where(jobs.c.id.in_([row.id for row in found]))
+        session.execute(gone)
+        return len(found), 0
+    rule = lifecycle.cancel if action is Action.CANCEL else lifecycle.retry
+    settling = Settling(found)
+    skipped = 0
+    for job in settling.jobs.values():
+        try:
+            values = rule(job, reason=operation.reason, now=job.now)
+            verbs.limit_documents(values)
+        except JobApiError:
+            skipped += 1
+            continue
+        settling.apply(job, values)
+    settling.settle(session)
+    return len(found) - skipped, skipped
+
+
+def get(session: Executor, workspace_id: int, operation_id: int) -> AnyRow:
+    """One operation. Raises ``OperationNotFound``."""
+    row = session.execute(
+        select(operations).where(
+            operations.c.workspace_id == workspace_id, operations.c.id == operation_id
+        )
+    ).first()
+    if row is None:
+        raise OperationNotFound("There is no such operation in this workspace.")
+    return row
+
+
+def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
+    """A workspace's operations, the newest first; ``paging`` as ``fetch_page`` has it."""
+    return fetch_page(
+        session,
+        [*operations.c],
+        operations,
+        [operations.c.workspace_id == workspace_id],
+        operations.c.id,
+        newest_first=True,
+        **paging,
+    )
+
+
+def stop(session: Executor, workspace_id: int, operation_id: int) -> AnyRow:
+    """Stop an operation where it is; what it has done stays. Raises ``OperationEnded``."""
+    now = session.execute(select(DbNow())).scalar_one()
+    stopped = session.execute(
+        update(operations)
+        .where(
+            operations.c.workspace_id == workspace_id,
+            operations.c.id == operation_id,
+            operations.c.status == OperationStatus.RUNNING,
+        )
+        .values(status=OperationStatus.STOPPED, updated_at=now, ended_at=now)
+        .returning(*operations.c)
+    ).first()
+    if stopped is None:
+        status = OperationStatus(get(session, workspace_id, operation_id).status)
+        raise OperationEnded(f"The operation is {status.label}; there is nothing to stop.")
+    return stopped
+
+
+def forget(session: Executor) -> None:
+    """Delete what ended long ago."""
+    now = session.execute(select(DbNow())).scalar_one()
+    session.execute(
+        sql_delete(operations).where(operations.c.ended_at < now - timedelta(days=KEPT_DAYS))
+    )

@@ -1,0 +1,136 @@
+"""One call for many jobs: ``/workspace/{workspace_id}/operations``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response
+from sqlalchemy import Connection
+
+from .. import operations, schemas
+from ..database import transaction
+from ..identity import Role
+from ..lifecycle import Action, OperationStatus
+from ..lists import Filters
+from . import examples
+from .access import Caller, guard
+from .base import Blueprint, json_response, location, paginated, state
+from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
+
+blp = Blueprint(
+    "operations", "Operations", "Cancel, retry or delete all jobs that match a filter, in one call."
+)
+
+OPERATIONS = "/workspace/<workspace_id>/operations"
+OPERATION = f"{OPERATIONS}/<operation_id>"
+
+_DUMP = schemas.Operation()
+
+
+def _object(operation: Any) -> dict[str, Any]:
+    kept: dict[str, Any] = operation["filter"]
+    filters = Filters.from_json(kept)
+    given = {name: getattr(filters, name) for name in kept}
+    # A dry run has no more than this.
+    blank: dict[str, Any] = dict.fromkeys([*_DUMP.fields, "id"])
+    dumped: dict[str, Any] = _DUMP.dump(blank | {**operation, "filter": given})
+    return dumped
+
+
+def _role(action: int) -> Role:
+    return Role.OWNER if action == Action.DELETE else Role.MEMBER
+
+
+@blp.operation(
+    OPERATIONS,
+    "POST",
+    summary="Cancel, retry or delete many jobs",
+    errors=(404, 409),
+    parameters=[IDEMPOTENCY_KEY],
+    responses={
+        "200": {
+            "description": "A dry run.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Operation"}}},
+        }
+    },
+)
+@guard(Role.MEMBER)
+@blp.arguments(schemas.OperationCreate, example=examples.OPERATION_CREATE)
+@blp.response(
+    201,
+    schemas.Operation,
+    example=examples.OPERATION,
+    headers={
+        **REPLAYED_HEADER,
+        "Location": {"schema": {"type": "string"}, "description": "Where its progress is read."},
+    },
+)
+def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+    """Do something to all jobs that match a filter and are there now.
+
+    Up to 500 are done with when the answer comes; the rest follows in the
+    background, while the operation can be read and stopped. With `dry_run`
+    nothing is done but to say how many match. `delete` needs an owner.
+    """
+    action = body["action"]
+    caller.check_role(_role(action))
+    filters = Filters(**body["filter"], only_job_types=caller.job_types)
+    if body["dry_run"]:
+        with transaction(caller.connection) as tx:
+            planned = operations.plan(tx, workspace_id, action, filters)
+        return json_response(_object({**planned, "reason": body.get("reason")}))
+
+    def create(connection: Connection) -> dict[str, Any]:
+        row = operations.create(
+            connection,
+            workspace_id,
+            action,
+            filters,
+            created_by=caller.user_id,
+            reason=body.get("reason"),
+        )
+        return _object(row._mapping)
+
+    answer, headers = replayable(caller, workspace_id, "create_operation", body, create, whole=True)
+    if action is Action.RETRY:
+        state().room.announce(caller.connection, workspace_id)
+    url = location(
+        "jobapi-operations.get_operation",
+        workspace_id=workspace_id,
+        operation_id=answer["operation_id"],
+    )
+    return json_response(answer, 201, {**url, **headers})
+
+
+@blp.operation(OPERATIONS, summary="List operations", errors=(404,))
+@guard(Role.VIEWER)
+@blp.arguments(schemas.PagingQuery, location="query")
+@blp.response(200, schemas.OperationList)
+def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+    """The newest first; what ended more than 30 days ago is not there any more."""
+    found = operations.page(caller.connection, workspace_id, **query)
+    return json_response(paginated([_object(row._mapping) for row in found.rows], found, query))
+
+
+@blp.operation(OPERATION, summary="Get operation", errors=(404,))
+@guard(Role.VIEWER)
+@blp.response(200, schemas.Operation, example=examples.OPERATION)
+def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
+    """How far an operation is."""
+    row = operations.get(caller.connection, workspace_id, operation_id)
+    return json_response(_object(row._mapping))
+
+
+@blp.operation(f"{OPERATION}/stop", "POST", summary="Stop operation", errors=(404, 409))
+@guard(Role.MEMBER)
+@blp.response(
+    200,
+    schemas.Operation,
+    example={**examples.OPERATION, "status": OperationStatus.STOPPED.label},
+)
+def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
+    """Leave an operation where it is; what it has done stays. One that has ended is 409."""
+    row = operations.get(caller.connection, workspace_id, operation_id)
+    caller.check_role(_role(row.action))
+    row = operations.stop(caller.connection, workspace_id, operation_id)
+    return json_response(_object(row._mapping))
