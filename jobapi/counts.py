@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, cast, delete, func, insert, literal, select, union_all
 
+from . import flow
 from .database import (
     AnyRow,
     Executor,
@@ -62,7 +63,7 @@ def job_types(session: Executor, workspace_id: int) -> set[str]:
 
 
 def fold(session: Executor) -> int:
-    """Fold the oldest changes into the counts; returns how many, ``FOLD_AT_ONCE`` at most.
+    """Fold the oldest changes into counts and flow; returns how many, ``FOLD_AT_ONCE`` at most.
 
     To be called in a transaction, so that whoever sums sees them here or there.
     """
@@ -70,11 +71,12 @@ def fold(session: Executor) -> int:
     gone = session.execute(
         delete(job_count_changes)
         .where(job_count_changes.c.id.in_(oldest))
-        .returning(*_of(job_count_changes))
+        .returning(*_of(job_count_changes), job_count_changes.c.at, job_count_changes.c.seconds)
     ).all()
     sums: Counter[tuple[Any, ...]] = Counter()
-    for *kind, n in gone:
+    for *kind, n, _, _ in gone:
         sums[tuple(kind)] += n
+    flow.add(session, gone)
     # In one order, so that two who fold never wait for each other in a circle.
     rows = [dict(zip(_COUNTED, (*kind, n), strict=True)) for kind, n in sorted(sums.items()) if n]
     if rows:

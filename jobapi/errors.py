@@ -14,12 +14,12 @@
     │   └── CrossSiteRequest
     ├── NotFound                  404
     │   ├── UnknownPath, WorkspaceNotFound, JobNotFound
-    │   └── UserNotFound, MemberNotFound, KeyNotFound
+    │   └── UserNotFound, MemberNotFound, KeyNotFound, OperationNotFound
     ├── MethodNotAllowed          405
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
     │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
-    │   ├── LeaseRequired, LeaseLost, RequestInProgress
+    │   ├── LeaseRequired, LeaseLost, RequestInProgress, OperationEnded
     │   └── UsernameTaken, AlreadyMember, LastOwner
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413

@@ -25,7 +25,7 @@ from .leases import Backoff
 from .maintenance import Maintenance
 from .models import Base
 from .tokens import TokenMint
-from .views import auth, docs, health, hooks, jobs, operations, users, worker, workspaces
+from .views import auth, docs, health, hooks, jobs, operations, stats, users, worker, workspaces
 from .views.base import Api
 from .waiting import WaitingRoom
 
@@ -202,6 +202,7 @@ def _install(
     blueprints = [
         jobs.blp,
         operations.blp,
+        stats.blp,
         worker.blp,
         workspaces.blp,
         workspaces.keys_blp,

@@ -158,8 +158,10 @@ class Paths(fields.Dict):
     As a query would write it: 3 and "3" look for the same.
     """
 
-    def __init__(self, **kw: Any) -> None:
-        super().__init__(keys=fields.String(), **kw)
+    def __init__(self, *, metadata: Mapping[str, Any], **kw: Any) -> None:
+        scalar = {"type": ["string", "number", "boolean", "null"], "maxLength": MAX_PATH_VALUE}
+        documented = {"maxProperties": MAX_PATHS, "additionalProperties": scalar}
+        super().__init__(metadata={**documented, **metadata}, **kw)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
         if not isinstance(value, dict):

@@ -296,6 +296,24 @@ def walk(
     return session.execute(query, parameters).all()
 
 
+def newest(session: Executor, kinds: Sequence[Any], most: int) -> Sequence[AnyRow]:
+    """When the newest ``most`` jobs of each kind started and ended, with their type."""
+    columns = (jobs.c.job_type, jobs.c.started_at, jobs.c.completed_at)
+    ordered = _Order("created_at", "desc")
+    each = [tuple(getattr(kind, name) for name in counts.KIND) for kind in kinds]
+    if dialect_name(session) == "sqlite":
+        rows: list[AnyRow] = []
+        for values in each:
+            mine = [jobs.c[name] == value for name, value in zip(counts.KIND, values, strict=True)]
+            head = select(*columns).where(*mine).order_by(*ordered.by(ordered.keys)).limit(most)
+            rows += session.execute(head).all()
+        return rows
+    found = _heads(ordered, counts.KIND, "created_at", most)
+    query = select(*columns).where(IsAmong(jobs.c.id, found.scalar_subquery()))
+    parameters = records(session, _ranges(counts.KIND, each, ordered, None))
+    return session.execute(query, parameters).all()
+
+
 def _all_ranges(session: Executor, scope: Scope, filters: Filters) -> list[tuple[Any, ...]]:
     """Every kind wanted in which there may be jobs by now, when they change all the time."""
     kinds = _kinds(session, scope, replace(filters, status=()))

@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import counts, idempotency, jobs, operations, queue, workspaces
+from . import counts, flow, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
 from .models import duties
@@ -106,7 +106,7 @@ def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
 def sweep(connection: Connection) -> int:
     """Delete the jobs that their workspaces do not keep any longer; returns how many.
 
-    And the operations that ended long ago. In bounded transactions; what is
+    And the operations and the flow of long ago. In bounded transactions; what is
     left when a workspace has had its share goes the next time.
     """
     swept = 0
@@ -118,6 +118,7 @@ def sweep(connection: Connection) -> int:
             if gone < SWEEP_AT_ONCE:
                 break
     operations.forget(connection)
+    flow.forget(connection)
     return swept
 
 

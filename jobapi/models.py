@@ -14,6 +14,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -332,6 +333,32 @@ class JobCountChange(Base):
     job_type: Mapped[str] = mapped_column(String(100))
     priority: Mapped[int] = mapped_column(SmallInteger)
     n: Mapped[int]
+    at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="null: a repair, and no change of a job"
+    )
+    seconds: Mapped[float] = mapped_column(Double, server_default=text("0"))
+
+
+class JobFlow(Base):
+    """How many jobs came into a status within a span of time, but for what is not folded yet."""
+
+    __tablename__ = "jobapi_job_flow"
+    __table_args__ = (
+        # The maintenance: what is too old.
+        Index("ix_jobapi_job_flow_old", "span", "at"),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    span: Mapped[int] = mapped_column(
+        SmallInteger, primary_key=True, autoincrement=False, comment="seconds: 10, 60 or 600"
+    )
+    at: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True, comment="its begin")
+    status: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    job_type: Mapped[str] = mapped_column(String(100), primary_key=True)
+    n: Mapped[int] = mapped_column(BigInteger, comment="how many came into the status")
+    seconds: Mapped[float] = mapped_column(
+        Double, comment="for how long those that started had waited, or those that ended had run"
+    )
 
 
 class OperationRecord(Base):
@@ -410,6 +437,7 @@ jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
 job_counts = Base.metadata.tables["jobapi_job_counts"]
 job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
+job_flow = Base.metadata.tables["jobapi_job_flow"]
 operations = Base.metadata.tables["jobapi_operations"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 duties = Base.metadata.tables["jobapi_duties"]

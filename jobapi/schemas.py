@@ -442,6 +442,70 @@ class OperationList(Base):
     pagination = fields.Nested(Pagination, required=True)
 
 
+def _number(doc: str) -> fields.Integer:
+    return fields.Integer(required=True, metadata={"description": doc})
+
+
+class JobTotals(Base):
+    """How many jobs there are in each status."""
+
+    pending = fields.Integer(required=True)
+    running = fields.Integer(required=True)
+    success = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+
+
+class JobRates(Base):
+    """How many jobs did that within the window."""
+
+    queued = _number("Were created, or put back.")
+    started = _number("Were claimed, or started by hand.")
+    succeeded = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+
+
+class Windows(Base):
+    """The last minute (to ten seconds), hour (to a minute) and day (to ten minutes)."""
+
+    minute = fields.Nested(JobRates, required=True)
+    hour = fields.Nested(JobRates, required=True)
+    day = fields.Nested(JobRates, required=True)
+
+
+class JobDurations(Base):
+    """How long the newest jobs that succeeded ran, from start to end."""
+
+    jobs = _number("Over how many of them.")
+    median_seconds = fields.Float(required=True)
+    p95_seconds = fields.Float(
+        required=True, metadata={"description": "The 95th percentile, by nearest rank."}
+    )
+
+
+class Stats(Base):
+    """How a workspace is doing."""
+
+    workspace_id = fields.Integer(required=True)
+    at = Time(required=True)
+    total = fields.Integer(required=True)
+    by_status = fields.Nested(JobTotals, required=True)
+    by_type = fields.Dict(
+        keys=fields.String(),
+        values=fields.Nested(JobTotals),
+        required=True,
+        metadata={"description": "The types of which there are jobs."},
+    )
+    oldest_pending_seconds = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "For how long the job has been due that waits the longest."},
+    )
+    rates = fields.Nested(Windows, required=True)
+    durations = fields.Dict(keys=fields.String(), values=fields.Nested(JobDurations), required=True)
+
+
 class JobProgress(Base):
     """A job's status and progress."""
 

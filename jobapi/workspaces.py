@@ -14,6 +14,7 @@ from .lifecycle import JobStatus
 from .models import (
     api_keys,
     idempotency_keys,
+    job_flow,
     jobs,
     memberships,
     operations,
@@ -173,7 +174,7 @@ def clear(session: Executor) -> bool:
     if workspace_id is None:
         return False
     # Said table by table, because a host's SQLite may not follow foreign keys.
-    for table in (jobs, idempotency_keys, operations):
+    for table in (jobs, job_flow, idempotency_keys, operations):
         of = table.c.workspace_id == workspace_id
         some = select(*table.primary_key).where(of).limit(CLEAR_AT_ONCE)
         keys = tuple_(*table.primary_key)

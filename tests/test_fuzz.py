@@ -16,7 +16,11 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
+from jobapi import operations
+from jobapi.fields import wrong_path
 from jobapi.identity import Role
+from jobapi.lifecycle import Action
+from jobapi.lists import Filters
 
 from .conftest import empty
 from .factories import PASSWORD, Desk, World
@@ -62,6 +66,13 @@ def fits(value: Any) -> bool:
     return not (isinstance(value, str) and value.startswith(("0001-01-0", "9999-12-3")))
 
 
+def fit_filter(given: dict[str, Any]) -> None:
+    """What the document cannot say: statuses go with the action, keys are paths."""
+    given.pop("status", None)
+    for path in [p for p in given.get("metadata", {}) if wrong_path(p, "")]:
+        del given["metadata"][path]
+
+
 class Scene:
     """An administrator at work, a job, a member, a key; filled in where the path names one."""
 
@@ -77,14 +88,22 @@ class Scene:
             "job_id": world.job(desk.workspace_id, desk.user),
             "user_id": desk.user.id,
             "key_id": 1,
+            "operation_id": 1,
         }
         world.key(desk.workspace_id, desk.user, Role.VIEWER)
+        with world.transaction() as tx:
+            operations.create(
+                tx, desk.workspace_id, Action.RETRY, Filters(), created_by=desk.user.id
+            )
 
     def prepare(self, case: Any, positive: bool) -> dict[str, str]:
         """Put what is there into a case; returns its headers."""
         for name in case.path_parameters or {}:
             if positive:
                 case.path_parameters[name] = self.ids[name]
+        if positive:
+            # Only a page knows what is a cursor.
+            (case.query or {}).pop("cursor", None)
         body = case.body
         if isinstance(body, dict) and positive:
             assume(fits(body))
@@ -95,6 +114,8 @@ class Scene:
                 body["current_password"] = PASSWORD
             if body.get("status") in ("success", "completed"):
                 body.pop("error", None)  # the two contradict each other
+            if "action" in body:
+                fit_filter(body["filter"])
             expires = body.get("expires_at")
             assume(not expires or _future(expires))
         path = case.path

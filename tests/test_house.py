@@ -23,6 +23,7 @@ STORE = GROUND | {"database", "models"}
 SERVICES = {
     "accounts",
     "counts",
+    "flow",
     "idempotency",
     "jobs",
     "keys",
@@ -31,6 +32,7 @@ SERVICES = {
     "paging",
     "queue",
     "settling",
+    "stats",
     "workspaces",
 }
 
@@ -48,8 +50,8 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "models", "counts", "idempotency", "jobs"}
-    | {"operations", "queue", "workspaces"},
+    "maintenance": {"database", "leases", "models", "counts", "flow", "idempotency"}
+    | {"jobs", "operations", "queue", "workspaces"},
     "waiting": {"queue"},
     "extension": {
         "config",

@@ -1,0 +1,113 @@
+"""How many jobs came into which status, and when: what rates and charts are made of.
+
+The changes of the counts say when they were made. Folded, they are sums over
+spans of time, of which the longer ones are kept for longer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete, literal, select
+
+from .database import (
+    AnyRow,
+    DbNow,
+    Executor,
+    dialect_name,
+    insert_or_ignore,
+    record_source,
+    records,
+)
+from .models import job_count_changes, job_flow
+
+KEPT = {10: timedelta(minutes=5), 60: timedelta(hours=2), 600: timedelta(days=31)}
+"""The spans in seconds, and for how long they are kept."""
+
+_KEY = ("workspace_id", "span", "at", "status", "job_type")
+_COLUMNS = (*_KEY, "n", "seconds")
+
+
+class Came(NamedTuple):
+    """How many jobs of a type came into a status within a span that begins ``at``.
+
+    ``seconds`` are those that the ones that started had waited since they were
+    due, and those that the ones that ended had run, all together.
+    """
+
+    at: datetime
+    status: int
+    job_type: str
+    n: int
+    seconds: float
+
+
+def begin_of(moment: datetime, span: int) -> datetime:
+    """When the span in which a moment lies begins."""
+    return datetime.fromtimestamp(moment.timestamp() // span * span, UTC)
+
+
+def add(session: Executor, changes: Sequence[AnyRow]) -> None:
+    """Add what changes of the counts say, in their transaction."""
+    sums: defaultdict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0, 0.0])
+    for change in changes:
+        if change.at is None or change.n <= 0:
+            continue
+        for span in KEPT:
+            at = begin_of(change.at, span)
+            both = sums[change.workspace_id, span, at, change.status, change.job_type]
+            both[0] += change.n
+            both[1] += change.seconds
+    if sums:
+        # In one order, so that two who fold never wait for each other in a circle.
+        rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
+        session.execute(_add(dialect_name(session)), records(session, rows))
+
+
+@cache
+def _add(dialect: str) -> Any:
+    source = record_source(dialect, {name: job_flow.c[name].type for name in _COLUMNS})
+    added = insert_or_ignore(dialect, job_flow).from_select(
+        list(_COLUMNS),
+        # SQLite takes ON CONFLICT for a join's without a WHERE in between.
+        select(*(source.c[name] for name in _COLUMNS)).where(literal(1) == 1),
+    )
+    more = {name: job_flow.c[name] + added.excluded[name] for name in ("n", "seconds")}
+    return added.on_conflict_do_update(index_elements=list(_KEY), set_=more)
+
+
+def read(
+    session: Executor,
+    workspace_id: int,
+    span: int,
+    since: datetime,
+    *,
+    only_job_types: Sequence[str] | None = None,
+) -> list[Came]:
+    """What came in the spans that begin at ``since`` or later, in no order.
+
+    To be called in a snapshot: what is just being folded is either here or there.
+    """
+    found = []
+    for table in (job_flow, job_count_changes):
+        columns = [table.c[name] for name in Came._fields]
+        query = select(*columns).where(
+            table.c.workspace_id == workspace_id, table.c.at >= since, table.c.n > 0
+        )
+        if table is job_flow:
+            query = query.where(job_flow.c.span == span)
+        if only_job_types is not None:
+            query = query.where(table.c.job_type.in_(only_job_types))
+        found += [Came(begin_of(at, span), *rest) for at, *rest in session.execute(query)]
+    return found
+
+
+def forget(session: Executor) -> None:
+    """Delete what is older than it is kept for."""
+    now = session.execute(select(DbNow())).scalar_one()
+    for span, kept in KEPT.items():
+        session.execute(delete(job_flow).where(job_flow.c.span == span, job_flow.c.at < now - kept))

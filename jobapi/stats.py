@@ -1,0 +1,133 @@
+"""How a workspace is doing, at a cost that the number of its jobs does not raise."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+
+from . import counts, flow, lists
+from .database import IN_ORDER, AnyRow, DbNow, Executor, plan_without
+from .jobs import in_workspace
+from .lifecycle import JobStatus, Priority
+from .models import jobs
+
+SAMPLE = 2_000
+"""Over how many jobs the durations are taken, at most, of all types together."""
+
+WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
+"""The windows of the rates, each with the span of which it is made and its length in seconds."""
+
+RATES = {
+    "queued": JobStatus.PENDING,
+    "started": JobStatus.RUNNING,
+    "succeeded": JobStatus.SUCCESS,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+"""What is counted: jobs that came into these statuses."""
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long jobs ran, in seconds, over so many of the newest that succeeded."""
+
+    jobs: int
+    median_seconds: float
+    p95_seconds: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A workspace at one moment; of jobs by type those types that there are."""
+
+    at: datetime
+    by_status: Mapping[JobStatus, int]
+    by_type: Mapping[str, Mapping[JobStatus, int]]
+    oldest_pending_seconds: int | None
+    rates: Mapping[str, Mapping[str, int]]
+    durations: Mapping[str, Durations]
+
+
+def stats(
+    session: Executor, workspace_id: int, *, only_job_types: Sequence[str] | None = None
+) -> Stats:
+    """How a workspace is doing. To be called in a ``snapshot``.
+
+    The totals are exact; the rates are to a tenth of their window at most too
+    short; the durations are those of the newest jobs of each type and priority.
+    """
+    plan_without(session, IN_ORDER)
+    now = session.execute(select(DbNow())).scalar_one()
+    filters = lists.Filters(only_job_types=only_job_types)
+    scope = in_workspace(workspace_id)
+    kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
+    by_status: Counter[JobStatus] = Counter()
+    by_type: dict[str, Counter[JobStatus]] = defaultdict(Counter)
+    for kind in kinds:
+        by_status[JobStatus(kind.status)] += kind.n
+        by_type[kind.job_type][JobStatus(kind.status)] += kind.n
+    return Stats(
+        at=now,
+        by_status=by_status,
+        by_type=by_type,
+        oldest_pending_seconds=_oldest(session, workspace_id, filters, now),
+        rates=_rates(session, workspace_id, only_job_types, now),
+        durations=_durations(session, [k for k in kinds if k.status == JobStatus.SUCCESS]),
+    )
+
+
+def _oldest(
+    session: Executor, workspace_id: int, filters: lists.Filters, now: datetime
+) -> int | None:
+    """For how many seconds the job has been due that waits the longest."""
+    due = []
+    for priority in Priority:
+        # The head of the index of claims.
+        first = session.execute(
+            select(jobs.c.due_at)
+            .where(
+                jobs.c.workspace_id == workspace_id,
+                jobs.c.status == JobStatus.PENDING,
+                jobs.c.priority == priority,
+                jobs.c.due_at <= now,
+                *filters.kind(jobs.c),
+            )
+            .order_by(jobs.c.due_at, jobs.c.id)
+            .limit(1)
+        ).scalar()
+        due += [] if first is None else [first]
+    return int((now - min(due)).total_seconds()) if due else None
+
+
+def _rates(
+    session: Executor, workspace_id: int, only_job_types: Sequence[str] | None, now: datetime
+) -> dict[str, dict[str, int]]:
+    rates = {}
+    for name, (span, seconds) in WINDOWS.items():
+        since = flow.begin_of(now - timedelta(seconds=seconds), span) + timedelta(seconds=span)
+        came: Counter[int] = Counter()
+        for each in flow.read(session, workspace_id, span, since, only_job_types=only_job_types):
+            came[each.status] += each.n
+        rates[name] = {rate: came[status] for rate, status in RATES.items()}
+    return rates
+
+
+def _durations(session: Executor, kinds: Sequence[AnyRow]) -> dict[str, Durations]:
+    most = max(10, SAMPLE // max(1, len(kinds)))
+    took: dict[str, list[float]] = defaultdict(list)
+    for row in lists.newest(session, kinds, most):
+        took[row.job_type].append((row.completed_at - row.started_at).total_seconds())
+    return {job_type: _summary(sorted(seconds)) for job_type, seconds in sorted(took.items())}
+
+
+def _summary(seconds: Sequence[float]) -> Durations:
+    def rank(share: float) -> float:
+        # The nearest rank: a duration that a job really had.
+        return round(seconds[math.ceil(share * len(seconds)) - 1], 3)
+
+    return Durations(len(seconds), rank(0.5), rank(0.95))

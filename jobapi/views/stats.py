@@ -1,0 +1,48 @@
+"""How a workspace is doing: ``/workspace/{workspace_id}/stats``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from flask import Response
+
+from .. import schemas
+from .. import stats as service
+from ..database import snapshot
+from ..identity import Role
+from ..lifecycle import JobStatus
+from . import examples
+from .access import Caller, guard
+from .base import Blueprint, json_response
+
+blp = Blueprint("stats", "Stats", "How a workspace is doing.")
+
+
+@blp.operation("/workspace/<workspace_id>/stats", summary="Get stats", errors=(404,))
+@guard(Role.VIEWER)
+@blp.response(200, schemas.Stats, example=examples.STATS)
+def get_stats(caller: Caller, workspace_id: int) -> Response:
+    """Jobs by status and type, how long the oldest waits, rates, and durations by type.
+
+    Cheap enough to be asked every few seconds, by a page or by what scales
+    workers. A key that is bound to job types sees these alone.
+    """
+    with snapshot(caller.connection) as connection:
+        found = service.stats(connection, workspace_id, only_job_types=caller.job_types)
+    return json_response(
+        {
+            "workspace_id": workspace_id,
+            "at": found.at,
+            "total": sum(found.by_status.values()),
+            "by_status": _totals(found.by_status),
+            "by_type": {name: _totals(found.by_type[name]) for name in sorted(found.by_type)},
+            "oldest_pending_seconds": found.oldest_pending_seconds,
+            "rates": found.rates,
+            "durations": {name: asdict(each) for name, each in found.durations.items()},
+        }
+    )
+
+
+def _totals(by_status: Mapping[JobStatus, int]) -> dict[str, int]:
+    return {status.label: by_status.get(status, 0) for status in JobStatus}

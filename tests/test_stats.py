@@ -1,0 +1,208 @@
+"""How a workspace is doing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from jobapi import counts, flow, maintenance, stats
+from jobapi.database import snapshot
+from jobapi.identity import Role
+from jobapi.lifecycle import JobStatus
+from jobapi.models import job_count_changes, job_flow, jobs
+
+from .factories import Desk
+
+NOTHING = {"pending": 0, "running": 0, "success": 0, "failed": 0, "cancelled": 0}
+NO_RATES = {"queued": 0, "started": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+
+
+def read(desk: Desk, token: str | None = None) -> Any:
+    path = f"/workspace/{desk.workspace_id}/stats"
+    response = desk.world.call("GET", path, token or desk.token)
+    assert response.status_code == 200, response.text
+    return response.json
+
+
+def fold(desk: Desk) -> None:
+    with desk.world.transaction() as tx:
+        counts.fold(tx)
+
+
+def ran(desk: Desk, seconds: float, **body: Any) -> None:
+    """A job that succeeded after so many seconds."""
+    job = desk.job_in("success", **body)
+    with desk.world.transaction() as tx:
+        where = jobs.c.job_id == job["job_id"]
+        ended = tx.execute(select(jobs.c.completed_at).where(where)).scalar_one()
+        tx.execute(update(jobs).where(where).values(started_at=ended - timedelta(seconds=seconds)))
+
+
+def test_empty_workspace_has_zeros(desk: Desk) -> None:
+    found = read(desk)
+    assert datetime.fromisoformat(found.pop("at")) <= datetime.now(UTC)
+    assert found == {
+        "workspace_id": desk.workspace_id,
+        "total": 0,
+        "by_status": NOTHING,
+        "by_type": {},
+        "oldest_pending_seconds": None,
+        "rates": dict.fromkeys(["minute", "hour", "day"], NO_RATES),
+        "durations": {},
+    }
+
+
+def test_jobs_are_counted_by_status_and_type(desk: Desk) -> None:
+    other = Desk(desk.world)
+    other.create(job_type="theirs")
+    for status in ("pending", "pending", "running", "success", "failed", "cancelled"):
+        desk.job_in(status, job_type="a")
+    desk.job_in("failed", job_type="b", priority="high")
+    for _ in range(2):
+        found = read(desk)
+        assert found["total"] == 7
+        assert found["by_status"] == NOTHING | {
+            "pending": 2,
+            "running": 1,
+            "success": 1,
+            "failed": 2,
+            "cancelled": 1,
+        }
+        assert found["by_type"] == {
+            "a": {"pending": 2, "running": 1, "success": 1, "failed": 1, "cancelled": 1},
+            "b": NOTHING | {"failed": 1},
+        }
+        fold(desk)
+
+
+def test_rates_say_what_came_and_folding_changes_nothing(desk: Desk) -> None:
+    for status in ("pending", "running", "success", "failed", "cancelled"):
+        desk.job_in(status)
+    desk.patch(desk.get("?status=running").json["data"][0]["job_id"], {"progress_percent": 5})
+    failed = desk.get("?status=failed").json["data"][0]["job_id"]
+    desk.post(f"/{failed}/retry")
+    claimed = desk.claim(limit=2)
+    assert [desk.report(job, status="success")["accepted"] for job in claimed] == [True, True]
+    wanted = {"queued": 6, "started": 3, "succeeded": 3, "failed": 1, "cancelled": 1}
+    for _ in range(2):
+        assert read(desk)["rates"] == dict.fromkeys(["minute", "hour", "day"], wanted)
+        fold(desk)
+    with desk.world.transaction() as tx:
+        assert tx.execute(select(job_count_changes)).all() == []
+
+
+def test_rates_forget_what_is_older_than_their_window(desk: Desk) -> None:
+    desk.create()
+    fold(desk)
+    for ago, left in ((70, 2), (3700, 1), (25 * 3600, 0)):
+        with desk.world.transaction() as tx:
+            then = datetime.now(UTC) - timedelta(seconds=ago)
+            for span in flow.KEPT:
+                moved = update(job_flow).where(job_flow.c.span == span)
+                tx.execute(moved.values(at=flow.begin_of(then, span)))
+        rates = read(desk)["rates"]
+        assert [rates[window]["queued"] for window in ("minute", "hour", "day")] == (
+            [0] * (3 - left) + [1] * left
+        )
+
+
+def test_repair_of_totals_is_no_rate(desk: Desk) -> None:
+    desk.create()
+    with desk.world.transaction() as tx:
+        kind = {"status": 0, "job_type": "data_analysis", "priority": 1}
+        tx.execute(job_count_changes.insert().values(workspace_id=desk.workspace_id, **kind, n=-1))
+    fold(desk)
+    with desk.world.transaction() as tx:
+        assert len(counts.check(tx, desk.workspace_id)) == 1
+    for _ in range(2):
+        assert read(desk)["rates"]["minute"]["queued"] == 1
+        fold(desk)
+
+
+def test_flow_says_how_long_jobs_waited_and_ran(desk: Desk) -> None:
+    jobs_made = [desk.create(job_type="a") for _ in range(2)]
+    for job in jobs_made:
+        desk.shift(job, 30)
+    for job in desk.claim(limit=2):
+        desk.shift(job, 10)
+        desk.report(job, progress_percent=50)
+        desk.report(job, status="success", result={"rows": 1})
+    for _ in range(2):
+        with desk.world.state.engine.connect() as connection, snapshot(connection) as tx:
+            since = datetime.now(UTC) - timedelta(minutes=5)
+            found = flow.read(tx, desk.workspace_id, 60, since)
+        waited = sum(each.seconds for each in found if each.status == JobStatus.RUNNING)
+        took = sum(each.seconds for each in found if each.status == JobStatus.SUCCESS)
+        assert sum(each.n for each in found if each.status == JobStatus.RUNNING) == 2
+        assert 60 <= waited < 70
+        assert 20 <= took < 30
+        assert {each.job_type for each in found} == {"a"}
+        fold(desk)
+
+
+def test_oldest_pending_is_the_one_that_has_been_due_the_longest(desk: Desk) -> None:
+    assert read(desk)["oldest_pending_seconds"] is None
+    desk.create(scheduled_at="2100-01-01T00:00:00Z")
+    assert read(desk)["oldest_pending_seconds"] is None
+    urgent, low = desk.create(priority="urgent"), desk.create(priority="low")
+    assert 0 <= read(desk)["oldest_pending_seconds"] <= 2
+    desk.shift(urgent, 100)
+    desk.shift(low, 500)
+    assert 500 <= read(desk)["oldest_pending_seconds"] <= 502
+    desk.post(f"/{low['job_id']}/cancel")
+    assert 100 <= read(desk)["oldest_pending_seconds"] <= 102
+
+
+def test_durations_are_median_and_95th_percentile_by_type(desk: Desk) -> None:
+    for seconds in range(1, 21):
+        ran(desk, seconds, job_type="a", priority="high" if seconds % 2 else "low")
+    ran(desk, 7.25, job_type="b")
+    desk.job_in("failed", job_type="c")
+    assert read(desk)["durations"] == {
+        "a": {"jobs": 20, "median_seconds": 10.0, "p95_seconds": 19.0},
+        "b": {"jobs": 1, "median_seconds": 7.25, "p95_seconds": 7.25},
+    }
+
+
+def test_durations_are_those_of_the_newest(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "SAMPLE", 1)
+    for seconds in [900] * 3 + [5] * 10:
+        ran(desk, seconds, job_type="a")
+    assert read(desk)["durations"]["a"] == {"jobs": 10, "median_seconds": 5, "p95_seconds": 5}
+
+
+def test_key_bound_to_job_types_sees_these_alone(desk: Desk) -> None:
+    key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER, job_types=["a"])
+    old = desk.create(job_type="b")
+    desk.shift(old, 1000)
+    ran(desk, 5, job_type="b")
+    desk.create(job_type="a")
+    fold(desk)
+    desk.create(job_type="a")
+    found = read(desk, key)
+    assert found["total"] == found["rates"]["hour"]["queued"] == 2
+    assert found["by_type"].keys() == {"a"}
+    assert found["oldest_pending_seconds"] < 100
+    assert found["durations"] == {}
+
+
+def test_flow_is_forgotten_when_it_is_old(desk: Desk) -> None:
+    desk.create()
+    fold(desk)
+
+    def spans() -> set[int]:
+        with desk.world.state.engine.connect() as connection:
+            maintenance.sweep(connection)
+            return set(connection.execute(select(job_flow.c.span)).scalars())
+
+    assert spans() == {10, 60, 600}
+    for kept, left in ((timedelta(minutes=6), {60, 600}), (timedelta(hours=3), {600})):
+        with desk.world.transaction() as tx:
+            tx.execute(update(job_flow).values(at=datetime.now(UTC) - kept))
+        assert spans() == left
+    with desk.world.transaction() as tx:
+        tx.execute(update(job_flow).values(at=datetime.now(UTC) - timedelta(days=32)))
+    assert spans() == set()
