@@ -13,8 +13,17 @@ import httpx2
 import pytest
 
 from jobapi import client as package
-from jobapi import errors
-from jobapi.client import Attempt, ClaimedJob, Client, Job, Progress, Unreachable
+from jobapi import errors, operations
+from jobapi.client import (
+    Attempt,
+    ClaimedJob,
+    Client,
+    Job,
+    JobFilter,
+    Operation,
+    Progress,
+    Unreachable,
+)
 from jobapi.identity import Role
 
 from .factories import PASSWORD, Desk, World
@@ -288,3 +297,63 @@ def test_answer_that_is_no_json_is_not_the_services() -> None:
         pytest.raises(Unreachable, match="not JSON"),
     ):
         client.get(1, "job_x")
+
+
+def test_every_filter_of_lists_and_operations(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    wanted = client.create(w, "a", priority="high", metadata={"batch_id": 3, "flag": True})
+    client.create(w, "b", metadata={"batch_id": 4})
+    then = datetime(2000, 1, 1, tzinfo=UTC)
+    filters: list[JobFilter] = [
+        {"status": "pending", "job_type": "a"},
+        {"status": ["pending", "running"], "priority": ["high", "urgent"]},
+        {"metadata": {"batch_id": 3}, "created_after": then},
+        {"metadata": {"flag": True}, "updated_after": then},
+        {"job_type": ["a"], "created_by": desk.user.id},
+    ]
+    for each in filters:
+        assert [job.job_id for job in client.jobs(w, **each)] == [wanted.job_id], each
+        assert client.operate(w, "cancel", dry_run=True, **each).matched == 1, each
+    assert list(client.jobs(w, created_before=then)) == []
+    (light,) = client.jobs(w, job_type="a", light=True)
+    with pytest.raises(AttributeError):
+        _ = light.metadata
+
+
+def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "AT_ONCE", 2)
+    w = desk.workspace_id
+    client.create_many(w, [{"job_type": "a"}] * 5)
+    dry = client.operate(w, "cancel", dry_run=True)
+    assert (dry.operation_id, dry.status, dry.created_at, dry.matched) == (None, None, None, 5)
+    assert client.wait_for_operation(dry) == dry
+    begun = client.operate(w, "cancel", reason="no", job_type="a")
+    assert (begun.status, begun.changed, begun.ended) == ("running", 2, False)
+    assert begun.filter == {"job_type": ["a"]}
+    with pytest.raises(TimeoutError):
+        client.wait_for_operation(begun, timeout=0)
+    seen = []
+
+    def show(operation: Operation) -> None:
+        seen.append(operation.changed)
+        with desk.world.transaction() as tx:
+            operations.advance(tx)
+
+    done = client.wait_for_operation(begun, show=show, poll_seconds=0.01)
+    assert (done.status, done.changed) == ("finished", 5)
+    assert seen == [2, 4, 5]
+    assert client.operation(w, done.operation_id or 0) == done
+    again = client.operate(w, "retry")
+    assert client.stop_operation(w, again.operation_id or 0).status == "stopped"
+    with pytest.raises(errors.OperationEnded):
+        client.stop_operation(w, again.operation_id or 0)
+    assert [o.operation_id for o in client.operations(w)] == [
+        again.operation_id,
+        done.operation_id,
+    ]
+    (job, *_) = client.jobs(w, status="cancelled")
+    assert job.result == {"cancelled_reason": "no"}
+    client.delete(w, job.job_id)
+    with pytest.raises(errors.JobNotFound):
+        client.delete(w, job.job_id)
+    assert client.stats(w)["by_status"]["cancelled"] == 2

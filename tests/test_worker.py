@@ -481,3 +481,39 @@ def test_jobs_commands(serve: Any, start: Any) -> None:
     assert run(service, token, "show", "job_x").returncode == 1
     assert run(service, token, "create", "a", "--metadata", "[1]").returncode == 2
     assert "Error" in run(service, "jk_wrong", "list").stderr
+
+
+def test_jobs_commands_on_many_jobs(serve: Any) -> None:
+    service = serve()
+    client = Client(service.url, username="boss", password="correct horse battery")
+    client.create_many(1, [{"job_type": "a", "metadata": {"batch_id": n % 2}} for n in range(1200)])
+    client.create(1, "b")
+    token = str(client._access_token())
+    listed = run(service, token, "list", "--json", "--metadata", "batch_id=1", "--limit", "700")
+    assert len(listed.stdout.splitlines()) == 600
+    assert len(run(service, token, "list", "--created-before", "2020-01-01T00:00:00Z").stdout) < 200
+    some = ("--type", "a", "--metadata", "batch_id=1")
+    assert run(service, token, "operate", "cancel", *some, "--dry-run").stdout == "600 jobs\n"
+    refused = run(service, token, "operate", "cancel", *some)
+    assert refused.returncode == 1
+    assert "Cancel 600 jobs?" in refused.stderr
+    done = run(service, token, "operate", "cancel", *some, "--yes", "--reason", "wrong")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1 cancel finished: 600 of 600 jobs\n"
+    assert done.stderr.splitlines()[-1] == "600 of 600"
+    asked = run(service, token, "operate", "delete", "--status", "cancelled", "--yes", "--json")
+    assert json.loads(asked.stdout)["changed"] == 600
+    stats = json.loads(run(service, token, "stats").stdout)
+    assert stats["by_type"]["a"]["pending"] == 600
+    begun = run(service, token, "operate", "cancel", "--yes", "--no-wait", "--json")
+    number = str(json.loads(begun.stdout)["operation_id"])
+    stopped = run(service, token, "stop", number)
+    assert stopped.returncode in (0, 1)  # it may have ended already
+    newest = run(service, token, "operations", "--limit", "1").stdout
+    assert newest.startswith(f"{number} cancel ")
+    (job, *_) = client.jobs(1, status="cancelled")
+    assert run(service, token, "delete", job.job_id).returncode == 0
+    assert run(service, token, "delete", job.job_id).returncode == 1
+    wrong = run(service, token, "list", "--metadata", "batch_id")
+    assert (wrong.returncode, "PATH=VALUE" in wrong.stderr) == (2, True)
+    client.close()

@@ -5,7 +5,7 @@ It speaks plain HTTP and knows nothing of Flask. The exceptions are those of
 """
 
 from .http import Client, Unreachable
-from .models import Attempt, ClaimedJob, Job, Progress
+from .models import Attempt, ClaimedJob, Job, JobFilter, Operation, Progress
 from .worker import Permanent, Task, Worker
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "ClaimedJob",
     "Client",
     "Job",
+    "JobFilter",
+    "Operation",
     "Permanent",
     "Progress",
     "Task",

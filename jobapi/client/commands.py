@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import JobApiError
-from ..lifecycle import JobStatus, Priority
+from ..lifecycle import Action, JobStatus, Priority
 from .http import Client, Unreachable
-from .models import Job
+from .models import Job, JobFilter, Operation
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
 STILL_ALIVE = 5
+TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"])
 
 
 def service(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,7 +119,7 @@ def _load(target: str) -> Worker:
 
 @click.group("jobs")
 def jobs_group() -> None:
-    """Create, list, show, watch, cancel and retry jobs of a running service.
+    """Create, list, show, watch, cancel, retry and delete jobs of a running service.
 
     The exit code of create --wait and watch says how the job ended: 0 success,
     3 failed, 4 cancelled, 5 not yet. 1 is an error, 2 a wrong option.
@@ -140,6 +141,10 @@ def _object(context: Any, parameter: Any, value: str | None) -> Any:
     return found
 
 
+def _time(context: Any, parameter: Any, value: datetime | None) -> datetime | None:
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
 @jobs_group.command("create")
 @click.argument("job_type")
 @service
@@ -148,7 +153,8 @@ def _object(context: Any, parameter: Any, value: str | None) -> Any:
 @click.option(
     "--at",
     "scheduled_at",
-    type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"]),
+    type=TIME,
+    callback=_time,
     help="Not before this time, in UTC or with an offset.",
 )
 @click.option("--estimated-duration", type=click.IntRange(0), help="Seconds.")
@@ -166,26 +172,147 @@ def create(
     **fields: Any,
 ) -> None:
     """Create a job and print its id."""
-    if scheduled_at is not None and scheduled_at.tzinfo is None:
-        scheduled_at = scheduled_at.replace(tzinfo=UTC)
     job = client.create(workspace_id, job_type, scheduled_at=scheduled_at, **fields)
     if wait:
         _end(client.wait(job, progress=not as_json), as_json)
     click.echo(_json(job) if as_json else job.job_id)
 
 
+def _values(context: Any, parameter: Any, given: Sequence[str]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in given]
+    if not all(equals for _, equals, _ in pairs):
+        raise click.BadParameter("write PATH=VALUE, such as batch_id=3")
+    return {path: value for path, _, value in pairs}
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the filters of jobs, as ``JobFilter`` has them."""
+    for option in reversed(
+        [
+            click.option(
+                "--status", multiple=True, type=click.Choice([s.label for s in JobStatus])
+            ),
+            click.option("--type", "job_type", multiple=True, help="Only these types."),
+            click.option(
+                "--priority", multiple=True, type=click.Choice([p.label for p in Priority])
+            ),
+            click.option(
+                "--created-after", type=TIME, callback=_time, help="At this time or later."
+            ),
+            click.option("--created-before", type=TIME, callback=_time, help="Before this time."),
+            click.option("--updated-after", type=TIME, callback=_time, help="Changed since then."),
+            click.option(
+                "--created-by", type=click.IntRange(1), help="Only this user's jobs, by id."
+            ),
+            click.option(
+                "--metadata",
+                multiple=True,
+                callback=_values,
+                metavar="PATH=VALUE",
+                help="The metadata has this value there; may be repeated.",
+            ),
+        ]
+    ):
+        command = option(command)
+
+    @wraps(command)
+    def with_filters(*args: Any, **kw: Any) -> Any:
+        given = {name: kw.pop(name) for name in JobFilter.__annotations__}
+        return command(*args, filters={n: v for n, v in given.items() if v}, **kw)
+
+    return with_filters
+
+
 @jobs_group.command("list")
 @service
-@click.option("--status", multiple=True, type=click.Choice([s.label for s in JobStatus]))
-@click.option("--type", "job_type", multiple=True, help="Only these types.")
-@click.option("--priority", multiple=True, type=click.Choice([p.label for p in Priority]))
+@filters
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @as_json
-def list_jobs(client: Client, workspace_id: int, limit: int, as_json: bool, **filters: Any) -> None:
-    """List jobs, the newest first."""
-    size = min(limit, 100)
-    found = client.jobs(workspace_id, order="desc", page_size=size, **filters)
+def list_jobs(
+    client: Client, workspace_id: int, limit: int, as_json: bool, filters: JobFilter
+) -> None:
+    """List jobs, the newest first. Times are in UTC, or with an offset."""
+    found = client.jobs(
+        workspace_id, order="desc", page_size=min(limit, 100), light=not as_json, **filters
+    )
     _table(islice(found, limit), as_json)
+
+
+@jobs_group.command("operate")
+@click.argument("action", type=click.Choice([action.label for action in Action]))
+@service
+@filters
+@click.option("--reason", help="For cancel and retry.")
+@click.option("--dry-run", is_flag=True, help="Only say how many jobs match.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for its end.")
+@as_json
+def operate(
+    client: Client,
+    workspace_id: int,
+    action: str,
+    filters: JobFilter,
+    reason: str | None,
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Cancel, retry or delete all jobs that match, in one call.
+
+    It says how many there are and asks; then it waits for the end. Stopped with
+    Ctrl-C, the operation goes on in the service: see jobapi jobs operations.
+    """
+    if dry_run or not yes:
+        would = client.operate(workspace_id, action, dry_run=True, **filters)
+        many = f"{'more than ' if would.matched_is_capped else ''}{would.matched} jobs"
+        if dry_run:
+            click.echo(_json(would) if as_json else many)
+            return
+        click.confirm(f"{action.capitalize()} {many}?", abort=True, err=True)
+    operation = client.operate(workspace_id, action, reason=reason, **filters)
+    if not no_wait:
+
+        def show(now: Operation) -> None:
+            click.echo(f"{now.changed} of {now.matched}", err=True)
+
+        operation = client.wait_for_operation(operation, show=(lambda _: None) if as_json else show)
+    click.echo(_json(operation) if as_json else _line(operation))
+
+
+@jobs_group.command("operations")
+@service
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@as_json
+def operations(client: Client, workspace_id: int, limit: int, as_json: bool) -> None:
+    """List operations on many jobs, the newest first."""
+    for operation in islice(client.operations(workspace_id), limit):
+        click.echo(_json(operation) if as_json else _line(operation))
+
+
+@jobs_group.command("stop")
+@click.argument("operation_id", type=click.IntRange(1))
+@service
+@as_json
+def stop(client: Client, workspace_id: int, operation_id: int, as_json: bool) -> None:
+    """Stop an operation on many jobs; what it has done stays."""
+    operation = client.stop_operation(workspace_id, operation_id)
+    click.echo(_json(operation) if as_json else _line(operation))
+
+
+def _line(operation: Operation) -> str:
+    skipped = f", {operation.skipped} skipped" if operation.skipped else ""
+    return (
+        f"{operation.operation_id} {operation.action} {operation.status}: "
+        f"{operation.changed} of {operation.matched} jobs{skipped}"
+    )
+
+
+@jobs_group.command("stats")
+@service
+def stats(client: Client, workspace_id: int) -> None:
+    """Print how the workspace is doing, as JSON."""
+    click.echo(json.dumps(client.stats(workspace_id), indent=2, ensure_ascii=False))
 
 
 def _table(jobs: Iterable[Job], as_json: bool) -> None:
@@ -267,5 +394,14 @@ def retry(
     click.echo(_json(job) if as_json else f"{job.job_id} {job.status}")
 
 
-def _json(job: Job) -> str:
-    return json.dumps(job.to_json(), ensure_ascii=False)
+@jobs_group.command("delete")
+@click.argument("job_id")
+@service
+def delete(client: Client, workspace_id: int, job_id: str) -> None:
+    """Delete a job that has ended."""
+    client.delete(workspace_id, job_id)
+    click.echo(f"{job_id} deleted")
+
+
+def _json(answer: Job | Operation) -> str:
+    return json.dumps(answer.to_json(), ensure_ascii=False)

@@ -6,17 +6,17 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from json import JSONEncoder
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import httpx2
 import orjson
 
 from .. import errors
-from .models import Attempt, ClaimedJob, Job, Progress
+from .models import Attempt, ClaimedJob, Job, JobFilter, Operation, Progress
 
 BATCH = 1000
 """How many jobs the service creates in one request."""
@@ -139,26 +139,26 @@ class Client:
         self,
         workspace_id: int,
         *,
-        status: str | Sequence[str] = (),
-        job_type: str | Sequence[str] = (),
-        priority: str | Sequence[str] = (),
         sort: str = "created_at",
         order: str = "asc",
         page_size: int = 100,
+        light: bool = False,
+        **filters: Unpack[JobFilter],
     ) -> Iterator[Job]:
         """All jobs that match every filter, read page by page, the oldest first.
 
         What is added meanwhile neither hides a job nor shows one twice.
+        ``light`` leaves out ``metadata`` and ``result``.
         """
-        query = {"status": status, "job_type": job_type, "priority": priority}
-        params: dict[str, Any] = {name: value for name, value in query.items() if value}
+        params = _given(filters)
+        for path, value in params.pop("metadata", {}).items():
+            params[f"metadata.{path}"] = (
+                value if isinstance(value, str) else written(value).decode()
+            )
         params |= {"sort": sort, "order": order, "limit": page_size}
-        while True:
-            answer = self.request("GET", _jobs(workspace_id), params=params)
-            yield from map(Job.from_json, answer["data"])
-            params["cursor"] = answer["pagination"]["next_cursor"]
-            if params["cursor"] is None:
-                return
+        if light:
+            params["light"] = "true"
+        return map(Job.from_json, self._pages(_jobs(workspace_id), params))
 
     def status(self, workspace_id: int, job_id: str) -> Progress:
         """How far a job is."""
@@ -183,6 +183,10 @@ class Client:
         """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
         body = None if reason is None else {"reason": reason}
         return Job.from_json(self._post(f"{_job(workspace_id, job_id)}/retry", body))
+
+    def delete(self, workspace_id: int, job_id: str) -> None:
+        """Delete a job that has ended. Raises ``JobNotEnded``."""
+        self.request("DELETE", _job(workspace_id, job_id), safe=False)
 
     def attempts(self, workspace_id: int, job_id: str) -> list[Attempt]:
         """Every attempt at a job."""
@@ -218,6 +222,73 @@ class Client:
             if deadline is not None and time.monotonic() + poll_seconds > deadline:
                 raise TimeoutError(f"The job is still {status.status}.")
             time.sleep(poll_seconds)
+
+    # Operations
+
+    def operate(
+        self,
+        workspace_id: int,
+        action: str,
+        *,
+        reason: str | None = None,
+        dry_run: bool = False,
+        **filters: Unpack[JobFilter],
+    ) -> Operation:
+        """``cancel``, ``retry`` or ``delete`` all jobs that match every filter.
+
+        Few are done with when it returns; of more than 500 the rest follows, see
+        ``wait_for_operation``. ``dry_run`` only says how many match.
+        """
+        wanted = _given(filters)
+        for name in ("status", "job_type", "priority"):
+            if isinstance(wanted.get(name), str):
+                wanted[name] = [wanted[name]]
+        body = {"action": action, "filter": wanted, "reason": reason, "dry_run": dry_run}
+        answer = self._post(_operations(workspace_id), body, key=_key())
+        return Operation.from_json(answer)
+
+    def operation(self, workspace_id: int, operation_id: int) -> Operation:
+        """How far an operation is."""
+        return Operation.from_json(
+            self.request("GET", f"{_operations(workspace_id)}/{operation_id}")
+        )
+
+    def operations(self, workspace_id: int) -> Iterator[Operation]:
+        """A workspace's operations, the newest first."""
+        return map(Operation.from_json, self._pages(_operations(workspace_id), {"limit": 100}))
+
+    def stop_operation(self, workspace_id: int, operation_id: int) -> Operation:
+        """Stop an operation where it is. Raises ``OperationEnded``."""
+        path = f"{_operations(workspace_id)}/{operation_id}/stop"
+        return Operation.from_json(self._post(path))
+
+    def wait_for_operation(
+        self,
+        operation: Operation,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = 0.5,
+        show: Callable[[Operation], None] = lambda operation: None,
+    ) -> Operation:
+        """Wait until an operation has ended, and return it as it is then.
+
+        ``show`` is called with it as it goes on. Raises ``TimeoutError`` after
+        ``timeout`` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        show(operation)
+        while not operation.ended and operation.operation_id is not None:
+            if deadline is not None and time.monotonic() + poll_seconds > deadline:
+                raise TimeoutError(f"The operation is still {operation.status}.")
+            time.sleep(poll_seconds)
+            operation = self.operation(operation.workspace_id, operation.operation_id)
+            show(operation)
+        return operation
+
+    def stats(self, workspace_id: int) -> dict[str, Any]:
+        """How a workspace is doing: totals, rates, durations, as the service says it."""
+        answer: dict[str, Any] = self.request("GET", f"/workspace/{workspace_id}/stats")
+        return answer
 
     # Work
 
@@ -256,6 +327,14 @@ class Client:
         return answers
 
     # Requests
+
+    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[Any]:
+        while True:
+            answer = self.request("GET", path, params=params)
+            yield from answer["data"]
+            params["cursor"] = answer["pagination"]["next_cursor"]
+            if params["cursor"] is None:
+                return
 
     def _post(
         self, path: str, body: Any = None, *, key: str | None = None, safe: bool = False
@@ -382,6 +461,18 @@ def _key() -> str:
 
 def _jobs(workspace_id: int) -> str:
     return f"/workspace/{workspace_id}/jobs"
+
+
+def _operations(workspace_id: int) -> str:
+    return f"/workspace/{workspace_id}/operations"
+
+
+def _given(filters: JobFilter) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in filters.items()
+        if value is not None and value != ()
+    }
 
 
 def _job(workspace_id: int, job_id: str) -> str:

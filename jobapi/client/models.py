@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, overload
 
 ENDED = frozenset({"success", "failed", "cancelled"})
 
@@ -134,6 +134,53 @@ class Progress(_Answer):
     def ended(self) -> bool:
         """Whether the job is ``success``, ``failed`` or ``cancelled``."""
         return self.status in ENDED
+
+
+class Operation(_Answer):
+    """What is being done to many jobs; of a dry run, what would be.
+
+    A dry run has no ``operation_id``, ``status`` or times.
+    """
+
+    __slots__ = ()
+
+    operation_id = _Field[int | None]()
+    workspace_id = _Field[int]()
+    action = _Field[str]()
+    filter = _Field[dict[str, Any]]()
+    reason = _Field[str | None]()
+    status = _Field[str | None]()
+    matched = _Field[int]()
+    matched_is_capped = _Field[bool]()
+    changed = _Field[int]()
+    skipped = _Field[int]()
+    created_by = _Field[int | None]()
+    created_at = _Time[datetime | None]()
+    updated_at = _Time[datetime | None]()
+    ended_at = _Time[datetime | None]()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the operation is ``finished`` or ``stopped``."""
+        return self.status in ("finished", "stopped")
+
+
+class JobFilter(TypedDict, total=False):
+    """What jobs have to be like: all of what is given.
+
+    ``created_after`` and ``updated_after`` are the first moment that counts,
+    ``created_before`` is the first that does not; times need an offset.
+    ``metadata`` has paths of keys, such as ``file.name``, with values.
+    """
+
+    status: str | Sequence[str]
+    job_type: str | Sequence[str]
+    priority: str | Sequence[str]
+    created_after: datetime
+    created_before: datetime
+    updated_after: datetime
+    created_by: int
+    metadata: Mapping[str, str | int | float | bool | None]
 
 
 class Attempt(_Answer):

@@ -68,8 +68,8 @@ def _role(action: int) -> Role:
 def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Do something to all jobs that match a filter and are there now.
 
-    Up to 500 are done with when the answer comes; the rest follows in the
-    background, while the operation can be read and stopped. With `dry_run`
+    Few are done with when the answer comes; of more than 500 the rest follows
+    in the background, while the operation can be read and stopped. With `dry_run`
     nothing is done but to say how many match. `delete` needs an owner.
     """
     action = body["action"]
