@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
 from .database import normalize_url
@@ -99,10 +100,21 @@ class Settings:
         "`jobapi serve --threads` sets it.",
         least=1,
     )
+    prepared_statements_enabled: bool = _setting(
+        True,
+        "Whether the statements that read one row are prepared on each connection. Set it to "
+        "false behind a pooler in transaction mode that keeps no prepared statements. Not used "
+        "with a host's engine.",
+    )
     listen_enabled: bool = _setting(
         True,
         "Whether those who wait for jobs use Postgres's LISTEN, with one connection per process. "
-        "Behind a pooler in transaction mode set it to false; then they only look.",
+        "If not, they only look.",
+    )
+    listen_database_url: str | None = _setting(
+        None,
+        "The database's own URL for LISTEN, past a pooler in transaction mode, which cannot do it. "
+        "Default: a connection of the engine.",
     )
     maintenance_enabled: bool = _setting(
         True,
@@ -186,21 +198,32 @@ def _convert(name: str, setting: Any, value: Any) -> Any:
     return text
 
 
+def _url(name: str, text: str) -> URL:
+    try:
+        return normalize_url(text)
+    except ArgumentError:
+        # The text may hold a password, so it is not repeated.
+        raise ConfigError(
+            f"{name} is not a database URL; "
+            "write postgresql://user:password@host/name or sqlite:///file."
+        ) from None
+
+
 def _check(settings: Settings) -> None:
     if settings.secret_key is not None and len(settings.secret_key.encode()) < MIN_SECRET_BYTES:
         raise ConfigError(
             f"JOBAPI_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes. "
             f"Make one with: {NEW_SECRET_COMMAND}"
         )
-    if settings.database_url is not None:
-        try:
-            url = normalize_url(settings.database_url)
-        except ArgumentError:
-            # The text may hold a password, so it is not repeated.
+    if settings.listen_database_url is not None:
+        url = _url("JOBAPI_LISTEN_DATABASE_URL", settings.listen_database_url)
+        if url.get_backend_name() != "postgresql":
             raise ConfigError(
-                "JOBAPI_DATABASE_URL is not a database URL; "
-                "write postgresql://user:password@host/name or sqlite:///file."
-            ) from None
+                f"JOBAPI_LISTEN_DATABASE_URL is for {url.get_backend_name()}; only Postgres can "
+                "be listened to."
+            )
+    if settings.database_url is not None:
+        url = _url("JOBAPI_DATABASE_URL", settings.database_url)
         backend = url.get_backend_name()
         if backend not in SERVED_BY:
             raise ConfigError(

@@ -355,8 +355,11 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
-    """How to make our own engine. (A host application makes its own.)"""
+def engine_options(url: URL, pool_size: int, *, prepare: bool) -> dict[str, Any]:
+    """How to make our own engine. (A host application makes its own.)
+
+    ``prepare`` says whether Postgres may be asked to prepare statements at all.
+    """
     options: dict[str, Any] = {
         "isolation_level": "AUTOCOMMIT",
         # An error's text must not carry what was sent, such as a hash.
@@ -373,8 +376,8 @@ def engine_options(url: URL, pool_size: int) -> dict[str, Any]:
         if "timeout" not in url.query:
             options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     else:
-        # Statements say themselves whether they are to be prepared.
-        options["connect_args"] = {"prepare_threshold": NEVER}
+        # Statements say themselves whether they are to be prepared; None forbids it.
+        options["connect_args"] = {"prepare_threshold": NEVER if prepare else None}
         if "connect_timeout" not in url.query:
             options["connect_args"]["connect_timeout"] = CONNECT_SECONDS
     return options

@@ -63,6 +63,7 @@ class State:
             lambda: self.engine,
             limit=self.settings.server_threads // 2,
             listen=self.settings.listen_enabled,
+            listen_url=self.settings.listen_database_url,
         )
         self.maintenance = Maintenance(lambda: self.engine, self.backoff)
 
@@ -232,7 +233,11 @@ def _own_engine(private: Flask, settings: Settings) -> Engine:
     url = normalize_url(settings.database_url or "sqlite:///jobapi.sqlite3")
     private.config |= {
         "SQLALCHEMY_DATABASE_URI": url,
-        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(url, settings.database_pool_size),
+        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
+            url,
+            settings.database_pool_size,
+            prepare=settings.prepared_statements_enabled,
+        ),
     }
     db = SQLAlchemy(private, metadata=Base.metadata)
     with private.app_context():

@@ -64,8 +64,9 @@ def report(
     target = JobStatus(changes.get("status", JobStatus.RUNNING))
     values = work_values(job, changes, target)
     if target is JobStatus.RUNNING:
-        expires = now + timedelta(seconds=job.lease_seconds)
-        return values | {"lease_expires_at": expires, "reap_at": _reap_at(job, expires)}
+        # When to look at it stays: whoever looks then sees that it was renewed,
+        # and a heartbeat changes nothing that is in an index.
+        return values | {"lease_expires_at": now + timedelta(seconds=job.lease_seconds)}
     if target is JobStatus.PENDING:
         return values | _put_back(now)
     if target is JobStatus.FAILED and changes.get("retryable", True):
@@ -80,11 +81,14 @@ def report(
 def expire(job: Any, *, backoff: Backoff, chance: float, now: datetime) -> dict[str, Any]:
     """End the attempt of a job whose lease, or whose time, has run out.
 
-    Nothing where neither has. With a lease it is retried like a failure;
-    without one nobody would do it again, so that it fails.
+    Where the lease was renewed it is to be looked at later; nothing where it is
+    not time to look. With a lease it is retried like a failure; without one
+    nobody would do it again, so that it fails.
     """
     if job.status != JobStatus.RUNNING or job.reap_at is None or job.reap_at > now:
         return {}
+    if job.lease_token is not None and job.lease_expires_at > now and not _timed_out(job, now):
+        return {"reap_at": _reap_at(job, job.lease_expires_at)}
     error = {"error": TIMED_OUT if _timed_out(job, now) else LEASE_EXPIRED}
     if job.lease_token is None:
         return error | end(job, JobStatus.FAILED, now)
@@ -130,6 +134,11 @@ def ended_attempt(job: Any, values: Mapping[str, Any], now: datetime) -> dict[st
         "started_at": job.started_at or now,
         "ended_at": now,
     }
+
+
+def is_renewal(values: Mapping[str, Any]) -> bool:
+    """Whether that is only about how long a lease lives: the job itself stays as it is."""
+    return values.keys() <= {"lease_expires_at", "reap_at"}
 
 
 def _reap_at(job: Any, lease_expires_at: datetime) -> datetime:

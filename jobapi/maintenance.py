@@ -72,10 +72,10 @@ def work(connection: Connection, backoff: Backoff) -> int:
     for _ in range(MAX_ROUNDS):
         with transaction(connection) as tx:
             found = queue.reap(tx, backoff=backoff)
-        reaped += len(found)
-        for job in found:
+        reaped += len(found.jobs)
+        for job in found.jobs:
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
-        if len(found) < queue.REAP_AT_ONCE:
+        if not found.more:
             break
     idempotency.forget(connection)
     for _ in range(MAX_ROUNDS):

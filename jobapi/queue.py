@@ -72,6 +72,13 @@ class Answer(NamedTuple):
     problem: JobApiError | None = None
 
 
+class Reaped(NamedTuple):
+    """The jobs whose attempts were ended, and whether there may be more."""
+
+    jobs: Sequence[Any]
+    more: bool
+
+
 def new_lease_token() -> str:
     """A token that no other lease has or will have."""
     return secrets.token_hex(16)
@@ -395,8 +402,8 @@ def reap(
     backoff: Backoff,
     limit: int = REAP_AT_ONCE,
     chance: Callable[[], float] = random.random,
-) -> list[Any]:
-    """End the attempts whose lease or time has run out; returns their jobs, at most ``limit``.
+) -> Reaped:
+    """End the attempts whose lease or time has run out, looking at ``limit`` at most.
 
     The jobs that somebody is changing at this moment are left for the next time.
     """
@@ -413,7 +420,7 @@ def reap(
         if values:
             settling.apply(job, values)
     settling.settle(session)
-    return settling.changed
+    return Reaped(settling.changed, len(found) == limit)
 
 
 def list_attempts(session: Executor, job: Any) -> list[dict[str, Any]]:

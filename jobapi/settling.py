@@ -51,6 +51,7 @@ class Settling:
     def __init__(self, rows: Sequence[AnyRow]) -> None:
         self._before = {row.job_id: row for row in rows}
         self._ended: list[dict[str, Any]] = []
+        self._touched: set[str] = set()
         self.jobs = {row.job_id: SimpleNamespace(**row._asdict()) for row in rows}
 
     def apply(self, job: Any, values: Mapping[str, Any]) -> None:
@@ -58,25 +59,29 @@ class Settling:
         ended = leases.ended_attempt(job, values, job.now)
         if ended is not None:
             self._ended.append(ended)
-        vars(job).update(values, updated_at=job.now, version=job.version + 1)
+        vars(job).update(values)
+        if not leases.is_renewal(values):
+            vars(job).update(updated_at=job.now, version=job.version + 1)
+        self._touched.add(job.job_id)
 
     @property
     def changed(self) -> list[Any]:
-        """The jobs to which something was applied."""
+        """The jobs that are not as they were, but for their leases."""
         return [job for job in self.jobs.values() if job.version > self._before[job.job_id].version]
 
     def settle(self, session: Executor) -> None:
         """Write down what was applied, each to the job as it was read."""
-        changed = self.changed
-        if not changed:
+        if not self._touched:
             return
         rows = []
-        for job in changed:
-            before = self._before[job.job_id]
+        for job_id, job in self.jobs.items():
+            if job_id not in self._touched:
+                continue
+            before = self._before[job_id]
             held = {f"held_{name}": getattr(before, name) for name in _HELD}
             rows.append({name: getattr(job, name) for name in ("id", *_SETTLED)} | held)
         settled = session.execute(_settlement(dialect_name(session)), records(session, rows)).all()
-        if len(settled) != len(changed):
+        if len(settled) != len(rows):
             # They were locked when they were read.
             raise RuntimeError("jobs changed although they were locked")
         if self._ended:

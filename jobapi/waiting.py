@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import queue
+from .database import CONNECT_SECONDS, normalize_url
 
 CHANNEL = "jobapi_jobs"
 POLL_SECONDS = 0.75
@@ -46,11 +47,19 @@ def wish(workspace_id: int, job_types: Sequence[str] | None) -> Wish:
 class WaitingRoom:
     """Those who wait in this process, ``limit`` at most."""
 
-    def __init__(self, engine: Callable[[], Engine], *, limit: int, listen: bool) -> None:
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        *,
+        limit: int,
+        listen: bool,
+        listen_url: str | None = None,
+    ) -> None:
         self.limit = limit
         self.closing: Callable[[], bool] = lambda: False
         self._engine = engine
         self._listen = listen
+        self._listen_url = listen_url
         self._changed = Condition()
         self._wishes: Counter[Wish] = Counter()
         self._turns: set[Wish] = set()
@@ -172,15 +181,23 @@ class WaitingRoom:
 
     def _new_listener(self, engine: Engine) -> Any:
         try:
-            pooled = engine.raw_connection()
-            listener: Any = pooled.driver_connection
-            # Out of the pool: it stays as long as the process.
-            pooled.detach()
+            listener = self._connect(engine)
             listener.autocommit = True
             listener.execute(f"LISTEN {CHANNEL}")
         except (SQLAlchemyError, psycopg.Error):
             self._drop_listener()
             return None
+        return listener
+
+    def _connect(self, engine: Engine) -> Any:
+        if self._listen_url is not None:
+            url = normalize_url(self._listen_url).set(drivername="postgresql")
+            text = url.render_as_string(hide_password=False)
+            return psycopg.connect(text, connect_timeout=CONNECT_SECONDS)
+        pooled = engine.raw_connection()
+        listener = pooled.driver_connection
+        # Out of the pool: it stays as long as the process.
+        pooled.detach()
         return listener
 
     def _drop_listener(self) -> None:

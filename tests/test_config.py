@@ -58,6 +58,8 @@ def test_secret_of_digits_stays_text() -> None:
         ("MAX_BODY_BYTES", "5", "a whole number from 1024"),
         ("SECRET_KEY", "short", "at least 32 bytes"),
         ("DATABASE_URL", "not a url", "postgresql://user:password@host/name"),
+        ("LISTEN_DATABASE_URL", "not a url", "postgresql://user:password@host/name"),
+        ("LISTEN_DATABASE_URL", "sqlite:///file", "only Postgres"),
         ("DATABASE_URL", "mysql://u:p@h/n", "jobapi works on sqlite and postgresql"),
         ("DATABASE_URL", "sqlite://", "name a file"),
         ("DATABASE_URL", "sqlite:///:memory:", "name a file"),

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
     "maintenance": {"database", "leases", "models", "counts", "flow", "idempotency"}
     | {"jobs", "operations", "queue", "workspaces"},
-    "waiting": {"queue"},
+    "waiting": {"database", "queue"},
     "extension": {
         "config",
         "database",

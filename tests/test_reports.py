@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
+from jobapi import queue
 from jobapi.leases import Backoff
 from jobapi.models import jobs
 
@@ -292,6 +293,56 @@ def test_expired_lease_counts_until_it_is_reaped(desk: Desk) -> None:
     desk.shift(job, 100)
     assert desk.report(job, status="success")["accepted"]
     assert desk.reap() == 0
+
+
+def test_heartbeat_renews_the_lease_and_changes_nothing_else(desk: Desk) -> None:
+    job = leased(desk)
+    desk.shift(job, 30)
+    before = row(desk, job)
+    answer = desk.report(job)
+    after = row(desk, job)
+    assert after.lease_expires_at - before.lease_expires_at >= timedelta(seconds=30)
+    renewed = {"lease_expires_at": None}
+    assert {**after._mapping, **renewed} == {**before._mapping, **renewed}
+    assert answer["status"] == "running"
+
+
+def test_renewed_lease_is_looked_at_again_when_it_runs_out(desk: Desk) -> None:
+    job = leased(desk)
+    desk.shift(job, 100)
+    assert desk.report(job)["accepted"]
+    before = row(desk, job)
+    assert desk.reap() == 0
+    after = row(desk, job)
+    assert after.reap_at == after.lease_expires_at > before.reap_at
+    assert (after.version, after.updated_at) == (before.version, before.updated_at)
+    desk.shift(job, 100)
+    assert desk.reap() == 1
+    assert shown(desk, job)["error"] == "lease expired"
+
+
+def test_heartbeat_touches_no_index(desk: Desk) -> None:
+    """Postgres says so itself: the new row stays in the page of the old one."""
+    job = leased(desk)
+    updates = text(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
+        " WHERE relname = 'jobapi_jobs'"
+    )
+    with desk.world.transaction() as tx:
+        is_postgres = tx.dialect.name == "postgresql"
+        before = tx.execute(updates).one() if is_postgres else (0, 0)
+        report = {"job_id": job["job_id"], "lease_token": job["lease_token"]}
+        backoff = desk.world.state.backoff
+        (answer,) = queue.report(tx, desk.workspace_id, [report], backoff=backoff)
+        assert answer.problem is None
+        if is_postgres:
+            after = tx.execute(updates).one()
+            assert [after[0] - before[0], after[1] - before[1]] == [1, 1]
+
+
+def row(desk: Desk, job: Any) -> Any:
+    with desk.world.transaction() as tx:
+        return tx.execute(select(jobs).where(jobs.c.job_id == job["job_id"])).one()
 
 
 def test_reaped_lease_is_an_attempt_that_failed(desk: Desk) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
+import psycopg
 from sqlalchemy import create_engine
 
 from jobapi.database import normalize_url
@@ -141,6 +142,37 @@ def test_service_that_stops_does_not_wait_for_those_who_wait(serve: Any) -> None
     assert time.monotonic() - began < 6
     for waiter in waiters:
         assert waiter.got(began)[0] == 0
+
+
+def test_waiting_with_a_listener_past_the_pooler_works(
+    serve: Any, service_url: str, database: str
+) -> None:
+    """The listener goes its own way; nothing is prepared on the other connections."""
+    settings = {"JOBAPI_PREPARED_STATEMENTS_ENABLED": "false"}
+    if database == "postgresql":
+        settings["JOBAPI_LISTEN_DATABASE_URL"] = f"{service_url}&application_name=listener"
+    client = serve(**settings).client("boss", PASSWORD)
+    waiter = Waiter(client)
+    time.sleep(1)
+    if database == "postgresql":
+        with psycopg.connect(service_url, autocommit=True) as connection:
+            query = "SELECT query FROM pg_stat_activity WHERE application_name = 'listener'"
+            assert connection.execute(query).fetchall() == [("LISTEN jobapi_jobs",)]
+    begun = time.monotonic()
+    assert client.post(JOBS, json=JOB).status_code == 201
+    number, seconds = waiter.got(begun)
+    assert number == 1
+    assert seconds < 5
+
+
+def test_statements_are_prepared_unless_forbidden(make_app: Any, new_database: Any) -> None:
+    url = new_database("postgresql")
+    for prepare in (True, False):
+        desk = Desk(World(make_app(url, JOBAPI_PREPARED_STATEMENTS_ENABLED=prepare)))
+        desk.create()
+        with desk.world.state.engine.connect() as connection:
+            prepared = connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements")
+            assert (prepared.scalar_one() > 0) is prepare
 
 
 def test_waiting_without_listening_works(serve: Any) -> None:
