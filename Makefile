@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle example lock clean
+.PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale soak \
+  example lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
@@ -14,6 +15,8 @@ help:
 	@echo "make chaos         processes killed at random, for longer (CHAOS_SECONDS, CHAOS_SEED)"
 	@echo "make bench         speed: beside a bare Flask view, and then make bench-cycle"
 	@echo "make bench-cycle   create, claim and report in jobs/s, beside others (BENCH_REDIS_URL)"
+	@echo "make bench-scale   5 million jobs beside 5 thousand (SCALE_JOBS, SCALE_ROUNDS)"
+	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
@@ -60,6 +63,12 @@ bench: $(READY)
 
 bench-cycle: $(READY)
 	$(BIN)/python benchmarks/cycle.py
+
+bench-scale: $(READY)
+	$(BIN)/python benchmarks/scale.py
+
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py
 
 example: $(READY)
 	$(BIN)/python examples/data_processing/run.py

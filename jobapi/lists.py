@@ -53,7 +53,7 @@ from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 MAX_COUNTED = 10_000
 """Up to how many matches are counted, where the counts do not know."""
 
-MAX_KINDS = 500
+MAX_KINDS = 2_000
 """From how many ranges a list is put together at most."""
 
 FEW = 2_000
@@ -221,12 +221,19 @@ def page(
     total = sum(kind.n for kind in kinds)
     if offset >= total:
         return JobPage((), total, False, None)
-    filtered = bool(filters.kind(jobs.c))
-    if dialect == "sqlite" or (sort == "created_at" and not filtered):
-        if after is None and offset > total // 2 and not filtered and sort == "created_at":
+    by_age = sort == "created_at" and not filters.kind(jobs.c)
+    places = sorted({(kind.workspace_id,) for kind in kinds})
+    if dialect == "sqlite" or (by_age and not 1 < len(places) <= MAX_KINDS):
+        if by_age and after is None and offset > total // 2:
             # Nearer to the other end.
             return _from_the_end(session, columns, ordered, where, total, offset, limit)
         rows = run(_plain(ordered, where, after))
+    elif by_age:
+        # No index has the jobs of several workspaces in one order.
+        rows = run(
+            _heads(ordered, ("workspace_id",), "created_at", offset + limit + 1),
+            _ranges(("workspace_id",), places, ordered, after),
+        )
     elif sort == "updated_at" and total > FEW:
         statuses = sorted({(kind.workspace_id, kind.status) for kind in kinds})
         rows = run(
