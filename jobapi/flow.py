@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from operator import add as add_up
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, literal, select
+from sqlalchemy import case, delete, literal, select
 
 from .database import (
     AnyRow,
@@ -29,20 +30,23 @@ KEPT = {10: timedelta(minutes=5), 60: timedelta(hours=2), 600: timedelta(days=31
 """The spans in seconds, and for how long they are kept."""
 
 _KEY = ("workspace_id", "span", "at", "status", "job_type")
-_COLUMNS = (*_KEY, "n", "seconds")
+_SUMS = ("n", "net", "seconds")
+_COLUMNS = (*_KEY, *_SUMS)
 
 
 class Came(NamedTuple):
     """How many jobs of a type came into a status within a span that begins ``at``.
 
-    ``seconds`` are those that the ones that started had waited since they were
-    due, and those that the ones that ended had run, all together.
+    ``net`` is less those that left it. ``seconds`` are those that the ones that
+    started had waited since they were due, and those that the ones that ended
+    had run, all together.
     """
 
     at: datetime
     status: int
     job_type: str
     n: int
+    net: int
     seconds: float
 
 
@@ -53,15 +57,15 @@ def begin_of(moment: datetime, span: int) -> datetime:
 
 def add(session: Executor, changes: Sequence[AnyRow]) -> None:
     """Add what changes of the counts say, in their transaction."""
-    sums: defaultdict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0, 0.0])
+    sums: defaultdict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0, 0, 0.0])
     for change in changes:
-        if change.at is None or change.n <= 0:
+        if change.at is None:
             continue
+        came = (max(change.n, 0), change.n, change.seconds if change.n > 0 else 0.0)
         for span in KEPT:
             at = begin_of(change.at, span)
-            both = sums[change.workspace_id, span, at, change.status, change.job_type]
-            both[0] += change.n
-            both[1] += change.seconds
+            all_ = sums[change.workspace_id, span, at, change.status, change.job_type]
+            all_[:] = map(add_up, all_, came)
     if sums:
         # In one order, so that two who fold never wait for each other in a circle.
         rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
@@ -76,7 +80,7 @@ def _add(dialect: str) -> Any:
         # SQLite takes ON CONFLICT for a join's without a WHERE in between.
         select(*(source.c[name] for name in _COLUMNS)).where(literal(1) == 1),
     )
-    more = {name: job_flow.c[name] + added.excluded[name] for name in ("n", "seconds")}
+    more = {name: job_flow.c[name] + added.excluded[name] for name in _SUMS}
     return added.on_conflict_do_update(index_elements=list(_KEY), set_=more)
 
 
@@ -92,18 +96,19 @@ def read(
 
     To be called in a snapshot: what is just being folded is either here or there.
     """
-    found = []
-    for table in (job_flow, job_count_changes):
-        columns = [table.c[name] for name in Came._fields]
-        query = select(*columns).where(
-            table.c.workspace_id == workspace_id, table.c.at >= since, table.c.n > 0
-        )
-        if table is job_flow:
-            query = query.where(job_flow.c.span == span)
-        if only_job_types is not None:
-            query = query.where(table.c.job_type.in_(only_job_types))
-        found += [Came(begin_of(at, span), *rest) for at, *rest in session.execute(query)]
-    return found
+    c, kept = job_count_changes.c, job_flow.c
+    folded = select(*(kept[name] for name in Came._fields)).where(
+        kept.workspace_id == workspace_id, kept.span == span, kept.at >= since
+    )
+    came = case((c.n > 0, c.n), else_=0), c.n, case((c.n > 0, c.seconds), else_=0.0)
+    fresh = select(c.at, c.status, c.job_type, *came).where(
+        c.workspace_id == workspace_id, c.at >= since
+    )
+    if only_job_types is not None:
+        folded = folded.where(kept.job_type.in_(only_job_types))
+        fresh = fresh.where(c.job_type.in_(only_job_types))
+    rows = [row for query in (folded, fresh) for row in session.execute(query)]
+    return [Came(begin_of(at, span), *rest) for at, *rest in rows]
 
 
 def forget(session: Executor) -> None:

@@ -356,6 +356,7 @@ class JobFlow(Base):
     status: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     job_type: Mapped[str] = mapped_column(String(100), primary_key=True)
     n: Mapped[int] = mapped_column(BigInteger, comment="how many came into the status")
+    net: Mapped[int] = mapped_column(BigInteger, comment="and without how many that left it")
     seconds: Mapped[float] = mapped_column(
         Double, comment="for how long those that started had waited, or those that ended had run"
     )

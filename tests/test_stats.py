@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -206,3 +207,21 @@ def test_flow_is_forgotten_when_it_is_old(desk: Desk) -> None:
     with desk.world.transaction() as tx:
         tx.execute(update(job_flow).values(at=datetime.now(UTC) - timedelta(days=32)))
     assert spans() == set()
+
+
+def test_net_flow_says_how_many_there_are_more(desk: Desk) -> None:
+    for status in ("pending", "running", "success", "failed", "cancelled"):
+        desk.job_in(status)
+    failed = desk.get("?status=failed").json["data"][0]["job_id"]
+    desk.post(f"/{failed}/retry")
+    done = desk.get("?status=success").json["data"][0]["job_id"]
+    assert desk.call("DELETE", f"{desk.jobs_path}/{done}").status_code == 204
+    for _ in range(2):
+        with desk.world.state.engine.connect() as connection, snapshot(connection) as tx:
+            since = datetime.now(UTC) - timedelta(minutes=5)
+            found = flow.read(tx, desk.workspace_id, 60, since)
+        net: Counter[int] = Counter()
+        for each in found:
+            net[each.status] += each.net
+        assert +net == {JobStatus.PENDING: 2, JobStatus.RUNNING: 1, JobStatus.CANCELLED: 1}
+        fold(desk)

@@ -61,7 +61,7 @@ def _sqlite_count(row: str, n: int) -> str:
     )
 
 
-def _sqlite_flow(condition: str) -> str:
+def _sqlite_flow(row: str, n: int, condition: str) -> str:
     """The same as the fold does on Postgres, for one job."""
 
     def days(end: str, start: str) -> str:
@@ -73,22 +73,28 @@ def _sqlite_flow(condition: str) -> str:
         f" WHEN 3 THEN {days('completed_at', 'started_at')} ELSE 0 END"
     )
     return "".join(
-        "INSERT INTO jobapi_job_flow (workspace_id, span, at, status, job_type, n, seconds)"
-        f" SELECT NEW.workspace_id, {span}, strftime('%Y-%m-%d %H:%M:%S.000000',"
+        "INSERT INTO jobapi_job_flow (workspace_id, span, at, status, job_type, n, net, seconds)"
+        f" SELECT {row}.workspace_id, {span}, strftime('%Y-%m-%d %H:%M:%S.000000',"
         f" CAST(strftime('%s', 'now') AS INTEGER) / {span} * {span}, 'unixepoch'),"
-        f" NEW.status, NEW.job_type, 1, {seconds} WHERE {condition}"
+        f" {row}.status, {row}.job_type, {max(n, 0)}, {n}, {seconds if n > 0 else 0}"
+        f" WHERE {condition}"
         " ON CONFLICT (workspace_id, span, at, status, job_type)"
-        " DO UPDATE SET n = n + 1, seconds = seconds + excluded.seconds;"
+        " DO UPDATE SET n = n + excluded.n, net = net + excluded.net,"
+        " seconds = seconds + excluded.seconds;"
         for span in SPANS
     )
 
 
 def _sqlite_triggers(flow: bool) -> dict[str, str]:
-    inserted, updated = _sqlite_count("NEW", 1), _sqlite_count("OLD", -1) + _sqlite_count("NEW", 1)
+    inserted, deleted = _sqlite_count("NEW", 1), _sqlite_count("OLD", -1)
+    updated = deleted + inserted
     if flow:
-        inserted += _sqlite_flow("1")
-        updated += _sqlite_flow("NEW.status <> OLD.status")
+        changed = "NEW.status <> OLD.status"
+        updated += _sqlite_flow("NEW", 1, changed) + _sqlite_flow("OLD", -1, changed)
+        inserted += _sqlite_flow("NEW", 1, "1")
+        deleted += _sqlite_flow("OLD", -1, "1")
     return {
+        "deleted": f"AFTER DELETE ON jobapi_jobs BEGIN {deleted} END",
         "inserted": f"AFTER INSERT ON jobapi_jobs BEGIN {inserted} END",
         "updated": f"AFTER UPDATE OF {KIND} ON jobapi_jobs BEGIN {updated} END",
     }
@@ -109,6 +115,9 @@ def upgrade() -> None:
         sa.Column("status", sa.SmallInteger(), autoincrement=False, nullable=False),
         sa.Column("job_type", sa.String(length=100), nullable=False),
         sa.Column("n", sa.BigInteger(), nullable=False, comment="how many came into the status"),
+        sa.Column(
+            "net", sa.BigInteger(), nullable=False, comment="and without how many that left it"
+        ),
         sa.Column(
             "seconds",
             sa.Double(),
