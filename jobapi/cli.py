@@ -7,7 +7,11 @@ messages go to standard error.
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +24,7 @@ from flask_migrate.cli import db as migrate_group
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from . import accounts, config, counts, keys, logs, workspaces
+from . import accounts, config, counts, events, keys, logs, workspaces
 from .client.commands import jobs_group, worker_command
 from .database import transaction
 from .errors import JobApiError, UserNotFound
@@ -107,6 +111,12 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     def end(server: Any, worker: Any) -> None:
         state.maintenance.stop()
 
+    def gone(server: Any, worker: Any) -> None:
+        if settings.metrics_token is not None:
+            from .metrics import note_end
+
+            note_end(worker.pid)
+
     # An IPv6 address needs its brackets.
     address = f"[{host}]" if ":" in host else host
     options = {
@@ -118,6 +128,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
         "control_socket_disable": True,
         "post_worker_init": begin,
         "worker_exit": end,
+        "child_exit": gone,
         "logconfig_dict": logs.dict_config(settings.log_level, settings.log_format),
     }
 
@@ -133,7 +144,31 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     # and again, which costs as much as what a large batch needs.
     gc.collect()
     gc.freeze()
-    Server().run()
+    server = Server()
+    # After gunicorn has kept the environment for whom it may start in its place.
+    with _metrics_folder(settings):
+        server.run()
+
+
+@contextmanager
+def _metrics_folder(settings: config.Settings) -> Iterator[None]:
+    """A folder in which the processes to come add up what they measure, where there is none."""
+    # prometheus-client looks for it once, and what it does for a host stays as it is.
+    if (
+        settings.metrics_token is None
+        or config.METRICS_FOLDER in os.environ
+        or "prometheus_client" in sys.modules
+    ):
+        yield
+        return
+    folder = os.environ[config.METRICS_FOLDER] = tempfile.mkdtemp(prefix="jobapi-metrics-")
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        # The processes that serve end here, too.
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @commands.command()
@@ -175,6 +210,8 @@ def init(demo: bool) -> None:
         )
     with _state().private.app_context():
         flask_migrate.upgrade()
+    with _transaction() as tx:
+        events.begin_anew(tx)
     _note("The database is up to date.")
     if demo:
         _make_demo()

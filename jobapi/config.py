@@ -20,6 +20,10 @@ from .database import normalize_url
 
 PREFIX = "JOBAPI_"
 MIN_SECRET_BYTES = 32
+MIN_METRICS_TOKEN = 16
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus-client's own variable: where processes add up what they measure."""
+
 CLIENT_VARIABLES = frozenset({"JOBAPI_URL", "JOBAPI_TOKEN", "JOBAPI_WORKSPACE"})
 """For the commands that talk to a running service; no settings of the service."""
 
@@ -122,6 +126,11 @@ class Settings:
         "run `jobapi maintain`. Not used when embedded.",
     )
     docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
+    metrics_token: str | None = _setting(
+        None,
+        f"The Bearer token for `/metrics`, for Prometheus; at least {MIN_METRICS_TOKEN} "
+        "characters. Not set: nothing is measured, and there is no such page.",
+    )
     log_level: str = _setting(
         "INFO",
         "`DEBUG`, `INFO`, `WARNING` or `ERROR`. Not used when embedded.",
@@ -169,6 +178,9 @@ def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) ->
     }
     settings = Settings(**values)
     _check(settings)
+    folder = environ.get(METRICS_FOLDER)
+    if settings.metrics_token is not None and folder is not None and not os.path.isdir(folder):
+        raise ConfigError(f"{METRICS_FOLDER} must be a folder that there is, unlike {folder!r}.")
     return settings
 
 
@@ -213,6 +225,11 @@ def _check(settings: Settings) -> None:
     if settings.secret_key is not None and len(settings.secret_key.encode()) < MIN_SECRET_BYTES:
         raise ConfigError(
             f"JOBAPI_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes. "
+            f"Make one with: {NEW_SECRET_COMMAND}"
+        )
+    if settings.metrics_token is not None and len(settings.metrics_token) < MIN_METRICS_TOKEN:
+        raise ConfigError(
+            f"JOBAPI_METRICS_TOKEN must have at least {MIN_METRICS_TOKEN} characters. "
             f"Make one with: {NEW_SECRET_COMMAND}"
         )
     if settings.listen_database_url is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, cast, delete, func, insert, literal, select, union_all
+from sqlalchemy import BigInteger, Select, cast, delete, func, insert, literal, select, union_all
 
 from . import flow
 from .database import (
@@ -24,7 +24,8 @@ from .database import (
     record_source,
     records,
 )
-from .models import job_count_changes, job_counts, jobs
+from .lifecycle import JobStatus
+from .models import job_count_changes, job_counts, jobs, workspaces
 
 FOLD_AT_ONCE = 10_000
 """How many changes are folded in one transaction at most."""
@@ -49,6 +50,33 @@ def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
     n: Any = cast(func.sum(_NOW.c.n), BigInteger)
     query = select(*kind, n.label("n")).where(*conditions(_NOW.c)).group_by(*kind).having(n > 0)
     return list(session.execute(query).all())
+
+
+def totals(session: Executor) -> list[AnyRow]:
+    """How many jobs each workspace has in each status: ``workspace_id``, ``status``, ``n``.
+
+    Of a workspace that has none there is a row without a status.
+    """
+    n: Any = cast(func.coalesce(func.sum(_NOW.c.n), 0), BigInteger)
+    query = (
+        select(workspaces.c.id.label("workspace_id"), _NOW.c.status, n.label("n"))
+        .outerjoin_from(workspaces, _NOW, _NOW.c.workspace_id == workspaces.c.id)
+        .where(workspaces.c.deleted_at.is_(None))
+        .group_by(workspaces.c.id, _NOW.c.status)
+        .order_by(workspaces.c.id)
+    )
+    return list(session.execute(query).all())
+
+
+def with_jobs(status: JobStatus) -> Select[tuple[int]]:
+    """The ids of the workspaces that have jobs in a status, as a query."""
+    return (
+        select(_NOW.c.workspace_id)
+        .join(workspaces, workspaces.c.id == _NOW.c.workspace_id)
+        .where(_NOW.c.status == status, workspaces.c.deleted_at.is_(None))
+        .group_by(_NOW.c.workspace_id)
+        .having(func.sum(_NOW.c.n) > 0)
+    )
 
 
 def job_types(session: Executor, workspace_id: int) -> set[str]:

@@ -6,11 +6,11 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from threading import RLock
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from flask_migrate import Migrate
@@ -25,9 +25,25 @@ from .leases import Backoff
 from .maintenance import Maintenance
 from .models import Base
 from .tokens import TokenMint
-from .views import auth, docs, health, hooks, jobs, operations, stats, users, worker, workspaces
+from .views import (
+    auth,
+    docs,
+    events,
+    health,
+    hooks,
+    jobs,
+    metrics,
+    operations,
+    stats,
+    users,
+    worker,
+    workspaces,
+)
 from .views.base import Api
 from .waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 VERSION_TABLE = "jobapi_alembic_version"
 BIND_KEY = "jobapi"
@@ -56,7 +72,8 @@ class State:
     """Whether the processes that serve have the maintenance's thread."""
 
     _engine: Engine | None = None
-    _lock: Lock = field(default_factory=Lock)
+    _metrics: Metrics | None = None
+    _lock: RLock = field(default_factory=RLock)
 
     def __post_init__(self) -> None:
         self.room = WaitingRoom(
@@ -65,7 +82,7 @@ class State:
             listen=self.settings.listen_enabled,
             listen_url=self.settings.listen_database_url,
         )
-        self.maintenance = Maintenance(lambda: self.engine, self.backoff)
+        self.maintenance = Maintenance(lambda: self.engine, self.backoff, self.tell)
 
     @property
     def engine(self) -> Engine:
@@ -76,8 +93,31 @@ class State:
         """
         if self._engine is None:
             with self._lock:
-                self._engine = self._engine or self._find_engine()
+                if self._engine is None:
+                    engine = self._find_engine()
+                    if self.metrics is not None:
+                        self.metrics.watch(engine)
+                    self._engine = engine
         return self._engine
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """What is measured; None where nothing is.
+
+        Made when it is first needed, because ``jobapi serve`` says after the
+        application is made where its processes keep their numbers.
+        """
+        if self._metrics is None and self.settings.metrics_token is not None:
+            from .metrics import new
+
+            with self._lock:
+                self._metrics = self._metrics or new()
+        return self._metrics
+
+    def tell(self, reaped: Sequence[Any]) -> None:
+        """Count the jobs whose leases, or time, had run out."""
+        if self.metrics is not None:
+            self.metrics.reaped(reaped)
 
     @property
     def backoff(self) -> Backoff:
@@ -204,6 +244,7 @@ def _install(
         jobs.blp,
         operations.blp,
         stats.blp,
+        events.blp,
         worker.blp,
         workspaces.blp,
         workspaces.keys_blp,
@@ -214,6 +255,8 @@ def _install(
         blueprints.insert(0, auth.blp)
     for blueprint in [*blueprints, health.blp]:
         api.register_blueprint(blueprint, url_prefix=url_prefix or None)
+    if settings.metrics_token is not None:
+        app.register_blueprint(metrics.blp, url_prefix=url_prefix or None)
     if settings.docs_enabled:
         app.register_blueprint(docs.blp, url_prefix=url_prefix or None)
     hooks.register(app, state)

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from . import counts, leases, lifecycle
+from . import counts, events, leases, lifecycle
 from .database import (
     AnyRow,
     DbNow,
@@ -51,6 +51,8 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
 
 COLUMNS = tuple(jobs.c)
+GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
+"""What is noted of jobs that are deleted."""
 
 # What a creation says of a job, and what a new job's row says besides.
 _ITEM = (
@@ -73,7 +75,7 @@ _BLANK: Mapping[str, Any] = {
 }
 _CREATED = (
     *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),
-    *("created_at", "updated_at", "queued_at", "due_at"),
+    *("created_at", "updated_at", "queued_at", "due_at", "changed_by"),
 )
 _INSERT = Statement(insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
@@ -101,12 +103,14 @@ def create(
     max_retries: int = DEFAULT_MAX_RETRIES,
     timeout_seconds: int | None = None,
     now: datetime | None = None,
+    by: str | None = None,
 ) -> AnyRow:
     """Create a job, due now or when it is scheduled.
 
     Durations are in seconds, times need an offset. ``now`` is the database's
     time where the caller has just read it. In a host's own session the job is
-    there when the host commits, and never was when it rolls back. Raises
+    there when the host commits, and never was when it rolls back. ``by`` is who
+    its history says it was, if not the creator: ``key:1``, for instance. Raises
     ``ValidationFailed``.
     """
     if not _JOB_TYPE.fullmatch(job_type):
@@ -123,6 +127,7 @@ def create(
         "scheduled_at": scheduled_at,
     }
     row = _new_row(new_job_id(), workspace_id, item, created_by, now)
+    row.changed_by = by or f"user:{created_by}"
     _check_job_types(session, workspace_id, [job_type], "job_type")
     (made,) = _INSERT.all(session, {name: getattr(row, name) for name in _CREATED})
     return made
@@ -135,6 +140,7 @@ def create_many(
     *,
     created_by: int,
     now: datetime | None = None,
+    by: str | None = None,
 ) -> list[Any]:
     """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
 
@@ -161,6 +167,7 @@ def create_many(
         {
             "workspace": workspace_id,
             "creator": created_by,
+            "by": by or f"user:{created_by}",
             "now": now,
             **records(session, varying),
         },
@@ -251,6 +258,7 @@ def _insert_many(dialect: str) -> Statement:
         "max_retries": func.coalesce(item.max_retries, _BLANK["max_retries"]),
         "workspace_id": bindparam("workspace", type_=jobs.c.workspace_id.type),
         "created_by": bindparam("creator", type_=jobs.c.created_by.type),
+        "changed_by": bindparam("by", type_=jobs.c.changed_by.type),
         "created_at": now,
         "updated_at": now,
         "queued_at": now,
@@ -314,14 +322,21 @@ def edit(
     *,
     if_match: Callable[[int], bool] | None = None,
     job: AnyRow | None = None,
+    by: str | None = None,
 ) -> AnyRow:
     """Change what a caller may change; see ``lifecycle.edit`` for the rules.
 
     ``if_match`` is asked whether the job's version is the wanted one. ``job``
-    is the job where it has just been read.
+    is the job where it has just been read. ``by`` is who it is: ``user:1``, ``key:1``.
     """
     return _change(
-        session, workspace_id, job_id, lambda j: lifecycle.edit(j, changes, j.now), if_match, job
+        session,
+        workspace_id,
+        job_id,
+        lambda j: lifecycle.edit(j, changes, j.now),
+        if_match,
+        job,
+        by,
     )
 
 
@@ -333,6 +348,7 @@ def cancel(
     reason: str | None = None,
     if_match: Callable[[int], bool] | None = None,
     job: AnyRow | None = None,
+    by: str | None = None,
 ) -> AnyRow:
     """Cancel a pending or running job. Raises ``JobNotCancellable``."""
     return _change(
@@ -342,6 +358,7 @@ def cancel(
         lambda j: lifecycle.cancel(j, reason=reason, now=j.now),
         if_match,
         job,
+        by,
     )
 
 
@@ -353,6 +370,7 @@ def retry(
     reason: str | None = None,
     if_match: Callable[[int], bool] | None = None,
     job: AnyRow | None = None,
+    by: str | None = None,
 ) -> AnyRow:
     """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
     return _change(
@@ -362,15 +380,17 @@ def retry(
         lambda j: lifecycle.retry(j, reason=reason, now=j.now),
         if_match,
         job,
+        by,
     )
 
 
-def delete(session: Executor, workspace_id: int, job_id: str) -> None:
-    """Delete a job that has ended, with its attempts. Raises ``JobNotEnded``."""
+def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None = None) -> None:
+    """Delete a job that has ended, with its attempts, in a transaction. Raises ``JobNotEnded``."""
     mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
     ended = jobs.c.status.in_([status for status in JobStatus if status.ended])
-    gone = session.execute(sql_delete(jobs).where(mine, ended).returning(jobs.c.id)).first()
-    if gone is None:
+    gone = session.execute(sql_delete(jobs).where(mine, ended).returning(*GONE)).all()
+    events.note_deleted(session, gone, by=by)
+    if not gone:
         status = JobStatus(get(session, workspace_id, job_id).status)
         raise JobNotEnded(
             f"The job is {status.label}; only a job that has ended can be deleted. Cancel it first."
@@ -398,8 +418,9 @@ def delete_old(
         .with_for_update(skip_locked=True)
     )
     gone = sql_delete(jobs).where(IsAmong(jobs.c.id, old.scalar_subquery()))
-    result: Any = session.execute(gone.where(jobs.c.status == status))
-    return int(result.rowcount)
+    rows = session.execute(gone.where(jobs.c.status == status).returning(*GONE)).all()
+    events.note_deleted(session, rows, by=None)
+    return len(rows)
 
 
 def _change(
@@ -409,6 +430,7 @@ def _change(
     rule: Callable[[Any], dict[str, Any]],
     if_match: Callable[[int], bool] | None,
     job: AnyRow | None,
+    by: str | None,
 ) -> AnyRow:
     """Apply a rule to the job as it is, or to nothing.
 
@@ -434,7 +456,7 @@ def _change(
                     jobs.c.version == job.version,
                 )
             )
-            .values(**values, version=job.version + 1, updated_at=job.now)
+            .values(**values, version=job.version + 1, updated_at=job.now, changed_by=by)
             .returning(*COLUMNS)
         ).first()
         if changed is not None:

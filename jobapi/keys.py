@@ -10,9 +10,11 @@ from typing import Any
 
 from sqlalchemy import exists, insert, or_, select, update
 
+from . import events
 from .database import AnyRow, DbNow, Executor
 from .errors import KeyNotFound, NotAMember, ValidationFailed
 from .identity import Role, check_name
+from .lifecycle import EventKind
 from .models import api_keys, memberships, users
 from .paging import Page, fetch_page
 
@@ -34,8 +36,9 @@ def create(
     role: Role,
     job_types: Sequence[str] | None = None,
     expires_at: datetime | None = None,
+    by: str | None = None,
 ) -> tuple[AnyRow, str]:
-    """Make an API key; the second value is the key itself, not stored anywhere.
+    """Make an API key, in a transaction; the second value is the key itself, not stored anywhere.
 
     It acts for ``user_id``, who must be a member of the workspace or an
     administrator (``NotAMember``). Raises ``ValidationFailed`` for a name that
@@ -76,7 +79,15 @@ def create(
         )
         .returning(*api_keys.c)
     ).one()
+    _note(session, EventKind.KEY_CREATED, workspace_id, row, by)
     return row, key
+
+
+def _note(
+    session: Executor, kind: EventKind, workspace_id: int, key: AnyRow, by: str | None
+) -> None:
+    data = {"key_id": key.id, "name": key.name, "role": Role(key.role).label}
+    events.note(session, workspace_id, kind, by=by, data=data)
 
 
 def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
@@ -94,8 +105,8 @@ def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
     )
 
 
-def revoke(session: Executor, workspace_id: int, key_id: int) -> None:
-    """End a key, at once and for good. Raises ``KeyNotFound``."""
+def revoke(session: Executor, workspace_id: int, key_id: int, *, by: str | None = None) -> None:
+    """End a key, at once and for good, in a transaction. Raises ``KeyNotFound``."""
     now = session.execute(select(DbNow())).scalar_one()
     revoked = session.execute(
         update(api_keys)
@@ -105,10 +116,11 @@ def revoke(session: Executor, workspace_id: int, key_id: int) -> None:
             api_keys.c.revoked_at.is_(None),
         )
         .values(revoked_at=now)
-        .returning(api_keys.c.id)
+        .returning(api_keys.c.id, api_keys.c.name, api_keys.c.role)
     ).first()
     if revoked is None:
         raise KeyNotFound("There is no such key in this workspace, or it is revoked already.")
+    _note(session, EventKind.KEY_REVOKED, workspace_id, revoked, by)
 
 
 def note_use(session: Executor, key_id: int, now: datetime) -> None:

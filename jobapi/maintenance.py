@@ -11,13 +11,14 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from threading import Event, Lock, Thread
+from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import counts, flow, idempotency, jobs, operations, queue, workspaces
+from . import counts, events, flow, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
 from .models import duties
@@ -39,6 +40,7 @@ SWEEP_SECONDS = 60.0
 """How long between two looks for jobs that are not to be kept."""
 
 SWEEP_AT_ONCE = 500
+FORGET_AT_ONCE = 5_000
 
 _DUTY = "maintenance"
 
@@ -66,13 +68,23 @@ def drop_duty(connection: Connection, holder: str) -> None:
     connection.execute(delete(duties).where(duties.c.name == _DUTY, duties.c.holder == holder))
 
 
-def work(connection: Connection, backoff: Backoff) -> int:
-    """Do what there is to do, in bounded transactions; returns how many jobs it reaped."""
+def _unheard(jobs: Sequence[Any]) -> None:
+    """Nobody wants to know."""
+
+
+def work(
+    connection: Connection, backoff: Backoff, tell: Callable[[Sequence[Any]], None] = _unheard
+) -> int:
+    """Do what there is to do, in bounded transactions; returns how many jobs it reaped.
+
+    ``tell`` is told of them, some at a time.
+    """
     reaped = 0
     for _ in range(MAX_ROUNDS):
         with transaction(connection) as tx:
             found = queue.reap(tx, backoff=backoff)
         reaped += len(found.jobs)
+        tell(found.jobs)
         for job in found.jobs:
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
         if not found.more:
@@ -106,7 +118,7 @@ def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
 def sweep(connection: Connection) -> int:
     """Delete the jobs that their workspaces do not keep any longer; returns how many.
 
-    And the operations and the flow of long ago. In bounded transactions; what is
+    And the events, operations and flow of long ago. In bounded transactions; what is
     left when a workspace has had its share goes the next time.
     """
     swept = 0
@@ -117,6 +129,12 @@ def sweep(connection: Connection) -> int:
             swept += gone
             if gone < SWEEP_AT_ONCE:
                 break
+    for workspace_id, days in events.kept(connection):
+        for _ in range(MAX_ROUNDS):
+            with transaction(connection, planner=IN_ORDER) as tx:
+                gone = events.delete_old(tx, workspace_id, days, limit=FORGET_AT_ONCE)
+            if gone < FORGET_AT_ONCE:
+                break
     operations.forget(connection)
     flow.forget(connection)
     return swept
@@ -125,9 +143,15 @@ def sweep(connection: Connection) -> int:
 class Maintenance:
     """One process's part: in a thread of its own (``start``), or in this one (``run``)."""
 
-    def __init__(self, engine: Callable[[], Engine], backoff: Backoff) -> None:
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        backoff: Backoff,
+        tell: Callable[[Sequence[Any]], None] = _unheard,
+    ) -> None:
         self._engine = engine
         self._backoff = backoff
+        self._tell = tell
         self._holder = secrets.token_hex(16)
         self._stop = Event()
         self._lock = Lock()
@@ -162,7 +186,7 @@ class Maintenance:
             try:
                 with self._engine().connect() as connection:
                     if take_duty(connection, self._holder):
-                        work(connection, self._backoff)
+                        work(connection, self._backoff, self._tell)
                         if go_on(connection):
                             pause = PAUSE_SECONDS
                         if time.monotonic() - swept_at >= SWEEP_SECONDS:

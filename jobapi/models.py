@@ -103,6 +103,7 @@ class Workspace(Base):
         CheckConstraint("keep_success >= 1", "keep_success"),
         CheckConstraint("keep_failed >= 1", "keep_failed"),
         CheckConstraint("keep_cancelled >= 1", "keep_cancelled"),
+        CheckConstraint("keep_events >= 1", "keep_events"),
         {"sqlite_autoincrement": True},
     )
 
@@ -114,6 +115,9 @@ class Workspace(Base):
     keep_success: Mapped[int | None] = mapped_column(comment="days; null: for ever")
     keep_failed: Mapped[int | None] = mapped_column(comment="days; null: for ever")
     keep_cancelled: Mapped[int | None] = mapped_column(comment="days; null: for ever")
+    keep_events: Mapped[int | None] = mapped_column(
+        server_default=text("30"), comment="days; null: for ever"
+    )
     deleted_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, comment="since when nobody sees it; what is in it is being deleted"
     )
@@ -271,6 +275,9 @@ class JobRecord(Base):
     succeeded_by: Mapped[str | None] = mapped_column(
         String(32), comment="the token of the lease under which it succeeded"
     )
+    changed_by: Mapped[str | None] = mapped_column(
+        String(20), comment="user:1 or key:1; null: the service itself"
+    )
 
 
 class AttemptRecord(Base):
@@ -403,6 +410,41 @@ class OperationRecord(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class EventRecord(Base):
+    """Something that happened; the database's triggers note what happens to jobs.
+
+    In the order of ``xid`` and ``id`` nothing comes in between later where the
+    transactions before have all ended.
+    """
+
+    __tablename__ = "jobapi_events"
+    __table_args__ = (
+        # A workspace's events in their order.
+        Index("ix_jobapi_events_order", "workspace_id", "xid", "id"),
+        # A job's events, which happen one after the other.
+        Index("ix_jobapi_events_job", "job_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(_BigId, Identity(), primary_key=True)
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE")
+    )
+    xid: Mapped[int] = mapped_column(BigInteger, comment="the transaction; 0 on SQLite")
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    kind: Mapped[int] = mapped_column(SmallInteger, comment="lifecycle.EventKind")
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    job_type: Mapped[str | None] = mapped_column(String(100))
+    from_status: Mapped[int | None] = mapped_column(SmallInteger)
+    to_status: Mapped[int | None] = mapped_column(SmallInteger)
+    attempt: Mapped[int | None]
+    actor: Mapped[str | None] = mapped_column(
+        String(20), comment="user:1 or key:1; null: the service itself"
+    )
+    worker: Mapped[str | None] = mapped_column(String(200))
+    data: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+
+
 class IdempotencyKey(Base):
     """A request that succeeded, so that its repetition gets the same answer."""
 
@@ -439,6 +481,7 @@ attempts = Base.metadata.tables["jobapi_attempts"]
 job_counts = Base.metadata.tables["jobapi_job_counts"]
 job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
 job_flow = Base.metadata.tables["jobapi_job_flow"]
+events = Base.metadata.tables["jobapi_events"]
 operations = Base.metadata.tables["jobapi_operations"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 duties = Base.metadata.tables["jobapi_duties"]

@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy import delete as sql_delete
 
+from . import events, lifecycle, lists
 from . import jobs as verbs
-from . import lifecycle, lists
 from .database import AnyRow, DbNow, Executor, dialect_name
 from .errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
 from .lifecycle import Action, OperationStatus
@@ -152,12 +152,13 @@ def _act(
         .with_for_update()
     )
     found = session.execute(locked, {"ids": job_ids}).all()
+    by = f"user:{operation.created_by}"
     if action is Action.DELETE:
-        gone = sql_delete(jobs).where(jobs.c.id.in_([row.id for row in found]))
-        session.execute(gone)
+        session.execute(sql_delete(jobs).where(jobs.c.id.in_([row.id for row in found])))
+        events.note_deleted(session, found, by=by)
         return len(found), 0
     rule = lifecycle.cancel if action is Action.CANCEL else lifecycle.retry
-    settling = Settling(found)
+    settling = Settling(found, by=by)
     skipped = 0
     for job in settling.jobs.values():
         try:

@@ -66,10 +66,14 @@ _ENDED_BY = {
 
 
 class Answer(NamedTuple):
-    """What became of one report: the job as it is now, or why it was refused."""
+    """What became of one report: the job as it is now, or why it was refused.
+
+    ``ran`` is for how long the attempt had run that the report ended, if it did.
+    """
 
     job: Any = None
     problem: JobApiError | None = None
+    ran: timedelta | None = None
 
 
 class Reaped(NamedTuple):
@@ -98,12 +102,14 @@ def claim(
     worker: str | None = None,
     job_types: Sequence[str] | None = None,
     now: datetime | None = None,
+    by: str | None = None,
 ) -> list[AnyRow]:
     """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
 
     They are ``running`` then, and nobody else's until ``lease_seconds`` after
-    ``now``, the database's time. ``job_types`` of None means all. One
-    statement, in which rows that others are just claiming are stepped over.
+    ``now``, the database's time. ``job_types`` of None means all. ``by`` is who
+    it is: ``user:1``, ``key:1``. One statement, in which rows that others are
+    just claiming are stepped over.
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
@@ -117,6 +123,7 @@ def claim(
             "seconds": lease_seconds,
             "until": now + timedelta(seconds=lease_seconds),
             "by": worker,
+            "who": by,
             **({} if job_types is None else {"types": job_types}),
         },
     )
@@ -163,6 +170,7 @@ def _claim(typed: bool) -> Statement:
             version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
             worker=bindparam("by"),
+            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
             started_at=moment,
             updated_at=moment,
             lease_token=bindparam("token"),
@@ -213,23 +221,29 @@ def report(
     *,
     backoff: Backoff,
     only_job_types: Sequence[str] | None = None,
+    by: str | None = None,
     chance: Callable[[], float] = random.random,
 ) -> list[Answer]:
     """Apply reports of the holders of leases, each judged alone; answers in the same order.
 
     A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes.
-    Several of one job count in their order. A final report that is repeated
+    ``by`` is who it is. Several of one job count in their order. A final report that is repeated
     with the token that it ended is accepted, and changes nothing.
     """
-    succeeded = _succeed(session, workspace_id, reports, only_job_types)
+    succeeded = _succeed(session, workspace_id, reports, only_job_types, by)
     others = [each for each in reports if each["job_id"] not in succeeded]
     judged = iter(
-        _judge(session, workspace_id, others, backoff, only_job_types, chance) if others else ()
+        _judge(session, workspace_id, others, backoff, only_job_types, by, chance) if others else ()
     )
-    return [_SUCCEEDED if each["job_id"] in succeeded else next(judged) for each in reports]
+    return [
+        Answer(_SUCCEEDED, ran=succeeded[each["job_id"]])
+        if each["job_id"] in succeeded
+        else next(judged)
+        for each in reports
+    ]
 
 
-_SUCCEEDED = Answer(SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None))
+_SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
 _PLAIN_SUCCESS = {"job_id", "lease_token", "status", "result"}
 
 
@@ -238,15 +252,17 @@ def _succeed(
     workspace_id: int,
     reports: Sequence[Mapping[str, Any]],
     only_job_types: Sequence[str] | None,
-) -> set[str]:
-    """Settle the jobs of which nothing is said but that they succeeded; returns their ids.
+    by: str | None,
+) -> dict[str, timedelta]:
+    """Settle the jobs of which nothing is said but that they succeeded.
 
-    It does what ``leases.report`` says in one statement, without reading the
-    jobs first: nearly all reports are of this kind. Whatever is not as it
-    should be is left for the rules to judge.
+    Returns their ids, and for how long each had run. It does what
+    ``leases.report`` says in one statement, without reading the jobs first:
+    nearly all reports are of this kind. Whatever is not as it should be is left
+    for the rules to judge.
     """
     if dialect_name(session) != "postgresql":
-        return set()
+        return {}
     times = Counter(each["job_id"] for each in reports)
     plain = [
         {
@@ -262,18 +278,19 @@ def _succeed(
     ]
     plain = [each for each in plain if each["result"] is None or fits(each["result"])]
     if not plain:
-        return set()
+        return {}
     # Whoever changes more than one job locks them in the same order.
     plain.sort(key=itemgetter("job_id"))
     settled = _success(only_job_types is not None).all(
         session,
         {
             "of_workspace": workspace_id,
+            "who": by,
             **records(session, plain),
             **({} if only_job_types is None else {"types": only_job_types}),
         },
     )
-    return {row.job_id for row in settled}
+    return {row.job_id: row.ran for row in settled}
 
 
 @cache
@@ -304,9 +321,10 @@ def _success(typed: bool) -> Statement:
             completed_at=now,
             actual_duration=case((jobs.c.due_at <= now, since_due)),
             succeeded_by=jobs.c.lease_token,
+            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
             **NO_LEASE,
         )
-        .returning(jobs.c.job_id)
+        .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
     )
     return Statement(success)
 
@@ -317,12 +335,13 @@ def _judge(
     reports: Sequence[Mapping[str, Any]],
     backoff: Backoff,
     only_job_types: Sequence[str] | None,
+    by: str | None,
     chance: Callable[[], float],
 ) -> list[Answer]:
     found = _held().all(
         session, {"of_workspace": workspace_id, "ids": {each["job_id"] for each in reports}}
     )
-    settling = Settling(found)
+    settling = Settling(found, by=by)
     after = settling.jobs
     answers: list[Answer] = []
     for each in reports:
@@ -330,6 +349,7 @@ def _judge(
         if job is None or (only_job_types is not None and job.job_type not in only_job_types):
             answers.append(Answer(problem=not_found()))
             continue
+        started_at = job.started_at
         try:
             values = leases.report(
                 job, each["lease_token"], each, backoff=backoff, chance=chance(), now=job.now
@@ -339,7 +359,8 @@ def _judge(
             answers.append(Answer(job, problem))
             continue
         settling.apply(job, values)
-        answers.append(Answer(job))
+        ran = None if job.status == JobStatus.RUNNING else job.now - started_at
+        answers.append(Answer(job, ran=ran))
     settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
 
@@ -414,7 +435,7 @@ def reap(
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    settling = Settling(found)
+    settling = Settling(found, by=None)
     for job in settling.jobs.values():
         values = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
         if values:

@@ -38,6 +38,7 @@ from .lifecycle import (
     JOB_TYPE_RULE,
     MAX_RETRIES_LIMIT,
     Action,
+    EventKind,
     JobStatus,
     OperationStatus,
     Outcome,
@@ -506,6 +507,90 @@ class Stats(Base):
     durations = fields.Dict(keys=fields.String(), values=fields.Nested(JobDurations), required=True)
 
 
+class EventQuery(Base):
+    """Which events."""
+
+    limit = QueryInteger(
+        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
+    )
+    order = fields.String(load_default="desc", validate=validate.OneOf(["asc", "desc"]))
+    cursor = Text(
+        validate=_text(1, 500), metadata={"description": "The `next_cursor` of the page before."}
+    )
+    kind = fields.List(
+        Choice(EventKind), metadata={"description": "Only these kinds; may be repeated."}
+    )
+    job_id = Text(validate=_text(1, 40), metadata={"description": "Only this job's."})
+    job_type = fields.List(
+        _job_type(), metadata={"description": "Only of jobs of these types; may be repeated."}
+    )
+
+
+class JobEventQuery(Base):
+    """Which of a job's events."""
+
+    limit = QueryInteger(load_default=100, validate=_range(1, 100))
+    order = fields.String(load_default="asc", validate=validate.OneOf(["asc", "desc"]))
+    cursor = Text(validate=_text(1, 500))
+
+
+class StreamQuery(Base):
+    """Which events a stream has."""
+
+    kind = fields.List(Choice(EventKind))
+    job_id = Text(validate=_text(1, 40))
+    job_type = fields.List(_job_type())
+    last_event_id = Text(
+        validate=_text(1, 50),
+        metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},
+    )
+
+
+class Event(Base):
+    """Something that happened."""
+
+    event_id = fields.String(required=True)
+    at = Time(required=True)
+    kind = Choice(EventKind, required=True)
+    workspace_id = fields.Integer(required=True)
+    job_id = fields.String(required=True, allow_none=True)
+    job_type = fields.String(required=True, allow_none=True)
+    from_status = Choice(JobStatus, required=True, allow_none=True)
+    to_status = Choice(JobStatus, required=True, allow_none=True)
+    attempt = fields.Integer(required=True, allow_none=True)
+    user_id = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "The user who did it."}
+    )
+    key_id = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "Or the API key that did it."}
+    )
+    worker = fields.String(required=True, allow_none=True)
+    data = fields.Dict(
+        keys=fields.String(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "More of it: progress, an error, a reason, what was edited."},
+    )
+
+
+class EventPagination(Base):
+    """Where in a list of events a page lies."""
+
+    limit = fields.Integer(required=True)
+    total = fields.Integer(
+        required=True, metadata={"description": "How many there are, up to 10,000."}
+    )
+    total_is_capped = fields.Boolean(required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class EventList(Base):
+    """A page of events."""
+
+    data = fields.List(fields.Nested(Event), required=True)
+    pagination = fields.Nested(EventPagination, required=True)
+
+
 class JobProgress(Base):
     """A job's status and progress."""
 
@@ -757,11 +842,12 @@ def _days() -> Whole:
 
 
 class Retention(Base):
-    """For how many days jobs that ended so are kept; null: for ever."""
+    """For how many days jobs that ended so, and events, are kept; null: for ever."""
 
     success = _days()
     failed = _days()
     cancelled = _days()
+    events = _days()
 
 
 class WorkspaceUpdate(Base):

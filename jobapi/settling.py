@@ -38,6 +38,7 @@ _SETTLED = (
     "lease_expires_at",
     "reap_at",
     "succeeded_by",
+    "changed_by",
 )
 _ATTEMPT = tuple(column.name for column in attempts.c)
 
@@ -45,10 +46,12 @@ _ATTEMPT = tuple(column.name for column in attempts.c)
 class Settling:
     """Jobs that were read under a lock, each with the time as ``now``, and what becomes of them.
 
+    ``by`` is who changes them: ``user:1``, ``key:1``, None for the service itself.
     ``jobs`` are the jobs by their ids, as they are after what was applied.
     """
 
-    def __init__(self, rows: Sequence[AnyRow]) -> None:
+    def __init__(self, rows: Sequence[AnyRow], *, by: str | None) -> None:
+        self._by = by
         self._before = {row.job_id: row for row in rows}
         self._ended: list[dict[str, Any]] = []
         self._touched: set[str] = set()
@@ -61,7 +64,7 @@ class Settling:
             self._ended.append(ended)
         vars(job).update(values)
         if not leases.is_renewal(values):
-            vars(job).update(updated_at=job.now, version=job.version + 1)
+            vars(job).update(updated_at=job.now, version=job.version + 1, changed_by=self._by)
         self._touched.add(job.job_id)
 
     @property

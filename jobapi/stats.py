@@ -104,6 +104,36 @@ def _oldest(
     return int((now - min(due)).total_seconds()) if due else None
 
 
+def oldest_pending(session: Executor) -> dict[int, float]:
+    """For how many seconds the job has been due that waits the longest, of each workspace.
+
+    Those that have none are not there. To be called in a ``snapshot``.
+    """
+    plan_without(session, IN_ORDER)
+    now = session.execute(select(DbNow())).scalar_one()
+    some = counts.with_jobs(JobStatus.PENDING).subquery()
+    # The heads of the index of claims, as above, of all workspaces at once.
+    heads = [
+        select(jobs.c.due_at)
+        .where(
+            jobs.c.workspace_id == some.c.workspace_id,
+            jobs.c.status == JobStatus.PENDING,
+            jobs.c.priority == priority,
+            jobs.c.due_at <= now,
+        )
+        .order_by(jobs.c.due_at, jobs.c.id)
+        .limit(1)
+        .scalar_subquery()
+        for priority in Priority
+    ]
+    found = {}
+    for workspace_id, *due in session.execute(select(some.c.workspace_id, *heads)):
+        first = min((moment for moment in due if moment is not None), default=None)
+        if first is not None:
+            found[workspace_id] = (now - first).total_seconds()
+    return found
+
+
 def _rates(
     session: Executor, workspace_id: int, only_job_types: Sequence[str] | None, now: datetime
 ) -> dict[str, dict[str, int]]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, tuple_, update
 
+from . import events
 from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from .identity import Role, check_name
-from .lifecycle import JobStatus
+from .lifecycle import EventKind, JobStatus
 from .models import (
     api_keys,
     idempotency_keys,
@@ -21,6 +22,7 @@ from .models import (
     users,
     workspaces,
 )
+from .models import events as event_rows
 from .paging import Page, fetch_page
 
 IS_THERE = workspaces.c.deleted_at.is_(None)
@@ -108,11 +110,13 @@ def change(
     *,
     name: str | None = None,
     retention: Mapping[str, int | None] | None = None,
+    by: str | None = None,
 ) -> AnyRow:
-    """Give a workspace another name, or say for how many days it keeps ended jobs, by status.
+    """Give a workspace another name, or say for how many days it keeps what, in a transaction.
 
-    None as a number of days means for ever; a status that is not named stays
-    as it is. Raises ``WorkspaceNotFound``, ``ValidationFailed``.
+    That is ended jobs, by status, and ``events``; None as a number of days means
+    for ever, what is not named stays as it is. Raises ``WorkspaceNotFound``,
+    ``ValidationFailed``.
     """
     values: dict[str, Any] = {f"keep_{status}": n for status, n in (retention or {}).items()}
     if name is not None:
@@ -124,6 +128,9 @@ def change(
             .where(workspaces.c.id == workspace_id, IS_THERE)
             .values(**values, updated_at=DbNow())
         )
+        said = {**({} if name is None else {"name": name}), "retention": retention}
+        data = {key: value for key, value in said.items() if value is not None}
+        events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=by, data=data)
     return get(session, workspace_id)
 
 
@@ -174,7 +181,7 @@ def clear(session: Executor) -> bool:
     if workspace_id is None:
         return False
     # Said table by table, because a host's SQLite may not follow foreign keys.
-    for table in (jobs, job_flow, idempotency_keys, operations):
+    for table in (jobs, event_rows, job_flow, idempotency_keys, operations):
         of = table.c.workspace_id == workspace_id
         some = select(*table.primary_key).where(of).limit(CLEAR_AT_ONCE)
         keys = tuple_(*table.primary_key)
@@ -221,8 +228,10 @@ def get_member(session: Executor, workspace_id: int, user_id: int) -> AnyRow:
     return row
 
 
-def add_member(session: Executor, workspace_id: int, user_id: int, role: Role) -> AnyRow:
-    """Make a user a member. Raises ``AlreadyMember``."""
+def add_member(
+    session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
+) -> AnyRow:
+    """Make a user a member, in a transaction. Raises ``AlreadyMember``."""
     now = session.execute(select(DbNow())).scalar_one()
     added = session.execute(
         insert_or_ignore(dialect_name(session), memberships)
@@ -232,10 +241,25 @@ def add_member(session: Executor, workspace_id: int, user_id: int, role: Role) -
     ).first()
     if added is None:
         raise AlreadyMember("The user is a member already; change the role instead.")
-    return get_member(session, workspace_id, user_id)
+    member = get_member(session, workspace_id, user_id)
+    _note(session, EventKind.MEMBER_ADDED, workspace_id, member, by)
+    return member
 
 
-def set_role(session: Executor, workspace_id: int, user_id: int, role: Role) -> AnyRow:
+def _note(
+    session: Executor, kind: EventKind, workspace_id: int, member: AnyRow, by: str | None
+) -> None:
+    data = {
+        "user_id": member.user_id,
+        "username": member.username,
+        "role": Role(member.role).label,
+    }
+    events.note(session, workspace_id, kind, by=by, data=data)
+
+
+def set_role(
+    session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
+) -> AnyRow:
     """Change a member's role, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, role)
     session.execute(
@@ -243,12 +267,18 @@ def set_role(session: Executor, workspace_id: int, user_id: int, role: Role) -> 
         .where(memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id)
         .values(role=role)
     )
-    return get_member(session, workspace_id, user_id)
+    member = get_member(session, workspace_id, user_id)
+    _note(session, EventKind.MEMBER_CHANGED, workspace_id, member, by)
+    return member
 
 
-def remove_member(session: Executor, workspace_id: int, user_id: int) -> None:
+def remove_member(
+    session: Executor, workspace_id: int, user_id: int, *, by: str | None = None
+) -> None:
     """Take a member out, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, None)
+    member = get_member(session, workspace_id, user_id)
+    _note(session, EventKind.MEMBER_REMOVED, workspace_id, member, by)
     session.execute(
         delete(memberships).where(
             memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id

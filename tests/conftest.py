@@ -21,9 +21,10 @@ from .served import Service, environment, jobapi
 
 DATABASES = ("sqlite", "postgresql")
 SECRET = "only-for-tests-" + "x" * 32
+METRICS_TOKEN = "only-for-tests-of-metrics"
 
 # What somebody has set in their shell must not decide how tests end.
-for _name in [name for name in os.environ if name.startswith("JOBAPI_")]:
+for _name in [name for name in os.environ if name.startswith(("JOBAPI_", "PROMETHEUS_"))]:
     del os.environ[_name]
 
 
@@ -127,7 +128,12 @@ def make_app(tmp_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def _apps(new_database: Any, tmp_path_factory: Any) -> Any:
     apps = {
-        kind: app_on(new_database(kind), tmp_path_factory.mktemp("instance")) for kind in DATABASES
+        kind: app_on(
+            new_database(kind),
+            tmp_path_factory.mktemp("instance"),
+            JOBAPI_METRICS_TOKEN=METRICS_TOKEN,
+        )
+        for kind in DATABASES
     }
     yield apps
     for app in apps.values():

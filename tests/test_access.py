@@ -113,6 +113,8 @@ TABLE = {
     ("GET", f"{W}/operations"): Route(VIEWERS, 200),
     ("GET", f"{W}/operations/<operation_id>"): Route(VIEWERS, 200),
     ("POST", f"{W}/operations/<operation_id>/stop"): Route(MEMBERS, 409),  # it has ended
+    ("GET", f"{W}/events"): Route(VIEWERS, 200),
+    ("GET", f"{J}/events"): Route(VIEWERS, 200),
     ("GET", "/jobs"): Route(USERS | KEYS, 200),
 }
 

@@ -23,6 +23,7 @@ STORE = GROUND | {"database", "models"}
 SERVICES = {
     "accounts",
     "counts",
+    "events",
     "flow",
     "idempotency",
     "jobs",
@@ -50,14 +51,16 @@ MAY_IMPORT = {
     "schemas": {"fields", "identity", "lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "models", "counts", "flow", "idempotency"}
-    | {"jobs", "operations", "queue", "workspaces"},
+    "maintenance": {"database", "leases", "models", "counts", "events", "flow"}
+    | {"idempotency", "jobs", "operations", "queue", "workspaces"},
     "waiting": {"database", "queue"},
+    "metrics": {"config", "leases", "lifecycle"},
     "extension": {
         "config",
         "database",
         "leases",
         "maintenance",
+        "metrics",
         "models",
         "waiting",
         "tokens",
@@ -65,7 +68,8 @@ MAY_IMPORT = {
         "cli",
         "views",
     },
-    "cli": {"client", "config", "database", "errors", "identity", "lifecycle", "logs", "extension"}
+    "cli": {"client", "config", "database", "errors", "identity", "lifecycle", "logs", "metrics"}
+    | {"extension"}
     | SERVICES,
 }
 CLIENT = {"client", "errors", "lifecycle"}

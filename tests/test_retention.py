@@ -14,7 +14,7 @@ from jobapi.models import attempts, job_counts
 from .factories import Desk
 
 STATUSES = ["pending", "running", "success", "failed", "cancelled"]
-FOREVER = {"success": None, "failed": None, "cancelled": None}
+FOREVER = {"success": None, "failed": None, "cancelled": None, "events": 30}
 
 
 def workspace(desk: Desk, body: Any = None) -> Any:

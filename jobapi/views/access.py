@@ -182,10 +182,15 @@ def connect() -> Connection:
     return state().engine.connect()
 
 
+def bearer() -> str:
+    """The token that the request carries; empty where there is none."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def identify() -> Identity:
     """Who the request says it is from. Raises ``Unauthorized``."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    token = token.strip() if scheme.lower() == "bearer" else ""
+    token = bearer()
     if token.startswith(KEY_PREFIX):
         return Identity("key", {"key_hash": digest(token)})
     host_user = state().current_user

@@ -215,3 +215,24 @@ STATS: dict[str, Any] = {
     "rates": {"minute": _RATES, "hour": _RATES, "day": _RATES},
     "durations": {"data_processing": {"jobs": 500, "median_seconds": 1.25, "p95_seconds": 4.5}},
 }
+
+_EVENT: dict[str, Any] = {
+    "event_id": "7031-118",
+    "at": "2024-01-15T10:01:00Z",
+    "kind": "claimed",
+    "workspace_id": 1,
+    "job_id": JOB_ID,
+    "job_type": "data_processing",
+    "from_status": "pending",
+    "to_status": "running",
+    "attempt": 1,
+    "user_id": None,
+    "key_id": 4,
+    "worker": "etl-1",
+    "data": None,
+}
+
+EVENTS: dict[str, Any] = {
+    "data": [_EVENT],
+    "pagination": {"limit": 50, "total": 1, "total_is_capped": False, "next_cursor": None},
+}

@@ -102,6 +102,15 @@ def register(app: Flask, state: State) -> None:
             headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
         if cors is not None:
             set_cors_headers(response, cors)
+        metrics = state.metrics
+        if metrics is not None:
+            rule = request.url_rule
+            metrics.answered(
+                request.method,
+                "unknown" if rule is None else rule.rule,
+                response.status_code,
+                time.perf_counter() - started,
+            )
         if logger.isEnabledFor(logging.INFO):
             _log(response.status_code, started)
         return response

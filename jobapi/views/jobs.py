@@ -183,7 +183,12 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
     def create(connection: Connection) -> dict[str, Any]:
         row = jobs.create(
-            connection, workspace_id, created_by=caller.user_id, now=caller.now, **body
+            connection,
+            workspace_id,
+            created_by=caller.user_id,
+            now=caller.now,
+            by=caller.name,
+            **body,
         )
         return job_object(row)
 
@@ -227,7 +232,12 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 
     def create(connection: Connection) -> dict[str, Any]:
         rows = jobs.create_many(
-            connection, workspace_id, items, created_by=caller.user_id, now=caller.now
+            connection,
+            workspace_id,
+            items,
+            created_by=caller.user_id,
+            now=caller.now,
+            by=caller.name,
         )
         return {"data": [job_object(row) for row in rows]}
 
@@ -353,7 +363,13 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     one = transaction(caller.connection) if "status" in body else nullcontext(caller.connection)
     with one as connection:
         row = jobs.edit(
-            connection, workspace_id, job_id, body, if_match=version_wanted(), job=caller.job
+            connection,
+            workspace_id,
+            job_id,
+            body,
+            if_match=version_wanted(),
+            job=caller.job,
+            by=caller.name,
         )
     return _put_back(caller, row)
 
@@ -370,16 +386,16 @@ def _report(
             f"The job is running; {', '.join(not_for_workers)} can be changed only while it "
             "is pending."
         )
+    reports = [{"job_id": job_id, "lease_token": token, **body}]
     with transaction(caller.connection, planner=BY_KEY) as tx:
-        (answer,) = queue.report(
-            tx,
-            workspace_id,
-            [{"job_id": job_id, "lease_token": token, **body}],
-            backoff=state().backoff,
-        )
-        if answer.problem is not None:
-            raise answer.problem
+        answers = queue.report(tx, workspace_id, reports, backoff=state().backoff, by=caller.name)
+        problem = answers[0].problem
         row = jobs.get(tx, workspace_id, job_id)
+    metrics = state().metrics
+    if metrics is not None:
+        metrics.reported(reports, answers)
+    if problem is not None:
+        raise problem
     return _put_back(caller, row)
 
 
@@ -410,6 +426,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
             reason=body.get("reason"),
             if_match=version_wanted(),
             job=caller.job,
+            by=caller.name,
         )
     return job_response(row)
 
@@ -433,6 +450,7 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
         reason=body.get("reason"),
         if_match=version_wanted(),
         job=caller.job,
+        by=caller.name,
     )
     return _put_back(caller, row)
 
@@ -442,7 +460,8 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     """Delete a job that has ended, with its attempts; one that is alive is 409."""
-    jobs.delete(caller.connection, workspace_id, job_id)
+    with transaction(caller.connection) as tx:
+        jobs.delete(tx, workspace_id, job_id, by=caller.name)
 
 
 @blp.operation(

@@ -46,7 +46,10 @@ def waits(view: View) -> View:
         seconds, wanted = g.jobapi_wait
         if not seconds or not room.enter(wanted):
             return response
+        metrics = state().metrics
         try:
+            if metrics is not None:
+                metrics.waiting.inc()
             while room.wait(wanted, began + seconds, caller_is_gone):
                 g.jobapi_wait = None
                 found = True
@@ -60,6 +63,8 @@ def waits(view: View) -> View:
                     break
         finally:
             room.leave(wanted)
+            if metrics is not None:
+                metrics.waiting.dec()
         return response
 
     return waiting
@@ -116,9 +121,14 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
             held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
             if held is not None:
                 return _claimed(queue.leased(tx, workspace_id, held), REPLAYED)
-        rows = queue.claim(tx, workspace_id, lease_token=token, now=caller.now, **claim)
+        rows = queue.claim(
+            tx, workspace_id, lease_token=token, now=caller.now, by=caller.name, **claim
+        )
         if key is not None and rows:
             idempotency.remember(tx, workspace_id, caller.name, key, mark, token, caller.now)
+    metrics = state().metrics
+    if rows and metrics is not None:
+        metrics.claimed(workspace_id, rows)
     if not rows:
         g.jobapi_wait = (wait_seconds, wish(workspace_id, claim.get("job_types")))
     return _claimed(rows, {})
@@ -151,6 +161,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     given = body["reports"]
     answers: list[dict[str, Any]] = []
     reports = []
+    judged: list[queue.Answer] = []
     for raw in given:
         try:
             reports.append(_REPORT.load_one(raw))
@@ -166,14 +177,18 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
                 reports,
                 backoff=state().backoff,
                 only_job_types=caller.job_types,
+                by=caller.name,
             )
-        if any(job is not None and job.status == JobStatus.PENDING for job, _ in judged):
+        if any(a.job is not None and a.job.status == JobStatus.PENDING for a in judged):
             state().room.announce(caller.connection, workspace_id)
         results = iter(zip(reports, judged, strict=True))
         for number, answer in enumerate(answers):
             if not answer:
-                report, (job, refusal) = next(results)
-                answers[number] = _answer(report["job_id"], job, refusal)
+                report, found = next(results)
+                answers[number] = _answer(report["job_id"], found.job, found.problem)
+    metrics = state().metrics
+    if metrics is not None:
+        metrics.reported(reports, judged, malformed=len(given) - len(reports))
     return json_response({"data": answers})
 
 

@@ -22,10 +22,11 @@ KEYS = f"{WORKSPACE}/keys"
 KEY = f"{KEYS}/<key_id>"
 
 
+_KEPT = [*(status.label for status in JobStatus if status.ended), "events"]
+
+
 def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
-    kept = {
-        status.label: getattr(row, f"keep_{status.label}") for status in JobStatus if status.ended
-    }
+    kept = {name: getattr(row, f"keep_{name}") for name in _KEPT}
     return {**row._mapping, "role": role, "retention": kept}
 
 
@@ -71,12 +72,13 @@ def get_workspace(caller: Caller, workspace_id: int) -> Any:
 @blp.arguments(schemas.WorkspaceUpdate)
 @blp.response(200, schemas.Workspace)
 def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Give a workspace another name, or say for how many days it keeps ended jobs.
+    """Give a workspace another name, or say for how many days it keeps ended jobs and events.
 
-    A status that is not named stays as it is; `null` keeps its jobs for ever,
-    as in a new workspace.
+    What is not named stays as it is; `null` keeps for ever, as a new workspace
+    does its jobs.
     """
-    row = workspaces.change(caller.connection, workspace_id, **body)
+    with transaction(caller.connection) as tx:
+        row = workspaces.change(tx, workspace_id, by=caller.name, **body)
     return _with_role(row, caller.role)
 
 
@@ -109,7 +111,8 @@ def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
         user = accounts.get_user(caller.connection, body["user_id"])
     else:
         user = accounts.find_user(caller.connection, body["username"])
-    row = workspaces.add_member(caller.connection, workspace_id, user.id, body["role"])
+    with transaction(caller.connection) as tx:
+        row = workspaces.add_member(tx, workspace_id, user.id, body["role"], by=caller.name)
     headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
     return row, 201, headers
 
@@ -129,7 +132,7 @@ def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
 def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_id: int) -> Any:
     """Give a member another role, from now on."""
     with transaction(caller.connection) as tx:
-        return workspaces.set_role(tx, workspace_id, user_id, body["role"])
+        return workspaces.set_role(tx, workspace_id, user_id, body["role"], by=caller.name)
 
 
 @blp.operation(MEMBER, "DELETE", summary="Remove member", errors=(404, 409))
@@ -143,7 +146,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
     if user_id != caller.user_id and caller.role is not Role.OWNER:
         raise RoleTooLow("Only an owner can take out somebody else.")
     with transaction(caller.connection) as tx:
-        workspaces.remove_member(tx, workspace_id, user_id)
+        workspaces.remove_member(tx, workspace_id, user_id, by=caller.name)
 
 
 @keys_blp.operation(KEYS, summary="List API keys", errors=(404,))
@@ -162,7 +165,8 @@ def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.response(201, schemas.NewKey)
 def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Make an API key that acts for the caller. The key is shown this once."""
-    row, key = keys.create(caller.connection, workspace_id, user_id=caller.user_id, **body)
+    with transaction(caller.connection) as tx:
+        row, key = keys.create(tx, workspace_id, user_id=caller.user_id, by=caller.name, **body)
     return {**row._mapping, "key": key}, 201, {"Cache-Control": "no-store"}
 
 
@@ -171,4 +175,5 @@ def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.response(204)
 def revoke_key(caller: Caller, workspace_id: int, key_id: int) -> None:
     """End a key, at once and for good."""
-    keys.revoke(caller.connection, workspace_id, key_id)
+    with transaction(caller.connection) as tx:
+        keys.revoke(tx, workspace_id, key_id, by=caller.name)

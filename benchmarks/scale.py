@@ -1,0 +1,352 @@
+"""Five million jobs beside five thousand: ``make bench-scale``.
+
+Both lie in one Postgres, in a database each, in 50 workspaces, of which one has
+half of them. That one is asked the same in turns, here and there, through the
+app in this process, so that a machine that is busy with other things slows
+both. A ratio is the large one's median over the small one's in the same round;
+printed is the median over the rounds. The filters are such that even the small
+one has a full page of what matches. Ends with 1 where the aim is missed.
+
+``SCALE_JOBS`` is how many jobs the large one has, ``SCALE_ROUNDS`` how many
+times 10 requests of each kind are measured. ``BENCH_DATABASE_URL`` is as in
+``bench.py``; both databases are made there, and dropped at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, cycle
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+from bench import SECRET, new_job, postgres, prepare
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import make_url
+
+from jobapi import counts, create_app
+from jobapi.database import BY_KEY, transaction
+
+SMALL = 5_000
+LARGE = int(os.environ.get("SCALE_JOBS", "5_000_000"))
+ROUNDS = int(os.environ.get("SCALE_ROUNDS", "12"))
+AT_ONCE = 10
+"""How many requests are made here before it is the other's turn."""
+
+STEP = 250_000
+"""How many jobs one statement loads."""
+
+OTHERS = 49
+TYPES = 20
+PAGE = 50
+AIM = 1.5
+HALF_AIM = 1.2
+
+# Jobs of a year, in the order of their creation. What nobody has reported on
+# waits or runs; the leases outlive this run.
+LOAD = """
+INSERT INTO jobapi_jobs (
+  job_id, workspace_id, created_by, job_type, status, priority, version, metadata, result, error,
+  actual_duration, retry_count, max_retries, created_at, updated_at, queued_at, due_at,
+  started_at, completed_at, attempt, worker, lease_token, lease_seconds, lease_expires_at,
+  reap_at, succeeded_by)
+SELECT
+  'job_' || lpad(to_hex((extract(epoch FROM created) * 1000)::bigint), 12, '0')
+    || substr(token, 1, 20),
+  workspace_id,
+  (SELECT created_by FROM jobapi_workspaces WHERE id = %(half)s),
+  'type_' || lpad(type::text, 2, '0'),
+  status,
+  priority,
+  least(status, 2) + 1,
+  json_build_object('batch_id', n / 1000, 'file', 'dataset-' || n || '.csv'),
+  CASE status WHEN 2 THEN
+    json_build_object('rows', n %% 10000, 'output', 'dataset-' || n || '.parquet') END,
+  CASE status WHEN 3 THEN 'ValueError: row ' || n %% 10000 || ' has no value' END,
+  CASE WHEN status > 1 THEN extract(epoch FROM wait + run)::bigint END,
+  0,
+  3,
+  created,
+  created + CASE status WHEN 0 THEN interval '0' WHEN 1 THEN wait ELSE wait + run END,
+  created,
+  created,
+  CASE WHEN status > 0 THEN created + wait END,
+  CASE WHEN status > 1 THEN created + wait + run END,
+  least(status, 1),
+  CASE WHEN status > 0 THEN 'worker-' || n %% 16 END,
+  CASE status WHEN 1 THEN token END,
+  CASE status WHEN 1 THEN 3600 END,
+  CASE status WHEN 1 THEN now() + interval '1 day' END,
+  CASE status WHEN 1 THEN now() + interval '1 day' END,
+  CASE status WHEN 2 THEN token END
+FROM (
+  SELECT
+    n,
+    md5(n::text) AS token,
+    %(half)s + greatest(0, ceil((random() * 2 - 1) * %(others)s))::int AS workspace_id,
+    floor(random() * random() * %(types)s) AS type,
+    width_bucket(random(), '{0.02, 0.025, 0.825, 0.945}'::float8[]) AS status,
+    width_bucket(random(), '{0.1, 0.7, 0.95}'::float8[]) AS priority,
+    now() - interval '1 hour' - interval '365 days' * (1 - n / %(total)s::float8) AS created,
+    random() * interval '1 minute' AS wait,
+    random() * interval '10 minutes' AS run
+  FROM generate_series(%(first)s::int, %(last)s::int) AS n
+) AS made
+"""
+
+
+@contextlib.contextmanager
+def databases(server: str, *names: str) -> Iterator[list[str]]:
+    """New databases on a server; their URLs."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        drop = [
+            SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name))
+            for name in names
+        ]
+        for name, statement in zip(names, drop, strict=True):
+            connection.execute(statement)
+            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        try:
+            url = make_url(server)
+            yield [url.set(database=n).render_as_string(hide_password=False) for n in names]
+        finally:
+            for statement in drop:
+                connection.execute(statement)
+
+
+def load(connection: psycopg.Connection[Any], half: int, total: int) -> None:
+    """So many jobs, half of them in one workspace; what is there already goes."""
+    connection.execute("TRUNCATE jobapi_jobs CASCADE")
+    connection.execute(
+        "INSERT INTO jobapi_workspaces (name, created_by, created_at, updated_at)"
+        " SELECT 'Other ' || n, created_by, now(), now()"
+        " FROM jobapi_workspaces, generate_series(1, %s) AS n WHERE id = %s",
+        (OTHERS, half),
+    )
+    # Made at the end they take a fraction of the time. The triggers stay.
+    indexes = connection.execute(
+        "SELECT indexname, indexdef FROM pg_indexes"
+        " WHERE tablename = 'jobapi_jobs' AND starts_with(indexname, 'ix_')"
+    ).fetchall()
+    for name, _ in indexes:
+        connection.execute(SQL("DROP INDEX {}").format(Identifier(name)))
+    for first in range(1, total + 1, STEP):
+        last = min(first + STEP - 1, total)
+        given = {"half": half, "others": OTHERS, "types": TYPES, "total": total}
+        connection.execute(LOAD, {**given, "first": first, "last": last})
+    connection.execute("SET maintenance_work_mem = '1GB'")
+    for _, definition in indexes:
+        connection.execute(definition)
+
+
+class Side:
+    """One of the databases, loaded, and the app that is asked about it."""
+
+    def __init__(self, url: str, total: int) -> None:
+        began = time.monotonic()
+        token, self.workspace_id, _ = prepare(url)
+        self.connection = psycopg.connect(url, autocommit=True)
+        load(self.connection, self.workspace_id, total)
+        settings = {"JOBAPI_DATABASE_URL": url, "JOBAPI_SECRET_KEY": SECRET}
+        # The maintenance's part is done between the measurements, and not in them.
+        app = create_app({**settings, "JOBAPI_MAINTENANCE_ENABLED": False})
+        self.engine = app.extensions["jobapi"].engine
+        self.fold()
+        # The loading is no traffic; it would be more on one side than on the other.
+        self.connection.execute("DELETE FROM jobapi_job_flow")
+        self.connection.execute("VACUUM ANALYZE")
+        self.connection.execute("CHECKPOINT")
+        self.client = app.test_client()
+        self.headers = {"Authorization": f"Bearer {token}"}
+        self.workspace = f"/workspace/{self.workspace_id}"
+        self.jobs = f"{self.workspace}/jobs"
+        self.types = cycle(f"type_{number:02}" for number in range(TYPES))
+        some = self.connection.execute(
+            "SELECT job_id FROM jobapi_jobs WHERE workspace_id = %s ORDER BY random() LIMIT 500",
+            (self.workspace_id,),
+        )
+        self.job_ids = cycle([job_id for (job_id,) in some])
+        first = self.ask("GET", self.jobs)[1]["pagination"]
+        self.pages = math.ceil(first["total"] / PAGE)
+        middle = self.ask("GET", f"{self.jobs}?page=20")[1]["pagination"]
+        self.cursor = quote(middle["next_cursor"])
+        took = time.monotonic() - began
+        print(f"{total:,} jobs, {first['total']:,} of them in one workspace: {took:.0f} s")
+
+    def new(self) -> dict[str, Any]:
+        """A job of the next one of the types that there are."""
+        return {**new_job(0), "job_type": next(self.types)}
+
+    def fold(self) -> None:
+        """What the maintenance does to the counts every two seconds."""
+        folded = counts.FOLD_AT_ONCE
+        while folded == counts.FOLD_AT_ONCE:
+            with (
+                self.engine.connect() as connection,
+                transaction(connection, planner=BY_KEY) as tx,
+            ):
+                folded = counts.fold(tx)
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[float, Any]:
+        """Seconds, and the answer."""
+        began = time.perf_counter()
+        response = self.client.open(path, method=method, json=body, headers=self.headers)
+        seconds = time.perf_counter() - began
+        if response.status_code not in (200, 201):
+            raise RuntimeError(f"{method} {path}: {response.text}")
+        return seconds, response.get_json()
+
+    def forget(self, job_ids: list[str]) -> None:
+        """Delete what a measurement has made, so that both stay as large as they were."""
+        self.connection.execute("DELETE FROM jobapi_jobs WHERE job_id = ANY (%s)", (job_ids,))
+
+
+Action = Callable[[Side], float]
+"""Does one thing; the seconds that it took."""
+
+
+def listed(query: str = "") -> Action:
+    return lambda side: side.ask("GET", f"{side.jobs}?{query}")[0]
+
+
+def by_cursor(side: Side) -> float:
+    return side.ask("GET", f"{side.jobs}?cursor={side.cursor}")[0]
+
+
+def deep_page(side: Side) -> float:
+    return side.ask("GET", f"{side.jobs}?page={min(1000, side.pages)}")[0]
+
+
+def status(side: Side) -> float:
+    return side.ask("GET", f"{side.jobs}/{next(side.job_ids)}/status")[0]
+
+
+def stats(side: Side) -> float:
+    return side.ask("GET", f"{side.workspace}/stats")[0]
+
+
+def create(side: Side) -> float:
+    body = {**side.new(), "workspace_id": side.workspace_id}
+    seconds, job = side.ask("POST", side.jobs, body)
+    side.forget([job["job_id"]])
+    return seconds
+
+
+def claimed(number: int) -> Action:
+    """Claim so many and report on them; as many are created before, and not timed."""
+
+    def claim(side: Side) -> float:
+        side.ask("POST", f"{side.jobs}/batch", {"jobs": [side.new() for _ in range(number)]})
+        claiming, answer = side.ask("POST", f"{side.jobs}/claim", {"limit": number})
+        reports = [
+            {**{name: job[name] for name in ("job_id", "lease_token")}, "status": "success"}
+            for job in answer["data"]
+        ]
+        reporting, answer = side.ask("POST", f"{side.jobs}/report", {"reports": reports})
+        if [each["accepted"] for each in answer["data"]] != [True] * number:
+            raise RuntimeError(f"not all of {number} were claimed and reported on")
+        side.forget([report["job_id"] for report in reports])
+        return claiming + reporting
+
+    return claim
+
+
+DEEP = "page 1,000"
+ACTIONS: dict[str, Action] = {
+    "first page": listed(),
+    "one filter": listed("status=failed"),
+    "three filters": listed("status=success&job_type=type_00&priority=normal"),
+    "by created_at, the oldest first": listed("sort=created_at&order=asc"),
+    "by updated_at": listed("sort=updated_at"),
+    "by priority": listed("sort=priority"),
+    "by status": listed("sort=status"),
+    "next page by cursor": by_cursor,
+    DEEP: deep_page,
+    "status": status,
+    "create": create,
+    "claim 1, report": claimed(1),
+    "claim 100, report": claimed(100),
+    # Last, so that there is some traffic to tell of, the same on both sides.
+    "stats": stats,
+}
+
+
+def measure(action: Action, sides: list[Side], at_once: int) -> list[list[list[float]]]:
+    """The seconds that it took, for each side those of each round."""
+    rounds: list[list[list[float]]] = [[] for _ in sides]
+    for _ in range(ROUNDS + 1):
+        for side, mine in zip(sides, rounds, strict=True):
+            side.fold()
+            mine.append([action(side) for _ in range(at_once)])
+    # The first round warms up both.
+    return [mine[1:] for mine in rounds]
+
+
+def shown(rounds: list[list[float]]) -> str:
+    """The median and the 95th percentile, in ms."""
+    seconds = list(chain.from_iterable(rounds))
+    median, high = statistics.median(seconds), statistics.quantiles(seconds, n=20)[-1]
+    return f"{median * 1000:8.2f}{high * 1000:8.2f}"
+
+
+def sizes(connection: psycopg.Connection[Any], *tables: str) -> dict[str, int]:
+    """The bytes of tables and of each of their indexes."""
+    rows = connection.execute(
+        "SELECT c.relname, pg_table_size(c.oid) FROM pg_class c"
+        " LEFT JOIN pg_index i ON i.indexrelid = c.oid"
+        " WHERE coalesce(i.indrelid, c.oid) = ANY (%s::text[]::regclass[])"
+        " ORDER BY i.indrelid IS NOT NULL, c.relname",
+        (list(tables),),
+    )
+    return dict(rows.fetchall())
+
+
+def main() -> None:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        os.environ |= {
+            "JOBAPI_INSTANCE_PATH": folder,
+            "JOBAPI_LOG_LEVEL": "WARNING",
+            "JOBAPI_ACCESS_TOKEN_SECONDS": "86400",
+        }
+        server = stack.enter_context(postgres())
+        urls = stack.enter_context(databases(server, "jobapi_scale_small", "jobapi_scale_large"))
+        sides = [Side(url, total) for url, total in zip(urls, (SMALL, LARGE), strict=True)]
+        for name, size in sizes(sides[1].connection, "jobapi_jobs").items():
+            print(f"  {name:28}{size / 2**20:8.0f} MiB")
+        # As the service itself does.
+        gc.collect()
+        gc.freeze()
+        print(f"{'ms':32}{'small':>8}{'p95':>8}{'large':>8}{'p95':>8}{'ratio':>8}")
+        ratios = []
+        for name, action in ACTIONS.items():
+            both = measure(action, sides, AT_ONCE // 2 if name is DEEP else AT_ONCE)
+            ratio = statistics.median(
+                statistics.median(large) / statistics.median(small)
+                for small, large in zip(*both, strict=True)
+            )
+            if name is DEEP:
+                small, large = (min(1000, side.pages) for side in sides)
+                verdict = f"not judged: page {small:,} beside page {large:,}"
+            else:
+                ratios.append(ratio)
+                verdict = "ok" if ratio <= AIM else f"above {AIM}"
+            print(f"{name:32}{''.join(map(shown, both))}{ratio:8.2f}  {verdict}", flush=True)
+        good, better = (sum(ratio <= limit for ratio in ratios) for limit in (AIM, HALF_AIM))
+        print(f"of {len(ratios)}: {good} at most {AIM}, {better} at most {HALF_AIM}")
+        for side in sides:
+            side.connection.close()
+            side.engine.dispose()
+    sys.exit(good < len(ratios) or better * 2 < len(ratios))
+
+
+if __name__ == "__main__":
+    main()

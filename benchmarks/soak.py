@@ -1,0 +1,139 @@
+"""Ten minutes of work: ``make soak``.
+
+One process creates jobs, some claim them and report on them, as fast as it
+goes, through a ``jobapi serve`` of their own. The time falls into ten windows;
+the last one's jobs per second over the first one's shall be at least 0.9, else
+this ends with 1. Beside them stands how the table and its indexes grow, and
+what the autovacuum leaves.
+
+``SOAK_SECONDS`` is how long it takes, without the start. ``BENCH_DATABASE_URL``
+is as in ``bench.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from bench import ROOT, SECRET, postgres, prepare
+from cycle import processes, work
+from scale import sizes
+
+from jobapi.client import Client
+from jobapi.client.http import BATCH
+from jobapi.lifecycle import JobStatus
+
+SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
+WINDOWS = 10
+WARM_UP = 10.0
+WORKERS = 2
+"""As many as leave the one who creates enough of two cores to stay ahead of them."""
+
+BACKLOG = 5_000
+"""While fewer jobs than so many wait, more are created."""
+
+GOAL = 0.9
+TABLES = ("jobapi_jobs", "jobapi_job_counts", "jobapi_job_count_changes", "jobapi_idempotency_keys")
+
+
+def count(connection: psycopg.Connection[Any], status: JobStatus) -> int:
+    """How many jobs there are, as the service itself knows it, so that asking costs it nothing."""
+    row = connection.execute(
+        "SELECT coalesce(sum(n), 0) FROM (SELECT n, status FROM jobapi_job_counts UNION ALL"
+        " SELECT n, status FROM jobapi_job_count_changes) AS counted WHERE status = %s",
+        (status,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def create(database: str, url: str, token: str, workspace_id: int) -> None:
+    """Keep as many jobs waiting as shall be."""
+    with (
+        psycopg.connect(database, autocommit=True) as connection,
+        Client(url, token=token) as client,
+    ):
+        number = 0
+        while True:
+            if count(connection, JobStatus.PENDING) >= BACKLOG:
+                time.sleep(0.01)
+                continue
+            number += 1
+            metadata = {"batch_id": number, "file": f"dataset-{number}.csv"}
+            client.create_many(workspace_id, [{"job_type": "noop", "metadata": metadata}] * BATCH)
+
+
+def dead(connection: psycopg.Connection[Any]) -> int:
+    """How many rows of the jobs' table wait for the autovacuum."""
+    row = connection.execute(
+        "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobapi_jobs'"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def soak(connection: psycopg.Connection[Any]) -> float:
+    """The last window's jobs per second over the first one's; prints what there is to see."""
+    names = ("window", "jobs/s", "ended", "pending", "table MiB", "indexes MiB", "dead")
+    print("".join(f"{name:>12}" for name in names))
+    points = {"start": sizes(connection, *TABLES)}
+    rates = []
+    began = time.monotonic()
+    last, ended = began, count(connection, JobStatus.SUCCESS)
+    for window in range(1, WINDOWS + 1):
+        time.sleep(max(0.0, began + window * SECONDS / WINDOWS - time.monotonic()))
+        now, by_now = time.monotonic(), count(connection, JobStatus.SUCCESS)
+        rates.append((by_now - ended) / (now - last))
+        last, ended = now, by_now
+        table, *indexes = sizes(connection, "jobapi_jobs").values()
+        pending = count(connection, JobStatus.PENDING)
+        print(
+            f"{window:12}{rates[-1]:12.0f}{ended:12}{pending:12}{table / 2**20:12.1f}"
+            f"{sum(indexes) / 2**20:12.1f}{dead(connection):12}",
+            flush=True,
+        )
+        if window in (WINDOWS // 2, WINDOWS):
+            points["end" if window == WINDOWS else "middle"] = sizes(connection, *TABLES)
+    print(f"\n{'MiB':40}" + "".join(f"{point:>10}" for point in points))
+    for name in points["start"]:
+        shown = "".join(f"{at[name] / 2**20:10.1f}" for at in points.values())
+        print(f"{name:40}{shown}")
+    return rates[-1] / rates[0]
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests.served import Service, environment
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        os.environ |= {
+            "JOBAPI_INSTANCE_PATH": str(folder),
+            "JOBAPI_ACCESS_TOKEN_SECONDS": str(int(SECONDS) + 3600),
+        }
+        database = stack.enter_context(postgres())
+        token, workspace_id, _ = prepare(database)
+        env = environment(
+            JOBAPI_DATABASE_URL=database,
+            JOBAPI_SECRET_KEY=SECRET,
+            JOBAPI_INSTANCE_PATH=str(folder),
+        )
+        service = Service(folder, env, "--workers", "2", "--threads", "16")
+        stack.callback(service.close)
+        connection = stack.enter_context(psycopg.connect(database, autocommit=True))
+        connection.execute("TRUNCATE jobapi_jobs CASCADE")
+        caller = (service.url, token, workspace_id)
+        stack.enter_context(processes(create, 1, database, *caller))
+        stack.enter_context(processes(work, WORKERS, *caller))
+        time.sleep(WARM_UP)
+        ratio = soak(connection)
+        print(f"\nlast window / first: {ratio:.2f}; goal {GOAL}")
+    sys.exit(ratio < GOAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""What operators watch, for Prometheus: each process measures, and any of them answers for all.
+
+Imported only where somebody may ask for it. Where ``PROMETHEUS_MULTIPROC_DIR``
+names a folder, prometheus-client keeps each process's numbers in files there;
+what is answered is their sum, and that of processes that have ended is in it.
+The workspace is a label only where it costs nothing and says much: it would
+multiply the histograms, and with them what each scrape carries.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine, event
+
+from .config import METRICS_FOLDER
+from .leases import LEASE_EXPIRED
+from .lifecycle import JobStatus, Outcome
+
+PREFIX = "jobapi_"
+
+REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+JOB_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+
+# Whatever is sent as a method would become a label.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_OUTCOMES = {
+    JobStatus.SUCCESS: Outcome.SUCCESS,
+    JobStatus.FAILED: Outcome.FAILED,
+    JobStatus.PENDING: Outcome.RELEASED,
+}
+
+
+def is_shared() -> bool:
+    """Whether what other processes have measured is known here, too."""
+    # What the library decided when it was imported first, perhaps by a host.
+    return values.ValueClass is not values.MutexValue
+
+
+def new() -> Metrics:
+    """The metrics of an application, which are the process's where they are kept in files."""
+    return _of_process() if is_shared() else Metrics()
+
+
+def note_end(process_id: int) -> None:
+    """A process has ended: nobody waits in it any more. What it has counted stays."""
+    if is_shared():
+        mark_process_dead(process_id)  # type: ignore[no-untyped-call]
+
+
+class _Histogram(Histogram):
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """``observe`` each; a hundred at once cost a tenth of a hundred calls."""
+        places = Tally(bisect_left(self._upper_bounds, amount) for amount in amounts)
+        for place, n in places.items():
+            self._buckets[place].inc(n)
+        self._sum.inc(sum(amounts))
+
+
+class Metrics:
+    """All metrics of one application, in a registry of their own."""
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        own: Any = {"registry": self._registry}
+        live: Any = {**own, "multiprocess_mode": "livesum"}
+        self._requests = Counter(
+            "jobapi_http_requests_total", "Requests.", ["method", "route", "status"], **own
+        )
+        self._request_seconds = Histogram(
+            "jobapi_http_request_seconds",
+            "How long requests took, those that wait for jobs with their wait.",
+            ["method", "route"],
+            buckets=REQUEST_SECONDS,
+            **own,
+        )
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._claimed = Counter(
+            "jobapi_claimed_jobs_total", "Jobs that were claimed.", ["workspace"], **own
+        )
+        self._queue_wait = _Histogram(
+            "jobapi_queue_wait_seconds",
+            "How long jobs had been due when they were claimed.",
+            buckets=JOB_SECONDS,
+            **own,
+        )
+        reports = Counter(
+            "jobapi_reports_total", "Reports of workers, by what they say.", ["status"], **own
+        )
+        self._reports = {
+            status: reports.labels(status.label) for status in (JobStatus.RUNNING, *_OUTCOMES)
+        }
+        self._refused = reports.labels("refused")
+        run = _Histogram(
+            "jobapi_run_seconds",
+            "How long attempts had run that a report ended.",
+            ["outcome"],
+            buckets=JOB_SECONDS,
+            **own,
+        )
+        self._run = {status: run.labels(outcome.label) for status, outcome in _OUTCOMES.items()}
+        self._expiries = Counter(
+            "jobapi_lease_expiries_total", "Attempts that ended because nobody reported.", **own
+        )
+        self._timeouts = Counter(
+            "jobapi_timeouts_total", "Attempts that ended because they took too long.", **own
+        )
+        self._retries = Counter(
+            "jobapi_retries_total", "Jobs that were put back by themselves to be retried.", **own
+        )
+        self.waiting = Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live)
+        self.streams = Gauge("jobapi_open_streams", "Streams of events that are open.", **live)
+        connections = Gauge(
+            "jobapi_database_connections", "Connections of the pools.", ["state"], **live
+        )
+        self._in_use, self._idle = connections.labels("in_use"), connections.labels("idle")
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request to a route, by its rule, was answered."""
+        key = (method if method in _METHODS else "other", route, status)
+        known = self._known.get(key)
+        if known is None:
+            known = self._requests.labels(*key), self._request_seconds.labels(*key[:2])
+            self._known[key] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
+    def claimed(self, workspace_id: int, jobs: Sequence[Any]) -> None:
+        """These jobs were claimed."""
+        self._claimed.labels(workspace_id).inc(len(jobs))
+        self._queue_wait.observe_all([_seconds(job.started_at - job.due_at) for job in jobs])
+
+    def reported(
+        self, reports: Sequence[Mapping[str, Any]], answers: Sequence[Any], *, malformed: int = 0
+    ) -> None:
+        """These reports were answered so, and so many besides could not be read."""
+        accepted: Tally[JobStatus] = Tally()
+        ran: defaultdict[JobStatus, list[float]] = defaultdict(list)
+        refused, retried = malformed, 0
+        for report, answer in zip(reports, answers, strict=True):
+            if answer.problem is not None:
+                refused += 1
+                continue
+            status = report.get("status", JobStatus.RUNNING)
+            accepted[status] += 1
+            if answer.ran is not None:
+                ran[status].append(_seconds(answer.ran))
+                retried += status == JobStatus.FAILED and answer.job.status == JobStatus.PENDING
+        for status, n in accepted.items():
+            self._reports[status].inc(n)
+        for status, seconds in ran.items():
+            self._run[status].observe_all(seconds)
+        if refused:
+            self._refused.inc(refused)
+        if retried:
+            self._retries.inc(retried)
+
+    def reaped(self, jobs: Iterable[Any]) -> None:
+        """The attempts of these jobs were ended, because a lease or the time had run out."""
+        for job in jobs:
+            (self._expiries if job.error == LEASE_EXPIRED else self._timeouts).inc()
+            if job.status == JobStatus.PENDING:
+                self._retries.inc()
+
+    def watch(self, engine: Engine) -> None:
+        """Count the connections of an engine's pool from now on."""
+        in_use, idle = self._in_use, self._idle
+
+        def opened(*_: Any) -> None:
+            idle.inc()
+
+        def closed(*_: Any) -> None:
+            idle.dec()
+
+        def taken(*_: Any) -> None:
+            idle.dec()
+            in_use.inc()
+
+        def given_back(*_: Any) -> None:
+            in_use.dec()
+            idle.inc()
+
+        def taken_out(*_: Any) -> None:
+            in_use.dec()
+
+        for name, handler in {
+            "connect": opened,
+            "close": closed,
+            "checkout": taken,
+            "checkin": given_back,
+            "detach": taken_out,
+        }.items():
+            event.listen(engine.pool, name, handler)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what other processes have measured is known here, too."""
+        return is_shared()
+
+    def text(
+        self, jobs: Mapping[int, Mapping[JobStatus, int]] | None, oldest: Mapping[int, float]
+    ) -> bytes:
+        """Everything, as Prometheus reads it.
+
+        ``jobs`` are those of each workspace by status, as the database has
+        them, or None where it is away; ``oldest`` are the seconds for which a
+        job has been due.
+        """
+        return generate_latest(_Answer(self._registry, _of_database(jobs, oldest)))
+
+
+@cache
+def _of_process() -> Metrics:
+    # Two that write to one file would overwrite each other's numbers.
+    return Metrics()
+
+
+def _seconds(duration: timedelta) -> float:
+    # A clock that was set back may say less than nothing.
+    return max(0.0, duration.total_seconds())
+
+
+class _Answer(Collector):
+    def __init__(self, registry: CollectorRegistry, database: Sequence[Metric]) -> None:
+        self._registry = registry
+        self._database = database
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._database
+        own: Iterable[Metric] = self._registry.collect()
+        if is_shared():
+            collector: Any = MultiProcessCollector
+            own = collector(None, os.environ[METRICS_FOLDER]).collect()
+        for metric in own:
+            # A host's may be in the same files.
+            if metric.name.startswith(PREFIX):
+                metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+                yield metric
+
+
+def _of_database(
+    jobs: Mapping[int, Mapping[JobStatus, int]] | None, oldest: Mapping[int, float]
+) -> list[Metric]:
+    # The same whichever process answers, so that they are in no file.
+    up = GaugeMetricFamily("jobapi_database_up", "Whether the database answers.")
+    up.add_metric([], jobs is not None)
+    if jobs is None:
+        return [up]
+    count = GaugeMetricFamily("jobapi_jobs", "Jobs that there are.", labels=["workspace", "status"])
+    due = GaugeMetricFamily(
+        "jobapi_oldest_pending_seconds",
+        "For how long the pending job has been due that waits the longest.",
+        labels=["workspace"],
+    )
+    for workspace_id, by_status in jobs.items():
+        for status in JobStatus:
+            count.add_metric([str(workspace_id), status.label], by_status.get(status, 0))
+        due.add_metric([str(workspace_id)], oldest.get(workspace_id, 0))
+    return [up, count, due]

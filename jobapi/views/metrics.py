@@ -1,0 +1,67 @@
+"""For Prometheus: ``/metrics``, where there is a token for it."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections import defaultdict
+from typing import Any
+
+from flask import Blueprint, Response, current_app, request
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from .. import counts, stats
+from ..database import is_away, snapshot
+from ..errors import TokenInvalid, TokenMissing, Unavailable
+from ..lifecycle import JobStatus
+from .access import bearer, connect
+from .base import BLUEPRINT_PREFIX, error_handlers, state
+
+blp = Blueprint(f"{BLUEPRINT_PREFIX}metrics", __name__)
+for _kind, _handler in error_handlers():
+    blp.register_error_handler(_kind, _handler)
+
+logger = logging.getLogger("jobapi")
+
+
+@blp.get("/metrics")
+def get_metrics() -> Response:
+    """What was measured in all processes, and what the database knows."""
+    ours: Any = state()
+    _check_token(ours.settings.metrics_token)
+    if request.environ.get("wsgi.multiprocess") and not ours.metrics.is_shared:
+        raise Unavailable(
+            "Several processes serve, and each would answer for itself; set "
+            "PROMETHEUS_MULTIPROC_DIR to an empty folder before they start."
+        )
+    found: tuple[Any, Any] = (None, {})
+    try:
+        with connect() as connection:
+            found = _read(connection)
+    except SQLAlchemyError as error:
+        if not is_away(error):
+            raise
+        # The rest is wanted now more than ever.
+        logger.warning("the database is away; metrics without it", exc_info=True)
+    return current_app.response_class(
+        ours.metrics.text(*found), content_type=ours.metrics.content_type
+    )
+
+
+def _check_token(token: str) -> None:
+    given = bearer()
+    if not given:
+        raise TokenMissing("Send the header: Authorization: Bearer TOKEN")
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        raise TokenInvalid("This is not the token of JOBAPI_METRICS_TOKEN.")
+
+
+def _read(connection: Connection) -> tuple[dict[int, dict[JobStatus, int]], dict[int, float]]:
+    with snapshot(connection) as tx:
+        totals: defaultdict[int, dict[JobStatus, int]] = defaultdict(dict)
+        for row in counts.totals(tx):
+            by_status = totals[row.workspace_id]
+            if row.status is not None:
+                by_status[row.status] = row.n
+        return totals, stats.oldest_pending(tx)
