@@ -315,7 +315,7 @@ def plan_without(executor: Executor, planner: Sequence[str]) -> None:
     if dialect_name(executor) == "postgresql":
         every = {*IN_ORDER, *BY_BITMAP}
         settings = {f"enable_{way}": "off" if way in planner else "on" for way in sorted(every)}
-        settings["jit"] = "off"
+        settings |= {"jit": "off", "max_parallel_workers_per_gather": "0"}
         executor.execute(select(*(func.set_config(*item, true()) for item in settings.items())))
 
 

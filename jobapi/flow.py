@@ -13,7 +13,7 @@ from functools import cache
 from operator import add as add_up
 from typing import Any, NamedTuple
 
-from sqlalchemy import case, delete, literal, select
+from sqlalchemy import case, delete, func, literal, select
 
 from .database import (
     AnyRow,
@@ -35,7 +35,7 @@ _COLUMNS = (*_KEY, *_SUMS)
 
 
 class Came(NamedTuple):
-    """How many jobs of a type came into a status within a span that begins ``at``.
+    """How many jobs came into a status within a span that begins ``at``.
 
     ``net`` is less those that left it. ``seconds`` are those that the ones that
     started had waited since they were due, and those that the ones that ended
@@ -44,7 +44,6 @@ class Came(NamedTuple):
 
     at: datetime
     status: int
-    job_type: str
     n: int
     net: int
     seconds: float
@@ -94,21 +93,26 @@ def read(
 ) -> list[Came]:
     """What came in the spans that begin at ``since`` or later, in no order.
 
+    Of one span and status there may be several, to be added up.
+
     To be called in a snapshot: what is just being folded is either here or there.
     """
     c, kept = job_count_changes.c, job_flow.c
-    folded = select(*(kept[name] for name in Came._fields)).where(
-        kept.workspace_id == workspace_id, kept.span == span, kept.at >= since
+    folded = (
+        select(kept.at, kept.status, *(func.sum(kept[name]) for name in _SUMS))
+        .where(kept.workspace_id == workspace_id, kept.span == span, kept.at >= since)
+        .group_by(kept.at, kept.status)
     )
     came = case((c.n > 0, c.n), else_=0), c.n, case((c.n > 0, c.seconds), else_=0.0)
-    fresh = select(c.at, c.status, c.job_type, *came).where(
-        c.workspace_id == workspace_id, c.at >= since
-    )
+    fresh = select(c.at, c.status, *came).where(c.workspace_id == workspace_id, c.at >= since)
     if only_job_types is not None:
         folded = folded.where(kept.job_type.in_(only_job_types))
         fresh = fresh.where(c.job_type.in_(only_job_types))
     rows = [row for query in (folded, fresh) for row in session.execute(query)]
-    return [Came(begin_of(at, span), *rest) for at, *rest in rows]
+    return [
+        Came(begin_of(at, span), status, int(n), int(net), float(seconds))
+        for at, status, n, net, seconds in rows
+    ]
 
 
 def forget(session: Executor) -> None:

@@ -214,7 +214,10 @@ def page(
             # So many that the next ones in order are never far.
             plan_without(session, IN_ORDER)
             where[0] = scope(jobs.c)
-        rows = run(_plain(ordered, where, after))
+            rows = run(_plain(ordered, where, after))
+        else:
+            # By the index that found so few when they were counted, then in order.
+            rows = run(_found_first(ordered, where, after))
         return _page(rows, total, capped, ordered, limit)
     plan_without(session, IN_ORDER)
     kinds = _kinds(session, scope, filters)
@@ -386,6 +389,17 @@ def _plain(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -
         bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
         conditions.append(ordered.beyond(ordered.keys, bound))
     return select(jobs.c.id).where(*conditions).order_by(*ordered.by(ordered.keys))
+
+
+def _found_first(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -> Select[Any]:
+    # An OFFSET keeps the planner from going through an order to find them.
+    matches = select(*ordered.keys).where(*where).offset(0).subquery()
+    keys = [matches.c[key.name] for key in ordered.keys]
+    found = select(matches.c.id).order_by(*ordered.by(keys))
+    if after is not None:
+        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
+        found = found.where(ordered.beyond(keys, bound))
+    return found
 
 
 def _from_the_end(

@@ -23,7 +23,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
 from .leases import LEASE_EXPIRED
@@ -179,6 +179,11 @@ class Metrics:
     def watch(self, engine: Engine) -> None:
         """Count the connections of an engine's pool from now on."""
         in_use, idle = self._in_use, self._idle
+        pool: Any = engine.pool
+        if isinstance(pool, QueuePool):
+            # A host's may have some already.
+            idle.inc(pool.checkedin())
+            in_use.inc(pool.checkedout())
 
         def opened(*_: Any) -> None:
             idle.inc()
@@ -204,7 +209,7 @@ class Metrics:
             "checkin": given_back,
             "detach": taken_out,
         }.items():
-            event.listen(engine.pool, name, handler)
+            event.listen(pool, name, handler)
 
     @property
     def is_shared(self) -> bool:

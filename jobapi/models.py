@@ -207,6 +207,13 @@ class JobRecord(Base):
             postgresql_where=text("status = 0"),
             sqlite_where=text("status = 0"),
         ),
+        # Claims by workers that do some types of jobs only.
+        Index(
+            "ix_jobapi_jobs_claim_type",
+            *("workspace_id", "job_type", "priority", "due_at", "id"),
+            postgresql_where=text("status = 0"),
+            sqlite_where=text("status = 0"),
+        ),
         # The maintenance: what runs, by when it has to be looked at.
         Index(
             "ix_jobapi_jobs_reap",

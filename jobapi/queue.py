@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     bindparam,
     case,
     cast,
@@ -113,7 +114,7 @@ def claim(
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
-    claimed = _claim(job_types is not None).all(
+    claimed = _claim(job_types is not None, dialect_name(session)).all(
         session,
         {
             "of_workspace": workspace_id,
@@ -124,7 +125,7 @@ def claim(
             "until": now + timedelta(seconds=lease_seconds),
             "by": worker,
             "who": by,
-            **({} if job_types is None else {"types": job_types}),
+            **({} if job_types is None else {"types": sorted(set(job_types))}),
         },
     )
     return sorted(claimed, key=_urgency)
@@ -135,28 +136,41 @@ def _urgency(job: Any) -> Any:
 
 
 @cache
-def _claim(typed: bool) -> Statement:
+def _claim(typed: bool, dialect: str) -> Statement:
     allowed, target = TRANSITIONS["claim"]
     (status,) = allowed
     # Of each priority by itself, so that each is the head of an index and the
     # scheduled jobs of a higher one are not walked through. The lower ones are
     # looked at only while there are too few.
     heads = []
+    wanted = select(func.unnest(bindparam("types", type_=Texts)).label("job_type")).subquery()
     for priority in sorted(Priority, reverse=True):
         head = (
-            select(jobs.c.id)
+            select(jobs.c.id, jobs.c.due_at)
             .where(
                 jobs.c.workspace_id == bindparam("of_workspace"),
                 jobs.c.status == status,
                 jobs.c.priority == priority,
                 jobs.c.due_at <= bindparam("moment"),
-                OneOf(jobs.c.job_type, bindparam("types", type_=Texts)) if typed else true(),
+                _of_type(wanted, dialect) if typed else true(),
             )
             .order_by(jobs.c.due_at, jobs.c.id)
             .limit(bindparam("most"))
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, of=jobs)
         )
-        heads.append(select(head.subquery().c.id))
+        if typed and dialect == "postgresql":
+            # Of each type by itself, too: a worker walks past nobody else's jobs.
+            of_type = head.lateral()
+            heads.append(
+                select(of_type.c.id)
+                .select_from(wanted.join(of_type, true()))
+                .order_by(of_type.c.due_at, of_type.c.id)
+                .limit(bindparam("most"))
+                .subquery()
+                .select()
+            )
+        else:
+            heads.append(select(head.subquery().c.id))
     queue = union_all(*heads).subquery()
     picked = select(queue.c.id).limit(bindparam("most"))
     until: Any = bindparam("until", type_=jobs.c.lease_expires_at.type)
@@ -184,6 +198,13 @@ def _claim(typed: bool) -> Statement:
         .returning(*COLUMNS)
     )
     return Statement(claim)
+
+
+def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
+    if dialect == "postgresql":
+        same: ColumnElement[bool] = jobs.c.job_type == wanted.c.job_type
+        return same
+    return OneOf(jobs.c.job_type, bindparam("types", type_=Texts))
 
 
 def claimable(session: Executor, workspace_id: int, job_types: Sequence[str] | None = None) -> bool:

@@ -443,6 +443,16 @@ class OperationList(Base):
     pagination = fields.Nested(Pagination, required=True)
 
 
+class HistoryQuery(Base):
+    """How far back."""
+
+    window = fields.String(
+        load_default="day",
+        validate=validate.OneOf(["hour", "day", "month"]),
+        metadata={"description": "By the minute, by ten minutes, by four hours."},
+    )
+
+
 def _number(doc: str) -> fields.Integer:
     return fields.Integer(required=True, metadata={"description": doc})
 
@@ -589,6 +599,32 @@ class EventList(Base):
 
     data = fields.List(fields.Nested(Event), required=True)
     pagination = fields.Nested(EventPagination, required=True)
+
+
+class HistoryPoint(JobRates):
+    """What happened within a span of time, and what there was at its end."""
+
+    at = Time(required=True, metadata={"description": "When the span begins."})
+    wait_seconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "How long those that started had waited, on average."},
+    )
+    run_seconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "How long those that succeeded or failed had run, on average."},
+    )
+    by_status = fields.Nested(JobTotals, required=True)
+
+
+class History(Base):
+    """How a workspace came to be as it is."""
+
+    workspace_id = fields.Integer(required=True)
+    window = fields.String(required=True)
+    span_seconds = fields.Integer(required=True)
+    data = fields.List(fields.Nested(HistoryPoint), required=True)
 
 
 class JobProgress(Base):

@@ -16,7 +16,7 @@ from .jobs import in_workspace
 from .lifecycle import JobStatus, Priority
 from .models import jobs
 
-SAMPLE = 2_000
+SAMPLE = 1_000
 """Over how many jobs the durations are taken, at most, of all types together."""
 
 WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
@@ -79,6 +79,61 @@ def stats(
         rates=_rates(session, workspace_id, only_job_types, now),
         durations=_durations(session, [k for k in kinds if k.status == JobStatus.SUCCESS]),
     )
+
+
+HISTORIES = {
+    "hour": (60, 60, 60),
+    "day": (600, 600, 144),
+    "month": (600, 4 * 3600, 180),
+}
+"""The windows of the history: the span of the flow, that of a point, in seconds, and how many."""
+
+
+@dataclass
+class Point:
+    """What came within a span of time that begins ``at``, and what there was at its end.
+
+    ``seconds`` are those that the started ones had waited, and the others had run.
+    """
+
+    at: datetime
+    came: Counter[int]
+    seconds: defaultdict[int, float]
+    by_status: Mapping[int, int]
+
+
+def history(
+    session: Executor,
+    workspace_id: int,
+    window: str,
+    *,
+    only_job_types: Sequence[str] | None = None,
+) -> list[Point]:
+    """How it came to be as it is, the oldest first. To be called in a ``snapshot``.
+
+    The last point is the span that is under way.
+    """
+    span, length, number = HISTORIES[window]
+    now = session.execute(select(DbNow())).scalar_one()
+    last = flow.begin_of(now, length)
+    begins = [last - timedelta(seconds=length * back) for back in range(number)]
+    points = {at: Point(at, Counter(), defaultdict(float), {}) for at in begins}
+    net: dict[datetime, Counter[int]] = defaultdict(Counter)
+    for each in flow.read(session, workspace_id, span, begins[-1], only_job_types=only_job_types):
+        # A clock that runs ahead of the database's counts as now.
+        at = min(flow.begin_of(each.at, length), last)
+        points[at].came[each.status] += each.n
+        points[at].seconds[each.status] += each.seconds
+        net[at][each.status] += each.net
+    scope, filters = in_workspace(workspace_id), lists.Filters(only_job_types=only_job_types)
+    there: Counter[int] = Counter()
+    for kind in counts.kinds(session, lambda c: [scope(c), *filters.kind(c)]):
+        there[kind.status] += kind.n
+    # Back from now: before a span there was what there is after it, without what came.
+    for at in begins:
+        points[at].by_status = dict(there)
+        there.subtract(net[at])
+    return [points[at] for at in reversed(begins)]
 
 
 def _oldest(

@@ -109,6 +109,7 @@ TABLE = {
     ("POST", f"{J}/cancel"): Route(MEMBERS, 200),
     ("POST", f"{J}/retry"): Route(MEMBERS, 409),  # it has not failed
     ("GET", f"{W}/stats"): Route(VIEWERS, 200),
+    ("GET", f"{W}/stats/history"): Route(VIEWERS, 200),
     ("POST", f"{W}/operations"): Route(MEMBERS, 201, CANCEL_ALL),
     ("GET", f"{W}/operations"): Route(VIEWERS, 200),
     ("GET", f"{W}/operations/<operation_id>"): Route(VIEWERS, 200),

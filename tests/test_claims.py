@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import event, select, text, update
 
+from jobapi import queue
 from jobapi.identity import Role
 from jobapi.lifecycle import JobStatus
 from jobapi.models import jobs
@@ -224,3 +225,37 @@ def test_claim_with_a_key_that_got_nothing_asks_anew(desk: Desk) -> None:
     response = desk.post("/claim", headers=headers)
     assert len(response.json["data"]) == 1
     assert "Idempotency-Replayed" not in response.headers
+
+
+def test_claim_of_several_types_gets_them_in_one_order(desk: Desk) -> None:
+    made = [desk.create(job_type=job_type) for job_type in "cabcab"]
+    urgent = desk.create(job_type="b", priority="urgent")
+    wanted = [urgent, *(job for job in made if job["job_type"] != "c")]
+    claimed = desk.claim(job_types=["b", "a", "b"], limit=4)
+    assert [job["job_id"] for job in claimed] == [job["job_id"] for job in wanted[:4]]
+    assert [job["job_id"] for job in desk.claim(job_types=["a", "b"], limit=9)] == [
+        wanted[4]["job_id"]
+    ]
+    assert len(desk.claim(job_types=["c"], limit=9)) == 2
+
+
+def test_claim_by_type_walks_past_no_other_jobs(desk: Desk) -> None:
+    """What Postgres reads for it does not depend on what else waits."""
+    for job_type, number in (("other", 3000), ("mine", 1)):
+        for _ in range(number // 1000 or 1):
+            items = [{"job_type": job_type}] * min(number, 1000)
+            desk.post("/batch", json={"jobs": items})
+    with desk.world.transaction() as tx:
+        if tx.dialect.name == "postgresql":
+            tx.execute(text("ANALYZE jobapi_jobs"))
+    with desk.world.transaction() as tx:
+        read = text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = :name")
+        name = {"name": "jobapi_jobs"}
+        is_postgres = tx.dialect.name == "postgresql"
+        before = tx.execute(read, name).scalar_one() if is_postgres else 0
+        (job,) = queue.claim(
+            tx, desk.workspace_id, lease_token="a" * 32, job_types=["mine"], limit=10
+        )
+        assert job.job_type == "mine"
+        if is_postgres:
+            assert tx.execute(read, name).scalar_one() - before < 20

@@ -23,11 +23,10 @@ from sqlalchemy import event
 
 from jobapi import create_app, jobs, maintenance
 from jobapi.config import ConfigError
-from jobapi.database import transaction
 
 from .conftest import METRICS_TOKEN, SECRET
 from .factories import PASSWORD, Desk, World
-from .host import HTML_404, make_host
+from .host import HTML_404
 from .served import environment
 from .test_embedding import PREFIX, Host
 
@@ -266,8 +265,9 @@ def test_reports_are_counted_with_how_long_attempts_ran(world: World, desk: Desk
     assert desk.report(released, status="pending")["accepted"]
     assert not desk.report({**heart, "lease_token": "0" * 32})["accepted"]
     assert not desk.report(heart, progress_percent="x")["accepted"]
+    token = {"Lease-Token": "0" * 32}
+    assert desk.patch(heart["job_id"], {"status": "success"}, headers=token).status_code == 409
     token = {"Lease-Token": heart["lease_token"]}
-    assert desk.patch(plain["job_id"], {"status": "success"}, headers=token).status_code == 409
     assert desk.patch(heart["job_id"], {"status": "success"}, headers=token).status_code == 200
     found = since.now()
     expected = {"running": 1, "success": 4, "failed": 3, "pending": 1, "refused": 3}
@@ -302,7 +302,6 @@ def test_connections_are_counted_whatever_becomes_of_them(world: World) -> None:
     in_use, idle = (f'jobapi_database_connections{{state="{s}"}}' for s in ("in_use", "idle"))
 
     def found() -> tuple[int, int]:
-        # One is in use by whoever asks.
         now = read(world)
         return now[in_use], now[idle]
 
@@ -314,10 +313,11 @@ def test_connections_are_counted_whatever_becomes_of_them(world: World) -> None:
     taken: Any = pooled.driver_connection
     pooled.detach()
     taken.close()
-    assert found() == (0, 2)
+    # The pool has another in its place.
+    assert found() == (0, 3)
     with engine.connect() as connection:
         connection.invalidate()
-    assert found()[0] == 0
+    assert found() == (0, 3)
     engine.dispose()
     assert found() == (0, 1)
 
@@ -352,7 +352,7 @@ def test_host_keeps_its_registry_its_routes_and_its_requests(host: Host) -> None
         count.format(f"{PREFIX}/health/live", 200): 1,
     }
     assert found[f'jobapi_jobs{{status="pending",workspace="{desk.workspace_id}"}}'] == 1
-    assert found['jobapi_database_connections{state="in_use"}'] == 1
+    assert found['jobapi_database_connections{state="idle"}'] >= 1
     assert prometheus_client.generate_latest().count(b"jobapi") == before == 0
 
 
@@ -421,7 +421,7 @@ def test_any_process_answers_for_all_and_for_those_that_were_killed(
         assert found[LIVE] == before + asked
         assert (found[CLAIMED], found["jobapi_queue_wait_seconds_count"]) == (10, 10)
         assert found['jobapi_jobs{status="running",workspace="1"}'] == 10
-        assert found['jobapi_database_connections{state="in_use"}'] == 1
+        assert found['jobapi_database_connections{state="idle"}'] >= 1
     (victim, _) = worker_ids(service)
     os.kill(victim, signal.SIGKILL)
     deadline = time.monotonic() + 20

@@ -140,7 +140,6 @@ def test_flow_says_how_long_jobs_waited_and_ran(desk: Desk) -> None:
         assert sum(each.n for each in found if each.status == JobStatus.RUNNING) == 2
         assert 60 <= waited < 70
         assert 20 <= took < 30
-        assert {each.job_type for each in found} == {"a"}
         fold(desk)
 
 
@@ -225,3 +224,53 @@ def test_net_flow_says_how_many_there_are_more(desk: Desk) -> None:
             net[each.status] += each.net
         assert +net == {JobStatus.PENDING: 2, JobStatus.RUNNING: 1, JobStatus.CANCELLED: 1}
         fold(desk)
+
+
+def history(desk: Desk, window: str, token: str | None = None) -> Any:
+    path = f"/workspace/{desk.workspace_id}/stats/history?window={window}"
+    response = desk.world.call("GET", path, token or desk.token)
+    assert response.status_code == 200, response.text
+    return response.json
+
+
+@pytest.mark.parametrize(
+    ("window", "span", "number"), [("hour", 60, 60), ("day", 600, 144), ("month", 14400, 180)]
+)
+def test_history_has_a_point_for_each_span(desk: Desk, window: str, span: int, number: int) -> None:
+    for status in ("pending", "running", "success", "failed", "cancelled"):
+        desk.job_in(status)
+    for _ in range(2):
+        found = history(desk, window)
+        assert (found["window"], found["span_seconds"]) == (window, span)
+        assert len(found["data"]) == number
+        begins = [datetime.fromisoformat(point["at"]).timestamp() for point in found["data"]]
+        assert begins == [begins[0] + span * n for n in range(number)]
+        assert begins[-1] % span == 0
+        wanted = {"queued": 5, "started": 1, "succeeded": 1, "failed": 1, "cancelled": 1}
+        sums = {name: sum(point[name] for point in found["data"]) for name in wanted}
+        assert sums == wanted
+        assert found["data"][-1]["by_status"] == dict.fromkeys(NOTHING, 1)
+        assert found["data"][0]["by_status"] == NOTHING
+        fold(desk)
+
+
+def test_history_goes_back_from_now(desk: Desk) -> None:
+    for job_type in "ab":
+        ran(desk, 4, job_type=job_type)
+    fold(desk)
+    with desk.world.transaction() as tx:
+        moved = update(job_flow).where(job_flow.c.job_type == "a", job_flow.c.span == 60)
+        tx.execute(moved.values(at=flow.begin_of(datetime.now(UTC) - timedelta(minutes=30), 60)))
+    points = history(desk, "hour")["data"]
+    totals = [point["by_status"]["success"] for point in points]
+    assert totals == sorted(totals)
+    assert (totals[0], totals[45], totals[-1]) == (0, 1, 2)
+    assert points[0]["wait_seconds"] is points[0]["run_seconds"] is None
+    key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER, job_types=["a"])
+    only = history(desk, "hour", key)["data"]
+    assert only[-1]["by_status"]["success"] == sum(point["succeeded"] for point in only) == 1
+
+
+def test_history_of_another_window_is_422(desk: Desk) -> None:
+    path = f"/workspace/{desk.workspace_id}/stats/history?window=year"
+    assert desk.call("GET", path).status_code == 422

@@ -236,3 +236,18 @@ EVENTS: dict[str, Any] = {
     "data": [_EVENT],
     "pagination": {"limit": 50, "total": 1, "total_is_capped": False, "next_cursor": None},
 }
+
+HISTORY: dict[str, Any] = {
+    "workspace_id": 1,
+    "window": "day",
+    "span_seconds": 600,
+    "data": [
+        {
+            "at": "2024-01-15T10:50:00Z",
+            **_RATES,
+            "wait_seconds": 0.8,
+            "run_seconds": 1.3,
+            "by_status": _TOTALS,
+        }
+    ],
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from flask import Response
 
@@ -44,5 +45,43 @@ def get_stats(caller: Caller, workspace_id: int) -> Response:
     )
 
 
-def _totals(by_status: Mapping[JobStatus, int]) -> dict[str, int]:
+def _totals(by_status: Mapping[Any, int]) -> dict[str, int]:
     return {status.label: by_status.get(status, 0) for status in JobStatus}
+
+
+@blp.operation(
+    "/workspace/<workspace_id>/stats/history", summary="Get history of stats", errors=(404,)
+)
+@guard(Role.VIEWER)
+@blp.arguments(schemas.HistoryQuery, location="query")
+@blp.response(200, schemas.History, example=examples.HISTORY)
+def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) -> Response:
+    """What happened in the last hour, day or month, the oldest span first.
+
+    The last span is the one under way.
+    """
+    window = query["window"]
+    with snapshot(caller.connection) as connection:
+        points = service.history(connection, workspace_id, window, only_job_types=caller.job_types)
+    return json_response(
+        {
+            "workspace_id": workspace_id,
+            "window": window,
+            "span_seconds": service.HISTORIES[window][1],
+            "data": [_point(point) for point in points],
+        }
+    )
+
+
+def _point(point: service.Point) -> dict[str, Any]:
+    def mean(*statuses: JobStatus) -> float | None:
+        n = sum(point.came[status] for status in statuses)
+        return round(sum(point.seconds[status] for status in statuses) / n, 3) if n else None
+
+    return {
+        "at": point.at,
+        **{rate: point.came[status] for rate, status in service.RATES.items()},
+        "wait_seconds": mean(JobStatus.RUNNING),
+        "run_seconds": mean(JobStatus.SUCCESS, JobStatus.FAILED),
+        "by_status": _totals(point.by_status),
+    }
