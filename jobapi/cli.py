@@ -104,7 +104,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     def begin(worker: Any) -> None:
         # Those who wait for jobs are not waited for when the process shall end.
-        state.room.closing = lambda: not worker.alive
+        state.room.closing = state.streams.closing = lambda: not worker.alive
         if state.maintain:
             state.maintenance.start()
 

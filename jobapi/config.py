@@ -120,6 +120,12 @@ class Settings:
         "The database's own URL for LISTEN, past a pooler in transaction mode, which cannot do it. "
         "Default: a connection of the engine.",
     )
+    max_streams: int = _setting(
+        1000,
+        "How many streams of events a process has open at most; where the server's sockets cannot "
+        "be had, each takes a thread, and a quarter of the threads is the limit.",
+        least=1,
+    )
     maintenance_enabled: bool = _setting(
         True,
         "Whether each process has a thread that may look after leases that have run out. If not, "

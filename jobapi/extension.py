@@ -24,6 +24,7 @@ from .database import autocommit, engine_options, normalize_url, prepare_sqlite
 from .leases import Backoff
 from .maintenance import Maintenance
 from .models import Base
+from .streams import Streams
 from .tokens import TokenMint
 from .views import (
     auth,
@@ -82,6 +83,7 @@ class State:
             listen=self.settings.listen_enabled,
             listen_url=self.settings.listen_database_url,
         )
+        self.streams = Streams(lambda: self.engine, events.frame, limit=self.settings.max_streams)
         self.maintenance = Maintenance(lambda: self.engine, self.backoff, self.tell)
 
     @property

@@ -17,6 +17,7 @@ from jobapi.lifecycle import Action
 from jobapi.lists import Filters
 from jobapi.models import Base, api_keys, memberships, users
 
+from .conftest import METRICS_TOKEN
 from .factories import PASSWORD, World
 
 # Everybody who is refused with 401 wherever a log-in is asked for.
@@ -32,6 +33,7 @@ STRANGERS = {
     "revoked key",
     "expired key",
     "disabled user's key",
+    "metrics token",
 }
 USERS = {"outsider", "viewer", "worker", "member", "owner", "admin"}
 KEYS = {"viewer key", "worker key", "member key", "key of another workspace"}
@@ -69,6 +71,7 @@ TABLE = {
     ("GET", "/docs/start.js"): Route(None, 200),
     ("GET", "/docs/files/<path:name>"): Route(None, 200),
     ("GET", "/openapi.json"): Route(None, 200),
+    ("GET", "/metrics"): Route({"metrics token"}, 200),
     ("POST", "/auth/login"): Route(None, 200, {"username": "boss", "password": PASSWORD}),
     ("POST", "/auth/refresh"): Route({"refresh token"}, 200),
     ("POST", "/auth/logout"): Route(USERS, 204),
@@ -177,6 +180,7 @@ class Cast:
             "member key": key("owner", Role.MEMBER),
             "key of another workspace": key("owner", Role.MEMBER, self.elsewhere),
             "former member's key": key("former", Role.MEMBER),
+            "metrics token": METRICS_TOKEN,
         }
         assert self.sends.keys() == EVERYBODY
         self._end(people)
@@ -269,7 +273,8 @@ def test_views_are_guarded_unless_the_table_says_otherwise(app: Flask) -> None:
             TABLE[method, rule.rule].may is None or rule.rule == "/auth/refresh"
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         )
-        if rule.rule in open_to_all:
+        # What has a token of its own looks at it itself.
+        if rule.rule in open_to_all | {"/metrics"}:
             assert not ours, rule.rule
         else:
             assert ours.get("public", False) == public, rule.rule
@@ -288,7 +293,7 @@ def test_call_by_whoever_may_not_is_refused_and_changes_nothing(
     for who in sorted(EVERYBODY - (route.may or set())):
         response = cast.call(who, method, cast.path(rule), route.body)
         expected = 403
-        if who in STRANGERS or rule == "/auth/refresh":
+        if who in STRANGERS or rule in ("/auth/refresh", "/metrics"):
             expected = 401
         assert response.status_code == expected, f"{who}: {response.text}"
         assert response.mimetype == "application/problem+json"

@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "maintenance": {"database", "leases", "models", "counts", "events", "flow"}
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
     "waiting": {"database", "queue"},
+    "streams": {"events"},
     "metrics": {"config", "leases", "lifecycle"},
     "extension": {
         "config",
@@ -62,6 +63,7 @@ MAY_IMPORT = {
         "maintenance",
         "metrics",
         "models",
+        "streams",
         "waiting",
         "tokens",
         "logs",
@@ -73,7 +75,7 @@ MAY_IMPORT = {
     | SERVICES,
 }
 CLIENT = {"client", "errors", "lifecycle"}
-VIEWS = STORE | SERVICES | {"schemas", "waiting", "views", "extension"}
+VIEWS = STORE | SERVICES | {"schemas", "streams", "waiting", "views", "extension"}
 
 
 def imports(path: Path, name: str) -> set[str]:

@@ -137,6 +137,7 @@ def guard(
             workspace_id = url.get("workspace_id")
             with connect() as connection:
                 caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
+                g.jobapi_caller = caller.name
                 if caller.key_id is not None and (admin or not keys):
                     raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
                 if admin and not caller.is_admin:
@@ -298,9 +299,22 @@ def _look_up(
         row = lookup.first(connection, parameters)
     if row is None:
         raise errors.TokenRevoked(_REVOKED[kind])
-    caller = _caller(connection, identity, row, in_workspace, job)
-    g.jobapi_caller = caller.name
-    return caller
+    return _caller(connection, identity, row, in_workspace, job)
+
+
+def may_still(
+    identity: Identity, workspace_id: int, role: Role | None, job_types: Sequence[str] | None
+) -> Callable[[Connection], bool]:
+    """Asks, later, whether a caller still may what they may in this request."""
+
+    def may(connection: Connection) -> bool:
+        try:
+            caller = _look_up(connection, identity, workspace_id, None, None)
+        except errors.JobApiError:
+            return False
+        return caller.role == role and caller.job_types == job_types
+
+    return may
 
 
 _REVOKED = {

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+from collections.abc import Iterator
 from typing import Any
 
-from flask import Response
+from flask import Response, current_app, request
 
 from .. import events, schemas
 from ..database import snapshot
+from ..errors import TooManyRequests
 from ..identity import Role
 from ..lifecycle import EventKind, JobStatus
+from ..streams import Stream, Streams
 from . import examples
-from .access import Caller, guard
-from .base import Blueprint, json_response
+from .access import Caller, guard, identify, may_still
+from .base import Blueprint, json_response, state, to_json
 
 blp = Blueprint("events", "Events", "What happened, when, and by whom; as lists and as a stream.")
 
@@ -94,3 +99,79 @@ def list_job_events(
 ) -> Response:
     """What happened to the job, in its order."""
     return _page(caller, workspace_id, events.EventFilters(job_id=job_id), query)
+
+
+@blp.operation(
+    f"{EVENTS}/stream",
+    summary="Stream events",
+    errors=(404, 429),
+    parameters=[
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "The `event_id` after which to go on.",
+        }
+    ],
+    responses={
+        "200": {
+            "description": "Server-Sent Events, without an end.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+@guard(Role.VIEWER)
+@blp.arguments(schemas.StreamQuery, location="query")
+def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+    """What happens from now on, or after `Last-Event-ID`, as Server-Sent Events.
+
+    Each `data` line is an event as the list has it; none is left out or sent
+    twice. A comment every 15 seconds shows that all is well.
+    """
+    streams = state().streams
+    sock = _socket()
+    room = streams.limit if sock else max(1, state().settings.server_threads // 4)
+    if len(streams) >= min(room, streams.limit):
+        raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
+    given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
+    stream = Stream(
+        workspace_id=workspace_id,
+        filters=filters_of(caller, query),
+        place=events.place_of(given) if given else events.last(caller.connection, workspace_id),
+        may=may_still(identify(), workspace_id, caller.role, caller.job_types),
+    )
+    response = current_app.response_class(mimetype="text/event-stream")
+    # nginx would keep back what it has until there is more.
+    response.headers["X-Accel-Buffering"] = "no"
+    response.response = _body(streams, stream, response, sock)
+    return response
+
+
+def _socket() -> socket.socket | None:
+    """The connection itself, where gunicorn lets us have it."""
+    sock = request.environ.get("gunicorn.socket")
+    return sock if type(sock) is socket.socket else None
+
+
+def _body(
+    streams: Streams, stream: Stream, response: Response, sock: socket.socket | None
+) -> Iterator[bytes]:
+    if sock is None:
+        ours, theirs = socket.socketpair()
+        streams.add(theirs, stream)
+        with ours:
+            while data := ours.recv(65536):
+                yield data
+        return
+    # The connection is taken out of the server's hands, so that no thread of its
+    # own has to look after it. To the server it has been closed.
+    lines = [f"HTTP/1.1 {response.status}", *(f"{k}: {v}" for k, v in response.headers)]
+    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
+    streams.add(socket.socket(fileno=sock.detach()), stream, head)
+    raise ConnectionResetError(errno.ECONNRESET, "the stream goes on elsewhere")
+
+
+def frame(row: Any) -> bytes:
+    """An event as a stream has it."""
+    name = events.name_of((row.xid, row.id))
+    return b"id: %b\ndata: %b\n\n" % (name.encode(), to_json(event_object(row)).rstrip())

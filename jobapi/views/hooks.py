@@ -102,6 +102,9 @@ def register(app: Flask, state: State) -> None:
             headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
         if cors is not None:
             set_cors_headers(response, cors)
+        if request.method not in ("GET", "HEAD", "OPTIONS"):
+            # There may be events of it.
+            state.streams.wake()
         metrics = state.metrics
         if metrics is not None:
             rule = request.url_rule

@@ -1,0 +1,214 @@
+"""Streams of events: one thread in each process for all that are open there.
+
+It looks for new events of the workspaces that somebody listens to every
+``POLL_SECONDS``, and at once when this process has changed something; that
+works the same on both databases, through a pooler and over any number of
+nodes. A stream is a socket here, and no thread of the server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import events
+from .events import EventFilters, Place
+
+POLL_SECONDS = 0.1
+WAKE_SECONDS = 0.02
+"""How long after a look the next one is at the earliest, however much happens."""
+
+HEARTBEAT_SECONDS = 15.0
+AT_ONCE = 500
+"""How many events of a workspace are read at a time."""
+
+MAX_BEHIND = 256 * 1024
+"""How many bytes wait for a slow listener, before it gets nothing new until it has read them."""
+
+SEND_SECONDS = 60.0
+"""How long a listener may read nothing of what waits, before it is given up."""
+
+logger = logging.getLogger("jobapi")
+
+
+@dataclass(eq=False)
+class Stream:
+    """Somebody who listens: what to send them, where they are, and whether they still may."""
+
+    workspace_id: int
+    filters: EventFilters
+    place: Place
+    may: Callable[[Connection], bool]
+    waiting: bytearray = field(default_factory=bytearray)
+    read_at: float = field(default_factory=time.monotonic)
+
+
+class Streams:
+    """Those that are open in this process, ``limit`` at most.
+
+    ``frame`` makes of an event what is sent.
+    """
+
+    def __init__(
+        self, engine: Callable[[], Engine], frame: Callable[[Any], bytes], *, limit: int
+    ) -> None:
+        self.limit = limit
+        self.closing: Callable[[], bool] = lambda: False
+        self._engine = engine
+        self._frame = frame
+        self._lock = threading.Lock()
+        self._process: int | None = None
+        self._open: dict[socket.socket, Stream] = {}
+        self._new: list[tuple[socket.socket, Stream]] = []
+        self._wake: socket.socket | None = None
+
+    def __len__(self) -> int:
+        return len(self._open) + len(self._new) if self._process == os.getpid() else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no more can be opened."""
+        return len(self) >= self.limit
+
+    def add(self, sock: socket.socket, stream: Stream, head: bytes = b"") -> None:
+        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here."""
+        sock.setblocking(False)
+        # Something to read at once, so that a proxy does not wait for more.
+        stream.waiting += head + b":\n\n"
+        with self._lock:
+            self._start()
+            self._new.append((sock, stream))
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at once: something has been changed here."""
+        if len(self) and self._wake is not None:
+            with contextlib.suppress(OSError):
+                self._wake.send(b"x")
+
+    def _start(self) -> None:
+        if self._process == os.getpid():
+            return
+        # Of a process that was forked: what is open is the other's.
+        self._process = os.getpid()
+        self._open, self._new = {}, []
+        self._wake, woken = socket.socketpair()
+        for end in (self._wake, woken):
+            end.setblocking(False)
+        threading.Thread(
+            target=self._run, args=(woken,), name="jobapi-streams", daemon=True
+        ).start()
+
+    def _run(self, woken: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(woken, selectors.EVENT_READ)
+            look_at = beat_at = looked_at = 0.0
+            while True:
+                now = time.monotonic()
+                pause = max(0.0, min(look_at, beat_at) - now) if len(self) else None
+                for key, _ in selector.select(pause):
+                    if key.fileobj is woken:
+                        with contextlib.suppress(BlockingIOError):
+                            woken.recv(4096)
+                        look_at = min(look_at, looked_at + WAKE_SECONDS)
+                    elif not self._listens(key.fileobj):
+                        self._drop(selector, key.fileobj)
+                self._take_new(selector)
+                if self.closing():
+                    for sock in list(self._open):
+                        self._drop(selector, sock)
+                now = time.monotonic()
+                if now >= look_at:
+                    look_at, looked_at = now + POLL_SECONDS, now
+                    self._look()
+                if now >= beat_at:
+                    beat_at = now + HEARTBEAT_SECONDS
+                    self._beat(selector)
+                for sock, stream in list(self._open.items()):
+                    self._send(selector, sock, stream)
+
+    def _take_new(self, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            new, self._new = self._new, []
+            self._open.update(new)
+        for sock, _ in new:
+            selector.register(sock, selectors.EVENT_READ)
+
+    def _listens(self, sock: Any) -> bool:
+        """Whether whoever is at the other end has not gone; nothing that they send counts."""
+        try:
+            return bool(sock.recv(4096))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def _look(self) -> None:
+        """Read what is new, once for all who are at the same place."""
+        at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
+        for stream in self._open.values():
+            if len(stream.waiting) < MAX_BEHIND:
+                at[stream.workspace_id, stream.place].append(stream)
+        if not at:
+            return
+        try:
+            with self._engine().connect() as connection:
+                for (workspace_id, place), listening in at.items():
+                    found = events.after(connection, workspace_id, place, most=AT_ONCE)
+                    if found:
+                        self._give(found, listening)
+        except SQLAlchemyError:
+            logger.warning("cannot look for events; the streams wait", exc_info=True)
+
+    def _give(self, found: Sequence[Any], listening: Sequence[Stream]) -> None:
+        frames = [(event, self._frame(event)) for event in found]
+        last = (found[-1].xid, found[-1].id)
+        for stream in listening:
+            matches = stream.filters.matches
+            stream.waiting += b"".join(frame for event, frame in frames if matches(event))
+            stream.place = last
+
+    def _beat(self, selector: selectors.BaseSelector) -> None:
+        """Show that all is well, and end the streams of those who may not listen any more."""
+        try:
+            with self._engine().connect() as connection:
+                for sock, stream in list(self._open.items()):
+                    if not stream.may(connection):
+                        self._drop(selector, sock)
+        except SQLAlchemyError:
+            logger.warning("cannot ask who may listen to streams", exc_info=True)
+        for stream in self._open.values():
+            if not stream.waiting:
+                stream.waiting += b":\n\n"
+
+    def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:
+        now = time.monotonic()
+        if not stream.waiting:
+            stream.read_at = now
+            return
+        try:
+            sent = sock.send(stream.waiting)
+            del stream.waiting[:sent]
+            stream.read_at = now
+        except BlockingIOError:
+            if now - stream.read_at > SEND_SECONDS:
+                self._drop(selector, sock)
+        except OSError:
+            self._drop(selector, sock)
+
+    def _drop(self, selector: selectors.BaseSelector, sock: Any) -> None:
+        del self._open[sock]
+        selector.unregister(sock)
+        sock.close()
