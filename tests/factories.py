@@ -75,7 +75,9 @@ class World:
         headers = dict(kw.pop("headers", {}))
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        return self.client.open(path, method=method, headers=headers, buffered=True, **kw)
+        # A stream has no end that one could wait for.
+        buffered = not path.partition("?")[0].endswith("/stream")
+        return self.client.open(path, method=method, headers=headers, buffered=buffered, **kw)
 
 
 class Desk:

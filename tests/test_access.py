@@ -71,6 +71,9 @@ TABLE = {
     ("GET", "/docs/start.js"): Route(None, 200),
     ("GET", "/docs/files/<path:name>"): Route(None, 200),
     ("GET", "/openapi.json"): Route(None, 200),
+    ("GET", "/dashboard"): Route(None, 200),
+    ("GET", "/dashboard/<path:view>"): Route(None, 200),
+    ("GET", "/dashboard/files/<path:file>"): Route(None, 200),
     ("GET", "/metrics"): Route({"metrics token"}, 200),
     ("POST", "/auth/login"): Route(None, 200, {"username": "boss", "password": PASSWORD}),
     ("POST", "/auth/refresh"): Route({"refresh token"}, 200),
@@ -118,6 +121,7 @@ TABLE = {
     ("GET", f"{W}/operations/<operation_id>"): Route(VIEWERS, 200),
     ("POST", f"{W}/operations/<operation_id>/stop"): Route(MEMBERS, 409),  # it has ended
     ("GET", f"{W}/events"): Route(VIEWERS, 200),
+    ("GET", f"{W}/events/stream"): Route(VIEWERS, 200),
     ("GET", f"{J}/events"): Route(VIEWERS, 200),
     ("GET", "/jobs"): Route(USERS | KEYS, 200),
 }
@@ -235,6 +239,8 @@ class Cast:
             "<key_id>": "4",
             "<operation_id>": "1",
             "<path:name>": "swagger-ui.css",
+            "<path:view>": "1/jobs",
+            "<path:file>": "any/style.css",
         }
         return re.sub(r"<[^>]+>", lambda match: fill[match.group()], rule)
 
@@ -266,7 +272,7 @@ def test_table_has_every_route(app: Flask) -> None:
 
 
 def test_views_are_guarded_unless_the_table_says_otherwise(app: Flask) -> None:
-    open_to_all = {"/docs", "/docs/start.js", "/docs/files/<path:name>", "/openapi.json"}
+    pages = ("/docs", "/openapi.json", "/dashboard")
     for rule in app.url_map.iter_rules():
         ours = getattr(app.view_functions[rule.endpoint], "_apidoc", {}).get("jobapi", {})
         public = all(
@@ -274,7 +280,7 @@ def test_views_are_guarded_unless_the_table_says_otherwise(app: Flask) -> None:
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         )
         # What has a token of its own looks at it itself.
-        if rule.rule in open_to_all | {"/metrics"}:
+        if rule.rule.startswith(pages) or rule.rule == "/metrics":
             assert not ours, rule.rule
         else:
             assert ours.get("public", False) == public, rule.rule
