@@ -1,11 +1,11 @@
 """The whole cycle: create no-op jobs, claim them, report on them, in jobs per second.
 
 In one run, with the same number of worker processes on the same Postgres: the
-service over HTTP with its own Python worker, in batches; the floor, which is
-the same with plain psycopg and no HTTP; Procrastinate; and Celery on Redis
-(``BENCH_REDIS_URL``). The clock runs from the first create to the last end;
-the workers are up and wait by then. The others live in a virtual environment
-of their own, ``benchmarks/.venv``.
+service over HTTP with its own Python worker, in batches, with events and
+without; the floor, which is the same with plain psycopg and no HTTP;
+Procrastinate; and Celery on Redis (``BENCH_REDIS_URL``). The clock runs from the
+first create to the last end; the workers are up and wait by then. The others
+live in a virtual environment of their own, ``benchmarks/.venv``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE / ".venv"
 REDIS = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/15")
 BATCH = 100
-GOALS = {"floor": 0.25, "procrastinate": 20, "celery": 10}
+GOALS = {"without events": 0.85, "floor": 0.25, "procrastinate": 20, "celery": 10}
 
 fork = get_context("fork")
 
@@ -82,13 +82,23 @@ def work_singly(url: str, token: str, workspace_id: int) -> None:
 
 
 def ours(
-    database: str, url: str, token: str, workspace_id: int, workers: int, jobs: int, singly: bool
+    database: str,
+    url: str,
+    token: str,
+    workspace_id: int,
+    workers: int,
+    jobs: int,
+    singly: bool = False,
+    events: bool = True,
 ) -> float:
     with (
         psycopg.connect(database, autocommit=True) as connection,
         Client(url, token=token) as client,
     ):
-        connection.execute("TRUNCATE jobapi_jobs CASCADE")
+        connection.execute("TRUNCATE jobapi_jobs, jobapi_events CASCADE")
+        for trigger in ("inserted", "updated"):
+            switch = "ENABLE" if events else "DISABLE"
+            connection.execute(f"ALTER TABLE jobapi_jobs {switch} TRIGGER jobapi_note_{trigger}")
         target = work_singly if singly else work
         with processes(target, workers, url, token, workspace_id):
             began = time.perf_counter()
@@ -203,6 +213,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=20_000, help="ours and the floor's")
     parser.add_argument("--few", type=int, default=2_000, help="the others', and one at a time")
+    parser.add_argument("--rows", nargs="*", help="only these, jobapi among them")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -212,12 +223,14 @@ def main() -> None:
         port = stack.enter_context(served("wsgi:app", database, folder, 2, 16))
         service = (database, f"http://127.0.0.1:{port}", token, workspace_id)
         rows: dict[str, Callable[[int], float]] = {
-            "jobapi": lambda n: ours(*service, n, options.jobs, False),
+            "jobapi": lambda n: ours(*service, n, options.jobs),
+            "without events": lambda n: ours(*service, n, options.jobs, events=False),
             "floor": lambda n: floor(database, n, options.jobs),
             "procrastinate": lambda n: peer("procrastinate", database, n, options.few, folder),
             "celery": lambda n: peer("celery", database, n, options.few, folder),
-            "jobapi singly": lambda n: ours(*service, n, options.few, True),
+            "jobapi singly": lambda n: ours(*service, n, options.few, singly=True),
         }
+        rows = {name: rows[name] for name in options.rows or rows}
         print(f"{'workers':>8}{'':16}{'jobs/s':>9}{'ratio':>8}{'goal':>6}")
         for workers in options.workers:
             measured: dict[str, list[float]] = {name: [] for name in rows}

@@ -427,16 +427,14 @@ class EventRecord(Base):
     __tablename__ = "jobapi_events"
     __table_args__ = (
         # A workspace's events in their order.
-        Index("ix_jobapi_events_order", "workspace_id", "xid", "id"),
+        Index("ix_jobapi_events_order", "workspace_id", "xid", "id", unique=True),
         # A job's events, which happen one after the other.
         Index("ix_jobapi_events_job", "job_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(_BigId, Identity(), primary_key=True)
-    workspace_id: Mapped[int] = mapped_column(
-        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE")
-    )
+    workspace_id: Mapped[int]
     xid: Mapped[int] = mapped_column(BigInteger, comment="the transaction; 0 on SQLite")
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     kind: Mapped[int] = mapped_column(SmallInteger, comment="lifecycle.EventKind")

@@ -66,6 +66,7 @@ class Streams:
     ) -> None:
         self.limit = limit
         self.closing: Callable[[], bool] = lambda: False
+        self.count: Callable[[int], None] = lambda more: None
         self._engine = engine
         self._frame = frame
         self._lock = threading.Lock()
@@ -90,6 +91,7 @@ class Streams:
         with self._lock:
             self._start()
             self._new.append((sock, stream))
+        self.count(1)
         self.wake()
 
     def wake(self) -> None:
@@ -210,5 +212,6 @@ class Streams:
 
     def _drop(self, selector: selectors.BaseSelector, sock: Any) -> None:
         del self._open[sock]
+        self.count(-1)
         selector.unregister(sock)
         sock.close()
