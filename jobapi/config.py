@@ -132,6 +132,7 @@ class Settings:
         "run `jobapi maintain`. Not used when embedded.",
     )
     docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
+    dashboard_enabled: bool = _setting(True, "Whether `/dashboard` is served.")
     metrics_token: str | None = _setting(
         None,
         f"The Bearer token for `/metrics`, for Prometheus; at least {MIN_METRICS_TOKEN} "

@@ -28,6 +28,7 @@ from .streams import Streams
 from .tokens import TokenMint
 from .views import (
     auth,
+    dashboard,
     docs,
     events,
     health,
@@ -261,6 +262,8 @@ def _install(
         app.register_blueprint(metrics.blp, url_prefix=url_prefix or None)
     if settings.docs_enabled:
         app.register_blueprint(docs.blp, url_prefix=url_prefix or None)
+    if settings.dashboard_enabled:
+        app.register_blueprint(dashboard.blp, url_prefix=url_prefix or None)
     hooks.register(app, state)
     app.cli.add_command(cli.commands)
 

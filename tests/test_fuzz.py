@@ -31,7 +31,8 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 OPERATIONS = sorted(
     (method, rule.replace("<", "{").replace(">", "}"))
     for method, rule in TABLE
-    if "docs" not in rule and rule != "/openapi.json" and not rule.endswith("/stream")
+    if not rule.startswith(("/docs", "/openapi.json", "/dashboard"))
+    and not rule.endswith("/stream")
 )
 
 

@@ -43,7 +43,8 @@ def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: Path) -> N
         for path in (ROOT / "migrations").rglob("*")
         if path.suffix in (".py", ".ini", ".mako")
     }
-    assert names == package | migrations | {"jobapi/py.typed"}
+    dashboard = {str(path.relative_to(ROOT)) for path in (ROOT / "jobapi" / "dashboard").iterdir()}
+    assert names == package | migrations | dashboard | {"jobapi/py.typed"}
 
 
 HOST = """
@@ -69,6 +70,7 @@ created = client.post("/job-api/workspace/1/jobs", json={"job_type": "x", "works
 assert created.status_code == 201, created.text
 assert client.get("/job-api/health/ready").status_code == 200
 assert client.get("/job-api/docs").status_code == 200
+assert client.get("/job-api/dashboard").status_code == 200
 with app.app_context():
     db.engine.dispose()
 print("works")

@@ -1,0 +1,214 @@
+// One job: what it is, how far it is, and how it came to that.
+
+import { HOME, ask, get, jobPath, names, post, call, problemOf, parse } from "./api.js";
+import { badge, bar, cell, confirm, duration, h, json, moment, rows, say, since } from "./dom.js";
+import { every, follow, seldom } from "./live.js";
+
+const PROGRESS = 2000;
+
+export default async function job({ id, rest: name, signal, go, may }) {
+  const path = (more = "") => jobPath(id, name, more);
+  const [first, attempts, events, people] = await Promise.all([
+    get(path(), { signal }),
+    get(path("/attempts"), { signal }),
+    get(path("/events"), { signal }),
+    names(id),
+  ]);
+  let now = first;
+  let etag = null;
+  const user = (number) => people.get(number) || `user ${number}`;
+
+  const status = h("div", { class: "status" });
+  const actions = h("div", { class: "buttons" });
+  const facts = h("dl", { class: "facts" });
+  const error = h("section", {});
+  const metadata = section("Metadata", json(first.metadata, `${name}-metadata.json`));
+  const result = h("section", {});
+  const tries = h("section", {});
+  const history = h("section", {});
+
+  function showStatus(percent, message) {
+    status.replaceChildren(badge(now.status), ...(now.status === "running" || percent ? [bar(percent, message)] : []));
+  }
+
+  function showJob() {
+    const progress = now.status === "running" ? now.result || {} : {};
+    showStatus(progress.progress_percent, progress.progress_message);
+    const buttons = {
+      cancel: ["pending", "running"].includes(now.status) && may("member"),
+      retry: ["failed", "cancelled"].includes(now.status) && may("member"),
+      delete: !["pending", "running"].includes(now.status) && may("owner"),
+    };
+    const wanted = Object.keys(buttons).filter((verb) => buttons[verb]);
+    if (actions.dataset.verbs !== wanted.join()) {
+      actions.dataset.verbs = wanted.join();
+      actions.replaceChildren(
+        ...wanted.map((verb) => h("button", { type: "button", class: verb === "delete" ? "danger" : "", onclick: () => DO[verb]() }, `${verb[0].toUpperCase()}${verb.slice(1)}`)),
+        ...(may("member") ? [h("a", { class: "button", href: `${HOME}/${id}/jobs/new?like=${name}` }, "Create another like it")] : []),
+      );
+    }
+    const ran = now.started_at && now.completed_at ? (Date.parse(now.completed_at) - Date.parse(now.started_at)) / 1000 : null;
+    facts.replaceChildren(
+      ...[
+        ["Priority", now.priority],
+        ["Created", [since(now.created_at), ` by ${user(now.created_by)}`]],
+        now.scheduled_at && ["Scheduled for", since(now.scheduled_at)],
+        now.status === "pending" && ["Due", since(now.due_at)],
+        ["Started", since(now.started_at)],
+        now.completed_at && ["Ended", since(now.completed_at)],
+        now.completed_at && ["Ran for", duration(ran)],
+        now.completed_at && ["From due to end", duration(now.actual_duration)],
+        now.estimated_duration !== null && ["Expected to take", duration(now.estimated_duration)],
+        now.timeout_seconds !== null && ["May run for", duration(now.timeout_seconds)],
+        ["Retries", `${now.retry_count} of ${now.max_retries}`],
+        ["Changed", since(now.updated_at)],
+      ]
+        .filter(Boolean)
+        .map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", { dir: "auto" }, value))),
+    );
+    error.replaceChildren(...(now.error ? [h("h2", {}, "Error"), h("pre", { class: "error", tabindex: 0, dir: "auto" }, now.error)] : []));
+    const { progress_percent: _p, progress_message: _m, ...left } = now.status === "running" ? now.result || {} : {};
+    const shown = now.status === "running" ? (Object.keys(left).length ? left : null) : now.result;
+    replaceWhereOther(result, [h("h2", {}, "Result"), json(shown, `${name}-result.json`)]);
+  }
+
+  function showAttempts({ data }) {
+    replaceWhereOther(tries, [
+      h("h2", {}, "Attempts"),
+      data.length
+        ? rows(
+            ["No.", "Worker", "Started", "Took", "Ended as"],
+            data.flatMap((each) => [
+              h(
+                "tr",
+                { role: "row" },
+                cell("No.", String(each.attempt)),
+                cell("Worker", h("span", { dir: "auto" }, each.worker || "–")),
+                cell("Started", since(each.started_at)),
+                cell("Took", each.ended_at ? duration((Date.parse(each.ended_at) - Date.parse(each.started_at)) / 1000) : "–"),
+                cell("Ended as", badge((each.outcome || "running").replaceAll("_", " ")), each.error && h("pre", { class: "error", tabindex: 0, dir: "auto" }, each.error)),
+              ),
+            ]),
+          )
+        : h("p", { class: "none" }, "None yet."),
+    ]);
+  }
+
+  const seen = [];
+  let cursor = null;
+  function showEvents(found) {
+    for (const event of found.data) {
+      if (!seen.some((other) => other.event_id === event.event_id)) seen.push(event);
+    }
+    cursor = found.pagination.next_cursor;
+    const more = h("button", { type: "button", onclick: async () => showEvents(await get(path(`/events?cursor=${encodeURIComponent(cursor)}`), { signal })) }, "Show more");
+    replaceWhereOther(history, [h("h2", {}, "History"), seen.length ? h("ol", { class: "timeline" }, seen.map((event) => entry(event, user))) : h("p", { class: "none" }, "Not kept any more."), ...(cursor ? [more] : [])]);
+  }
+
+  // All of it, where the job is another one than it was.
+  async function reread() {
+    const response = await ask("GET", path(), { signal, headers: etag ? { "If-None-Match": etag } : {} });
+    if (response.status === 304) return;
+    if (!response.ok) throw await problemOf(response);
+    etag = response.headers.get("ETag");
+    const before = now.status;
+    now = parse(await response.text());
+    showJob();
+    const [tries, events] = await Promise.all([get(path("/attempts"), { signal }), cursor ? null : get(path(`/events?order=desc`), { signal })]);
+    showAttempts(tries);
+    // The newest are at the end; a list that has more at its end stays as it is.
+    if (events) showEvents({ data: events.data.reverse(), pagination: { next_cursor: null } });
+    if (now.status !== before) {
+      say(`The job is ${now.status}`);
+      document.title = `${now.status} · ${now.job_type} · Jobs`;
+    }
+  }
+
+  async function progress() {
+    if (now.status !== "running") return null;
+    const found = await get(path("/status"), { signal });
+    if (found.status !== now.status) return void (await reread());
+    showStatus(found.progress_percent, found.progress_message);
+  }
+
+  const DO = {
+    cancel: () =>
+      confirm("Cancel this job?", "What it has done so far stays in its result. A worker learns of it with its next report.", "Cancel the job", async (reason) => {
+        await post(path("/cancel"), reason ? { reason } : undefined);
+        await reread();
+      }, { reason: true }),
+    retry: () =>
+      confirm("Retry this job?", "It becomes pending, due now; its result is replaced.", "Retry the job", async (reason) => {
+        await post(path("/retry"), reason ? { reason } : undefined);
+        await reread();
+      }, { reason: true }),
+    delete: () =>
+      confirm("Delete this job?", "With its result, attempts and history, for good.", "Delete the job", async () => {
+        await call("DELETE", path());
+        await go(`/${id}/jobs`);
+      }),
+  };
+
+  showJob();
+  showAttempts(attempts);
+  showEvents(events);
+  const idLine = h("p", { class: "id" }, h("code", {}, name), " ", navigator.clipboard && h("button", { type: "button", class: "small", onclick: () => navigator.clipboard.writeText(name).then(() => say("Copied")) }, "Copy"));
+
+  return {
+    title: `${first.status} · ${first.job_type}`,
+    heading: first.job_type,
+    node: h("article", { class: "job" }, idLine, h("div", { class: "toolbar" }, status, actions), error, facts, h("div", { class: "pair" }, metadata, result), tries, history),
+    live(signal) {
+      const soon = seldom(700, signal, () => reread().catch(() => {}));
+      follow(id, `?job_id=${name}`, signal, {
+        read: reread,
+        events: (found) => {
+          const last = found.at(-1);
+          if (last.kind === "progressed" && now.status === "running") showStatus(last.data?.progress_percent, last.data?.progress_message);
+          soon();
+        },
+      });
+      every(PROGRESS, signal, progress);
+    },
+  };
+}
+
+const section = (title, ...content) => h("section", {}, h("h2", {}, title), content);
+
+// What is the same stays, with its scroll and whatever is selected in it.
+function replaceWhereOther(node, children) {
+  const made = h("div", {}, children);
+  if (node.textContent !== made.textContent) node.replaceChildren(...made.childNodes);
+}
+
+const WORDS = {
+  created: "Created",
+  started: "Started by hand",
+  claimed: "Claimed",
+  progressed: "Progress",
+  succeeded: "Succeeded",
+  failed: "Failed",
+  retried: "Put back for another attempt",
+  lease_expired: "Its worker fell silent",
+  cancelled: "Cancelled",
+  edited: "Edited",
+  released: "Handed back",
+  deleted: "Deleted",
+  timed_out: "Ran too long",
+};
+
+function entry(event, user) {
+  const who = [event.worker && `worker ${event.worker}`, event.key_id && `API key ${event.key_id}`, event.user_id && user(event.user_id)].filter(Boolean).join(", ");
+  const { progress_percent: percent, progress_message: message, error, ...data } = event.data || {};
+  return h(
+    "li",
+    { class: event.to_status || "" },
+    h("span", { class: "what" }, WORDS[event.kind] || event.kind.replaceAll("_", " "), percent !== undefined && percent !== null && `: ${percent} %`),
+    event.attempt && h("span", { class: "hint" }, ` attempt ${event.attempt}`),
+    who && h("span", { class: "hint", dir: "auto" }, ` by ${who}`),
+    message && h("p", { class: "detail", dir: "auto" }, message),
+    error && h("p", { class: "detail error", dir: "auto" }, String(error)),
+    Object.keys(data).length > 0 && h("p", { class: "detail", dir: "auto" }, Object.entries(data).map(([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ")),
+    h("time", { datetime: event.at }, moment(event.at)),
+  );
+}

@@ -1,0 +1,210 @@
+// What keeps a view up to date: reading again and again, or a stream of events.
+
+import { ask, Away, workspacePath } from "./api.js";
+import { h, say } from "./dom.js";
+
+const WAKE = new EventTarget();
+const wake = () => WAKE.dispatchEvent(new Event("wake"));
+addEventListener("online", wake);
+document.addEventListener("visibilitychange", () => document.hidden || wake());
+
+// Wait; less, where somebody wants to know now.
+export function pause(ms, signal) {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      WAKE.removeEventListener("wake", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    WAKE.addEventListener("wake", done);
+    signal?.addEventListener("abort", done, { once: true });
+  });
+}
+
+async function visible(signal) {
+  while (document.hidden && !signal.aborted) await pause(60_000, signal);
+}
+
+// The banner
+
+const banner = document.getElementById("trouble");
+
+export function trouble(error) {
+  const text = error instanceof Away ? error.message : `${error.message} (${error.status || "error"})`;
+  if (banner.dataset.text === text) return;
+  banner.dataset.text = text;
+  banner.replaceChildren(
+    h("p", {}, h("strong", {}, text), " What you see may be old. Trying again by itself."),
+    h("button", { type: "button", onclick: wake }, "Try now"),
+  );
+}
+
+export function fine() {
+  if (!banner.dataset.text) return;
+  delete banner.dataset.text;
+  banner.replaceChildren();
+  say("The service is back.");
+}
+
+addEventListener("offline", () => trouble(new Away()));
+
+// How long until the next try after so many that failed, in milliseconds.
+export const backoff = (failures, error) =>
+  (error?.retryAfter ? Math.min(error.retryAfter, 60) * 1000 : Math.min(15_000, 1000 * 2 ** failures)) * (0.75 + Math.random() / 2);
+
+// Do something every so often while the page is seen; it may return for how
+// long to wait instead, or null where it did nothing. Where it fails, the banner
+// says so until it goes well.
+export async function every(ms, signal, read) {
+  let failures = 0;
+  let wait = ms;
+  for (;;) {
+    await pause(wait, signal);
+    await visible(signal);
+    if (signal.aborted) return;
+    try {
+      const next = await read();
+      if (signal.aborted) return;
+      if (next !== null) fine();
+      wait = next || ms;
+      failures = 0;
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status === 401) {
+        document.dispatchEvent(new CustomEvent("ended", { detail: error }));
+        return;
+      }
+      if (!error.status && !(error instanceof Away)) throw error;
+      trouble(error);
+      wait = backoff(++failures, error);
+    }
+  }
+}
+
+// The stream of a workspace's events. `events` gets what happened; `read` is
+// called when the stream begins and, while there is none, every few seconds.
+
+const WITHOUT = 5000;
+const SILENCE = 45_000;
+const HIDDEN = 20_000;
+
+export function follow(id, query, signal, { events, read }) {
+  let open = false;
+  let last = null;
+  let due = false;
+
+  // The view was read before the stream began, and may have missed something.
+  const again = () => {
+    due = true;
+    wake();
+  };
+
+  every(WITHOUT, signal, async () => {
+    if (open && !due) return null;
+    due = false;
+    try {
+      await read();
+    } catch (error) {
+      due = true;
+      throw error;
+    }
+    return WITHOUT;
+  });
+
+  (async () => {
+    for (let failures = 0; !signal.aborted; failures++) {
+      await visible(signal);
+      if (signal.aborted) return;
+      const stop = new AbortController();
+      let error = null;
+      try {
+        const response = await ask("GET", workspacePath(id, `/events/stream${query}`), {
+          lasting: true,
+          signal: AbortSignal.any([signal, stop.signal]),
+          headers: last ? { "Last-Event-ID": last } : {},
+        });
+        if (response.ok) {
+          open = true;
+          again();
+          const began = Date.now();
+          await listen(response.body, stop, (found) => {
+            last = found.at(-1).id || last;
+            events(found.map((event) => event.data));
+          });
+          // One that held for a while did not fail.
+          if (Date.now() - began > 5000) failures = 0;
+        } else {
+          error = { retryAfter: Number(response.headers.get("Retry-After")) || 30 };
+          await response.body?.cancel();
+        }
+      } catch {
+        // What is wrong, reading finds out and says.
+      }
+      if (open && !signal.aborted) {
+        open = false;
+        again();
+      }
+      await pause(backoff(failures, error), signal);
+    }
+  })();
+}
+
+async function listen(body, stop, events) {
+  let timer;
+  const alive = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => stop.abort(), SILENCE);
+  };
+  // A browser has few connections to a service: no page that nobody sees keeps one.
+  let hidden;
+  const look = () => {
+    clearTimeout(hidden);
+    if (document.hidden) hidden = setTimeout(() => stop.abort(), HIDDEN);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
+  alive();
+  try {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      alive();
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop();
+      const found = parts.map(parseEvent).filter(Boolean);
+      if (found.length) events(found);
+    }
+  } finally {
+    clearTimeout(timer);
+    clearTimeout(hidden);
+    document.removeEventListener("visibilitychange", look);
+  }
+}
+
+function parseEvent(text) {
+  const found = { id: null, data: "" };
+  for (const line of text.split("\n")) {
+    if (line.startsWith("id: ")) found.id = line.slice(4);
+    if (line.startsWith("data: ")) found.data += line.slice(6);
+  }
+  return found.data ? { id: found.id, data: JSON.parse(found.data) } : null;
+}
+
+// Call at most once in so many milliseconds, and once more after the last call.
+export function seldom(ms, signal, run) {
+  let timer = null;
+  let last = 0;
+  return () => {
+    timer ??= setTimeout(
+      () => {
+        timer = null;
+        last = Date.now();
+        if (!signal.aborted) run();
+      },
+      Math.max(250, last + ms - Date.now()),
+    );
+  };
+}
