@@ -264,6 +264,10 @@ def begin_anew(session: Executor) -> None:
 
     Events of transactions that this server has not had yet are put before all others.
     """
-    if dialect_name(session) == "postgresql":
-        future = events.c.xid >= _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
-        session.execute(events.update().where(future).values(xid=0))
+    if dialect_name(session) == "sqlite":
+        return
+    future = events.c.xid >= _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
+    # One by one, by the index, because nearly always there is nothing to do.
+    for workspace_id in session.execute(select(workspaces.c.id)).scalars().all():
+        mine = events.c.workspace_id == workspace_id
+        session.execute(events.update().where(mine, future).values(xid=0))

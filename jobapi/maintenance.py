@@ -105,14 +105,26 @@ def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
     """
     end = time.monotonic() + seconds
     while True:
-        with transaction(connection, planner=BY_KEY) as tx:
-            operation = operations.advance(tx)
+        advanced = _advance(connection)
         with transaction(connection, planner=BY_KEY) as tx:
             cleared = workspaces.clear(tx)
-        if operation is None and not cleared:
+        if not advanced and not cleared:
             return False
         if time.monotonic() >= end:
             return True
+
+
+def _advance(connection: Connection) -> bool:
+    operation_id = operations.turn(connection)
+    if operation_id is None:
+        return False
+    try:
+        with transaction(connection, planner=BY_KEY) as tx:
+            return operations.advance(tx, operation_id) is not None
+    except Exception:
+        logger.exception("operation %s failed; it is tried again", operation_id)
+        operations.put_off(connection, operation_id)
+        return False
 
 
 def sweep(connection: Connection) -> int:

@@ -81,19 +81,32 @@ def create(
     return _advance(session, row)
 
 
-def advance(session: Executor) -> AnyRow | None:
-    """Do a part of the operation whose turn it is; None where there is none to be done.
+def turn(session: Executor) -> int | None:
+    """The id of the operation that waits the longest to be gone on with; None: there is none."""
+    running = operations.c.status == OperationStatus.RUNNING
+    first = select(operations.c.id).where(running).order_by(operations.c.updated_at).limit(1)
+    found: int | None = session.execute(first).scalar()
+    return found
 
-    To be called in a transaction. Those that somebody else is at are left to them.
+
+def advance(session: Executor, operation_id: int) -> AnyRow | None:
+    """Do a part of an operation; None where it has ended, or somebody else is at it.
+
+    To be called in a transaction.
     """
     row = session.execute(
         select(operations)
-        .where(operations.c.status == OperationStatus.RUNNING)
-        .order_by(operations.c.updated_at)
-        .limit(1)
+        .where(operations.c.id == operation_id, operations.c.status == OperationStatus.RUNNING)
         .with_for_update(skip_locked=True)
     ).first()
     return None if row is None else _advance(session, row)
+
+
+def put_off(session: Executor, operation_id: int) -> None:
+    """Let all others have their turn first."""
+    session.execute(
+        update(operations).where(operations.c.id == operation_id).values(updated_at=DbNow())
+    )
 
 
 def _narrowed(action: Action, filters: Filters) -> Filters:

@@ -30,6 +30,9 @@ POLL_SECONDS = 0.1
 WAKE_SECONDS = 0.02
 """How long after a look the next one is at the earliest, however much happens."""
 
+AGAIN_SECONDS = 2.0
+"""How long after a look that failed."""
+
 HEARTBEAT_SECONDS = 15.0
 AT_ONCE = 500
 """How many events of a workspace are read at a time."""
@@ -124,7 +127,8 @@ class Streams:
                     if key.fileobj is woken:
                         with contextlib.suppress(BlockingIOError):
                             woken.recv(4096)
-                        look_at = min(look_at, looked_at + WAKE_SECONDS)
+                        if look_at <= looked_at + POLL_SECONDS:
+                            look_at = min(look_at, looked_at + WAKE_SECONDS)
                     elif not self._listens(key.fileobj):
                         self._drop(selector, key.fileobj)
                 self._take_new(selector)
@@ -133,8 +137,8 @@ class Streams:
                         self._drop(selector, sock)
                 now = time.monotonic()
                 if now >= look_at:
-                    look_at, looked_at = now + POLL_SECONDS, now
-                    self._look()
+                    looked_at = now
+                    look_at = now + (POLL_SECONDS if self._look() else AGAIN_SECONDS)
                 if now >= beat_at:
                     beat_at = now + HEARTBEAT_SECONDS
                     self._beat(selector)
@@ -157,14 +161,14 @@ class Streams:
         except OSError:
             return False
 
-    def _look(self) -> None:
-        """Read what is new, once for all who are at the same place."""
+    def _look(self) -> bool:
+        """Read what is new, once for all who are at the same place; whether that was possible."""
         at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
         for stream in self._open.values():
             if len(stream.waiting) < MAX_BEHIND:
                 at[stream.workspace_id, stream.place].append(stream)
         if not at:
-            return
+            return True
         try:
             with self._engine().connect() as connection:
                 for (workspace_id, place), listening in at.items():
@@ -173,6 +177,8 @@ class Streams:
                         self._give(found, listening)
         except SQLAlchemyError:
             logger.warning("cannot look for events; the streams wait", exc_info=True)
+            return False
+        return True
 
     def _give(self, found: Sequence[Any], listening: Sequence[Stream]) -> None:
         frames = [(event, self._frame(event)) for event in found]

@@ -337,7 +337,7 @@ def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch)
     def show(operation: Operation) -> None:
         seen.append(operation.changed)
         with desk.world.transaction() as tx:
-            operations.advance(tx)
+            operations.advance(tx, begun.operation_id or 0)
 
     done = client.wait_for_operation(begun, show=show, poll_seconds=0.01)
     assert (done.status, done.changed) == ("finished", 5)

@@ -404,11 +404,31 @@ def test_operation_that_fails_in_the_middle_goes_on_from_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(operations.Settling, "settle", fail)
-        with pytest.raises(RuntimeError):
-            go_on(desk)
-    assert read(desk, begun) == begun
+        go_on(desk)
+    stays = read(desk, begun)
+    assert (stays["status"], stays["changed"]) == ("running", few)
     go_on(desk)
     assert read(desk, begun)["changed"] == few * 3
+
+
+def test_operation_that_always_fails_keeps_no_other_from_its_turn(
+    desk: Desk, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_type in "ab" * few * 2:
+        desk.create(job_type=job_type)
+    wrong, right = (operate(desk, "cancel", {"job_type": [t]}) for t in "ab")
+    advance = operations.advance
+
+    def fail(session: Any, operation_id: int) -> Any:
+        if operation_id == wrong["operation_id"]:
+            raise RuntimeError("always")
+        return advance(session, operation_id)
+
+    monkeypatch.setattr(operations, "advance", fail)
+    for _ in range(5):
+        go_on(desk)
+    assert read(desk, right)["status"] == "finished"
+    assert read(desk, wrong)["status"] == "running"
 
 
 def test_many_runners_share_operations_without_doing_anything_twice(desk: Desk, few: int) -> None:
