@@ -25,7 +25,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from .database import AnyRow, DbNow, Executor, IsAmong, dialect_name, insert_records, records
+from .database import AnyRow, DbNow, Executor, dialect_name, insert_records, records
 from .errors import ValidationFailed
 from .lifecycle import EventKind
 from .models import events, workspaces
@@ -233,19 +233,19 @@ def _horizon(session: Executor) -> ColumnElement[bool]:
 
 def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -> int:
     """Delete events that are so old, the oldest ``limit`` at most; returns how many."""
-    now = session.execute(select(DbNow())).scalar_one()
-    oldest = (
-        select(events.c.id)
-        .where(events.c.workspace_id == workspace_id)
-        .order_by(events.c.xid, events.c.id)
-        .limit(limit)
-    )
-    gone: Any = session.execute(
-        delete(events).where(
-            IsAmong(events.c.id, oldest.scalar_subquery()),
-            events.c.at < now - timedelta(days=days),
-        )
-    )
+    c = events.c
+    old = session.execute(select(DbNow())).scalar_one() - timedelta(days=days)
+    mine = c.workspace_id == workspace_id
+    in_order = select(c.at, c.xid, c.id).where(mine).order_by(c.xid, c.id).limit(1)
+    first = session.execute(in_order).first()
+    if first is None or first.at >= old:
+        return 0
+    # Up to the first that is left for the next time: a range of the index, and no list of ids.
+    stop = session.execute(in_order.offset(limit)).first()
+    where = [mine, c.at < old]
+    if stop is not None:
+        where.append(tuple_(c.xid, c.id) < tuple_(stop.xid, stop.id))
+    gone: Any = session.execute(delete(events).where(*where))
     return int(gone.rowcount)
 
 

@@ -183,8 +183,10 @@ def clear(session: Executor) -> bool:
     # Said table by table, because a host's SQLite may not follow foreign keys.
     for table in (jobs, event_rows, job_flow, idempotency_keys, operations):
         of = table.c.workspace_id == workspace_id
-        some = select(*table.primary_key).where(of).limit(CLEAR_AT_ONCE)
-        keys = tuple_(*table.primary_key)
+        # Events have no index by their id alone.
+        key = (table.c.xid, table.c.id) if table is event_rows else tuple(table.primary_key)
+        some = select(*key).where(of).limit(CLEAR_AT_ONCE)
+        keys = tuple_(*key)
         gone: Any = session.execute(delete(table).where(of, keys.in_(some)))
         if gone.rowcount:
             return True
