@@ -85,6 +85,7 @@ class State:
             listen_url=self.settings.listen_database_url,
         )
         self.streams = Streams(lambda: self.engine, events.frame, limit=self.settings.max_streams)
+        self.streams.count = self._count_streams
         self.maintenance = Maintenance(lambda: self.engine, self.backoff, self.tell)
 
     @property
@@ -121,6 +122,10 @@ class State:
         """Count the jobs whose leases, or time, had run out."""
         if self.metrics is not None:
             self.metrics.reaped(reaped)
+
+    def _count_streams(self, more: int) -> None:
+        if self.metrics is not None:
+            self.metrics.streams.inc(more)
 
     @property
     def backoff(self) -> Backoff:

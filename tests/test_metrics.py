@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,14 @@ def test_connections_are_counted_whatever_becomes_of_them(world: World) -> None:
     assert found() == (0, 1)
 
 
+def test_documents_have_every_metric_and_no_other(world: World) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text()
+    families = text_string_to_metric_families(world.call("GET", "/metrics", METRICS_TOKEN).text)
+    served = {f.name + ("_total" if f.type == "counter" else "") for f in families}
+    assert set(re.findall(r"^\| `(jobapi_\w+)`", text, re.M)) == served
+    assert set(re.findall(r"jobapi_[a-z_]+", text)) <= served
+
+
 # In a host
 
 
@@ -437,6 +446,23 @@ def test_any_process_answers_for_all_and_for_those_that_were_killed(
     assert METRICS_TOKEN not in service.log.read_text()
     assert service.stop() == 0
     assert not folder.exists()
+
+
+def test_streams_are_seen_while_they_are_open(serve: Any) -> None:
+    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
+
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 10
+        while scrape(service.url)["jobapi_open_streams"] != number:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    clients = [service.client("boss", PASSWORD) for _ in range(3)]
+    with ExitStack() as stack:
+        for client in clients:
+            stack.enter_context(client.stream("GET", "/workspace/1/events/stream"))
+        wait_for(3)
+    wait_for(0)
 
 
 def test_claims_that_wait_are_seen_while_they_wait(serve: Any) -> None:

@@ -17,11 +17,13 @@ const VIEWS = [
 const main = document.getElementById("main");
 const top = document.getElementById("top");
 
+const LOG_IN = "log in"; // no address: it is shown at any
+
 let me = null; // the user, where a user is logged in
 let shown = null; // the address of the view that is shown
 let view = new AbortController(); // ends what belongs to the view
 
-const here = () => decodeURI(location.pathname).slice(HOME.length);
+const here = () => location.pathname.slice(HOME.length);
 
 export function go(address, { replace = false } = {}) {
   history[replace ? "replaceState" : "pushState"](null, "", HOME + address);
@@ -65,13 +67,17 @@ const load = (read) => read().catch(() => Promise.reject(new Away()));
 
 async function open(path, signal) {
   const [found, read] = VIEWS.map(([pattern, read]) => [path.match(pattern), read]).find(([found]) => found) || [];
-  me ??= HOST_LOGIN || !byKey() ? await get("/auth/me", { signal }) : {};
+  const [, id, rest] = found || [];
+  const [module, workspace, user] = await Promise.all([
+    found && load(read),
+    id && get(workspacePath(id), { signal }),
+    me || (byKey() ? {} : get("/auth/me", { signal })),
+  ]);
+  me = user;
   if (!found) {
     header(null);
     return { title: "No such page", node: h("p", {}, "There is no such page. ", h("a", { href: HOME }, "All workspaces")) };
   }
-  const [, id, rest] = found;
-  const [module, workspace] = await Promise.all([load(read), id ? get(workspacePath(id), { signal }) : null]);
   const made = await module.default({
     id,
     rest,
@@ -116,6 +122,7 @@ function mount({ title, node, heading }, again, path) {
     same.focus({ preventScroll: true });
     if (active.selectionStart != null) same.setSelectionRange?.(active.selectionStart, active.selectionEnd);
   } else if (!again) {
+    document.querySelectorAll("dialog").forEach((dialog) => dialog.remove());
     if (shown !== null) name.focus({ preventScroll: true });
     scrollTo(0, 0);
   }
@@ -158,8 +165,8 @@ function ended(error) {
   me = null;
   if (HOST_LOGIN) {
     top.replaceChildren(h("div", { class: "brand" }, "Jobs"));
-    mount({ ...refusal(error), title: "Log in" }, false, null);
-  } else showLogIn(shown === null ? null : error.message);
+    mount({ ...refusal(error), title: "Log in" }, false, LOG_IN);
+  } else showLogIn(error.message);
 }
 
 document.addEventListener("ended", (event) => {
@@ -173,17 +180,13 @@ function showLogIn(message) {
   const name = h("input", { name: "username", autocomplete: "username", autocapitalize: "none", spellcheck: "false", required: true });
   const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
   const key = h("input", { name: "key", type: "password", autocomplete: "off", placeholder: "jk_…" });
-  const done = () => {
-    shown = null;
-    return show();
-  };
   const byName = form({}, [field("Name", name), field("Password", password)], "Log in", async () => {
     await logIn(name.value, password.value);
-    await done();
+    await show();
   });
   const withKey = form({}, field("API key", key, "For one workspace; shows neither its members nor its keys."), "Use the key", async () => {
     await logInByKey(key.value.trim());
-    await done();
+    await show();
   });
   const node = h(
     "div",
@@ -192,7 +195,7 @@ function showLogIn(message) {
     byName,
     h("details", {}, h("summary", {}, "Use an API key instead"), withKey),
   );
-  mount({ title: "Log in", node }, false, null);
+  mount({ title: "Log in", node }, false, LOG_IN);
   name.focus();
 }
 
@@ -206,7 +209,7 @@ document.addEventListener("click", (event) => {
   const ours = url.origin === location.origin && (url.pathname === HOME || url.pathname.startsWith(`${HOME}/`));
   if (!ours || (url.hash && url.pathname === location.pathname)) return;
   event.preventDefault();
-  go(decodeURI(url.pathname).slice(HOME.length) + url.search);
+  go(url.pathname.slice(HOME.length) + url.search);
 });
 
 addEventListener("popstate", show);
@@ -217,6 +220,7 @@ document.addEventListener("keydown", (event) => {
   const filter = document.getElementById("filter");
   if (!filter) return;
   event.preventDefault();
+  filter.closest("details").open = true;
   filter.focus();
 });
 

@@ -2,7 +2,6 @@
 
 import { h, number, rows, cell, s } from "./dom.js";
 
-const WIDTH = 640;
 const HEIGHT = 200;
 const LEFT = 52;
 const BOTTOM = 22;
@@ -20,6 +19,7 @@ export function ceiling(most) {
 // `series` is a list of {name, label, values}; `points` are the moments at
 // which the spans begin. `kind` is "area" or "bars", both stacked, or "line".
 export function chart({ title, kind, points, span, series, unit = number, whole = true }) {
+  const WIDTH = Math.max(280, Math.min(560, document.getElementById("main").clientWidth - 64));
   const n = points.length;
   const stacked = kind !== "line";
   const sum = (i) => series.reduce((total, each) => total + (each.values[i] || 0), 0);
@@ -34,7 +34,7 @@ export function chart({ title, kind, points, span, series, unit = number, whole 
     svg.append(s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
     svg.append(s("text", { class: "tick-y", x: LEFT - 6, y: y(value) + 4 }, unit(value)));
   }
-  const labels = 6;
+  const labels = WIDTH > 500 ? 6 : 3;
   for (let k = 0; k < labels; k++) {
     const i = Math.round((k * n) / labels);
     svg.append(s("text", { class: k ? "tick-x" : "tick-x begin", x: x(i), y: HEIGHT - 5 }, when(points[i], span, n)));

@@ -43,6 +43,9 @@ export function duration(seconds) {
   return parts.slice(0, 2).join(" ");
 }
 
+// Between two of the API's times, which have whole seconds.
+export const ran = (from, to) => (from === to ? "< 1 s" : duration((Date.parse(to) - Date.parse(from)) / 1000));
+
 const WHOLE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 export const moment = (iso) => WHOLE.format(new Date(iso));
 
@@ -127,6 +130,7 @@ export function showProblem(form, error) {
     if (!place) rest.push(`${name}: ${messages.join(" ")}`);
     else {
       input.setAttribute("aria-invalid", "true");
+      input.closest("details")?.setAttribute("open", "");
       place.append(`${name.includes(".") ? `${name}: ` : ""}${messages.join(" ")}`);
     }
   }

@@ -1,7 +1,7 @@
 // One job: what it is, how far it is, and how it came to that.
 
 import { HOME, ask, get, jobPath, names, post, call, problemOf, parse } from "./api.js";
-import { badge, bar, cell, confirm, duration, h, json, moment, rows, say, since } from "./dom.js";
+import { badge, bar, cell, confirm, duration, h, json, moment, ran, rows, say, since } from "./dom.js";
 import { every, follow, seldom } from "./live.js";
 
 const PROGRESS = 2000;
@@ -47,7 +47,6 @@ export default async function job({ id, rest: name, signal, go, may }) {
         ...(may("member") ? [h("a", { class: "button", href: `${HOME}/${id}/jobs/new?like=${name}` }, "Create another like it")] : []),
       );
     }
-    const ran = now.started_at && now.completed_at ? (Date.parse(now.completed_at) - Date.parse(now.started_at)) / 1000 : null;
     facts.replaceChildren(
       ...[
         ["Priority", now.priority],
@@ -56,7 +55,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
         now.status === "pending" && ["Due", since(now.due_at)],
         ["Started", since(now.started_at)],
         now.completed_at && ["Ended", since(now.completed_at)],
-        now.completed_at && ["Ran for", duration(ran)],
+        now.completed_at && now.started_at && ["Ran for", ran(now.started_at, now.completed_at)],
         now.completed_at && ["From due to end", duration(now.actual_duration)],
         now.estimated_duration !== null && ["Expected to take", duration(now.estimated_duration)],
         now.timeout_seconds !== null && ["May run for", duration(now.timeout_seconds)],
@@ -85,7 +84,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
                 cell("No.", String(each.attempt)),
                 cell("Worker", h("span", { dir: "auto" }, each.worker || "–")),
                 cell("Started", since(each.started_at)),
-                cell("Took", each.ended_at ? duration((Date.parse(each.ended_at) - Date.parse(each.started_at)) / 1000) : "–"),
+                cell("Took", each.ended_at ? ran(each.started_at, each.ended_at) : "–"),
                 cell("Ended as", badge((each.outcome || "running").replaceAll("_", " ")), each.error && h("pre", { class: "error", tabindex: 0, dir: "auto" }, each.error)),
               ),
             ]),
@@ -159,8 +158,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
     heading: first.job_type,
     node: h("article", { class: "job" }, idLine, h("div", { class: "toolbar" }, status, actions), error, facts, h("div", { class: "pair" }, metadata, result), tries, history),
     live(signal) {
-      const soon = seldom(700, signal, () => reread().catch(() => {}));
-      follow(id, `?job_id=${name}`, signal, {
+      const again = follow(id, `?job_id=${name}`, signal, {
         read: reread,
         events: (found) => {
           const last = found.at(-1);
@@ -168,6 +166,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
           soon();
         },
       });
+      const soon = seldom(700, signal, again);
       every(PROGRESS, signal, progress);
     },
   };

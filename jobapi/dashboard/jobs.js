@@ -1,7 +1,7 @@
 // The list: filters, sort and page stand in the address, rows change where they are.
 
 import { HOME, get, jobPath, workspacePath } from "./api.js";
-import { PRIORITIES, STATUSES, badge, bar, cell, count, duration, field, h, rows, say, select, since, toLocal, toUtc } from "./dom.js";
+import { PRIORITIES, STATUSES, badge, bar, cell, count, field, h, ran, rows, say, select, since, toLocal, toUtc } from "./dom.js";
 import { every, follow, seldom } from "./live.js";
 
 const SORTS = [
@@ -73,7 +73,8 @@ export default async function jobs({ id, query, signal, go, may }) {
     showTotal(answer.pagination);
     const missing = update(answer.data);
     if (missing.some((each) => alive(each.job)) && sorted === "created_at" && !query.has("created_before")) {
-      update((await get(path(id, query, window_([...shown.values()].map((each) => each.job))), { signal })).data, true);
+      const around = { ...window_([...shown.values()].map((each) => each.job)), status: null };
+      update((await get(path(id, query, around), { signal })).data, true);
     }
     const others = answer.data.filter((job) => !shown.has(job.job_id)).length;
     fresh.hidden = !others || !first(query);
@@ -119,7 +120,7 @@ export default async function jobs({ id, query, signal, go, may }) {
   const node = h(
     "div",
     {},
-    filters(id, query, problem, go),
+    h("details", { id: "filters", open: Boolean(problem) || [...query.keys()].some(isFilter) || matchMedia("(min-width: 641px)").matches }, h("summary", { id: "filters-open" }, "Filters and order"), filters(id, query, problem, go)),
     h(
       "div",
       { class: "toolbar" },
@@ -140,9 +141,8 @@ export default async function jobs({ id, query, signal, go, may }) {
   );
 
   function live(signal) {
-    const soon = seldom(1000, signal, () => reread().catch(() => {}));
     const kinds = ["created", "started", "claimed", "succeeded", "failed", "retried", "lease_expired", "cancelled", "edited", "released", "deleted", "timed_out", "progressed"];
-    follow(id, `?${new URLSearchParams(kinds.map((kind) => ["kind", kind]))}`, signal, {
+    const again = follow(id, `?${new URLSearchParams(kinds.map((kind) => ["kind", kind]))}`, signal, {
       read: reread,
       events: (found) => {
         let reading = false;
@@ -158,6 +158,7 @@ export default async function jobs({ id, query, signal, go, may }) {
         if (reading) soon();
       },
     });
+    const soon = seldom(1000, signal, again);
     progress().catch(() => {});
     every(PROGRESS, signal, progress);
   }
@@ -212,7 +213,7 @@ function row(id, first) {
 // From its start, where it has one: what a person takes for how long it took.
 function took({ started_at, completed_at }) {
   if (!started_at || !completed_at) return "–";
-  return duration((Date.parse(completed_at) - Date.parse(started_at)) / 1000);
+  return ran(started_at, completed_at);
 }
 
 function said(job) {
@@ -310,7 +311,9 @@ function filters(id, query, problem, go) {
       wanted.set("order", order);
     }
     if (form.get("limit") !== "50") wanted.set("limit", form.get("limit"));
-    if (String(wanted) !== String(query)) go(address(id, wanted));
+    // Enter is a change and a submission; and the next view may be on its way.
+    if (location.pathname !== `${HOME}/${id}/jobs` || String(wanted) === String(new URLSearchParams(location.search))) return;
+    go(address(id, wanted));
   }
 
   return node;

@@ -4,21 +4,22 @@ import { ask, Away, workspacePath } from "./api.js";
 import { h, say } from "./dom.js";
 
 const WAKE = new EventTarget();
-const wake = () => WAKE.dispatchEvent(new Event("wake"));
-addEventListener("online", wake);
+const wake = (target = WAKE) => target.dispatchEvent(new Event("wake"));
+addEventListener("online", () => wake());
 document.addEventListener("visibilitychange", () => document.hidden || wake());
 
-// Wait; less, where somebody wants to know now.
-export function pause(ms, signal) {
+// Wait; less, where somebody wants to know now: all that wait, or those at `bell`.
+export function pause(ms, signal, bell = new EventTarget()) {
   return new Promise((resolve) => {
+    const listened = [[WAKE, "wake"], [bell, "wake"], [signal, "abort"]];
     const done = () => {
       clearTimeout(timer);
-      WAKE.removeEventListener("wake", done);
+      listened.forEach(([target, name]) => target.removeEventListener(name, done));
       resolve();
     };
     const timer = setTimeout(done, ms);
-    WAKE.addEventListener("wake", done);
-    signal?.addEventListener("abort", done, { once: true });
+    listened.forEach(([target, name]) => target.addEventListener(name, done));
+    if (signal.aborted) done();
   });
 }
 
@@ -36,7 +37,7 @@ export function trouble(error) {
   banner.dataset.text = text;
   banner.replaceChildren(
     h("p", {}, h("strong", {}, text), " What you see may be old. Trying again by itself."),
-    h("button", { type: "button", onclick: wake }, "Try now"),
+    h("button", { type: "button", onclick: () => wake() }, "Try now"),
   );
 }
 
@@ -56,11 +57,11 @@ export const backoff = (failures, error) =>
 // Do something every so often while the page is seen; it may return for how
 // long to wait instead, or null where it did nothing. Where it fails, the banner
 // says so until it goes well.
-export async function every(ms, signal, read) {
+export async function every(ms, signal, read, bell) {
   let failures = 0;
   let wait = ms;
   for (;;) {
-    await pause(wait, signal);
+    await pause(wait, signal, bell);
     await visible(signal);
     if (signal.aborted) return;
     try {
@@ -83,7 +84,8 @@ export async function every(ms, signal, read) {
 }
 
 // The stream of a workspace's events. `events` gets what happened; `read` is
-// called when the stream begins and, while there is none, every few seconds.
+// called when the stream begins, while there is none every few seconds, and when
+// what is returned is called.
 
 const WITHOUT = 5000;
 const SILENCE = 45_000;
@@ -93,11 +95,10 @@ export function follow(id, query, signal, { events, read }) {
   let open = false;
   let last = null;
   let due = false;
-
-  // The view was read before the stream began, and may have missed something.
+  const bell = new EventTarget();
   const again = () => {
     due = true;
-    wake();
+    wake(bell);
   };
 
   every(WITHOUT, signal, async () => {
@@ -109,8 +110,8 @@ export function follow(id, query, signal, { events, read }) {
       due = true;
       throw error;
     }
-    return WITHOUT;
-  });
+    return due ? 1 : WITHOUT;
+  }, bell);
 
   (async () => {
     for (let failures = 0; !signal.aborted; failures++) {
@@ -126,6 +127,7 @@ export function follow(id, query, signal, { events, read }) {
         });
         if (response.ok) {
           open = true;
+          // The view was read before the stream began, and may have missed something.
           again();
           const began = Date.now();
           await listen(response.body, stop, (found) => {
@@ -148,6 +150,7 @@ export function follow(id, query, signal, { events, read }) {
       await pause(backoff(failures, error), signal);
     }
   })();
+  return again;
 }
 
 async function listen(body, stop, events) {

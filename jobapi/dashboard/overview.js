@@ -7,7 +7,8 @@ import { every } from "./live.js";
 
 const WINDOWS = [["hour", "Hour"], ["day", "Day"], ["month", "Month"]];
 const RATES = ["queued", "started", "succeeded", "failed", "cancelled"];
-const TYPES = 15;
+const SPANS = ["minute", "hour", "day"];
+const TYPES = 12;
 const STATS = 5000;
 
 // Which charts' numbers are open, and which statuses are left out of the first.
@@ -21,7 +22,8 @@ export default async function overview({ id, query, signal }) {
   const tiles = h("div", { class: "tiles" });
   const charts = h("div", { class: "charts" });
   const rates = h("section", {});
-  const types = h("section", {});
+  const types = h("figure", {});
+  const durations = h("section", {});
 
   function showStats() {
     const list = (status) => `${HOME}/${id}/jobs?status=${status}`;
@@ -31,7 +33,7 @@ export default async function overview({ id, query, signal }) {
     );
     rates.replaceChildren(
       h("h2", {}, "Rates"),
-      rows(["Last", ...RATES], ["minute", "hour", "day"].map((each) => h("tr", { role: "row" }, cell("Last", each), RATES.map((rate) => cell(rate, number(stats.rates[each][rate]))))), { class: "numbers" }),
+      rows(["In the last", ...SPANS], RATES.map((rate) => h("tr", { role: "row" }, cell("", rate), SPANS.map((each) => cell(each, number(stats.rates[each][rate]))))), { class: "numbers" }),
     );
     showTypes();
   }
@@ -48,22 +50,22 @@ export default async function overview({ id, query, signal }) {
     }));
     const took = all.filter(([type]) => stats.durations[type]).slice(0, TYPES);
     types.replaceChildren(
-      h("h2", {}, "By type"),
+      h("figcaption", {}, h("h2", {}, "By type"), h("span", { class: "hint" }, "now")),
       items.length ? bars(items, STATUSES, most) : h("p", { class: "none" }, "No jobs yet."),
-      ...(all.length > TYPES ? [h("p", { class: "hint" }, `And ${count(all.length - TYPES, "more type")}.`)] : []),
-      ...(took.length
-        ? [
-            h("h2", {}, "How long they run"),
-            rows(
-              ["Type", "Median", "95 of 100 within", "Over"],
-              took.map(([type]) => {
-                const each = stats.durations[type];
-                return h("tr", { role: "row" }, cell("Type", type), cell("Median", duration(each.median_seconds)), cell("95 of 100 within", duration(each.p95_seconds)), cell("Over", count(each.jobs, "job")));
-              }),
-              { class: "numbers" },
-            ),
-          ]
-        : []),
+      all.length > TYPES ? h("p", { class: "hint" }, `And ${count(all.length - TYPES, "more type")}.`) : "",
+    );
+    durations.replaceChildren(
+      h("h2", {}, "How long they run"),
+      took.length
+        ? rows(
+            ["Type", "Median", "95 of 100 within", "Of"],
+            took.map(([type]) => {
+              const each = stats.durations[type];
+              return h("tr", { role: "row" }, cell("", type), cell("Median", duration(each.median_seconds)), cell("95 of 100 within", duration(each.p95_seconds)), cell("Of", count(each.jobs, "job")));
+            }),
+            { class: "numbers" },
+          )
+        : h("p", { class: "none" }, "None has succeeded yet."),
     );
   }
 
@@ -135,8 +137,8 @@ export default async function overview({ id, query, signal }) {
         "The last ",
         WINDOWS.map(([name, text]) => h("a", { id: `window-${name}`, href: `${HOME}/${id}?window=${name}`, "aria-current": name === window_ && "true" }, text.toLowerCase())),
       ),
-      charts,
-      h("div", { class: "pair" }, types, rates),
+      h("div", { class: "grid" }, charts, types),
+      h("div", { class: "pair" }, rates, durations),
     ),
     live: (signal) =>
       every(STATS, signal, async () => {
