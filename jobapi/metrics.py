@@ -14,7 +14,6 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -23,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
@@ -30,6 +30,7 @@ from .leases import LEASE_EXPIRED
 from .lifecycle import JobStatus, Outcome
 
 PREFIX = "jobapi_"
+CONNECTIONS = "jobapi_database_connections"
 
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 JOB_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
@@ -63,10 +64,15 @@ def note_end(process_id: int) -> None:
 class _Histogram(Histogram):
     def observe_all(self, amounts: Sequence[float]) -> None:
         """``observe`` each; a hundred at once cost a tenth of a hundred calls."""
-        places = Tally(bisect_left(self._upper_bounds, amount) for amount in amounts)
-        for place, n in places.items():
-            self._buckets[place].inc(n)
-        self._sum.inc(sum(amounts))
+        bounds = self._upper_bounds
+        found = [0] * len(bounds)
+        for amount in amounts:
+            found[bisect_left(bounds, amount)] += 1
+        for bucket, n in zip(self._buckets, found, strict=True):
+            if n:
+                bucket.inc(n)
+        # A clock that was set back may say less than nothing.
+        self._sum.inc(max(0.0, sum(amounts)))
 
 
 class Metrics:
@@ -92,6 +98,7 @@ class Metrics:
         self._claimed = Counter(
             "jobapi_claimed_jobs_total", "Jobs that were claimed.", ["workspace"], **own
         )
+        self._claimed_in: dict[int, Counter] = {}
         self._queue_wait = _Histogram(
             "jobapi_queue_wait_seconds",
             "How long jobs had been due when they were claimed.",
@@ -124,10 +131,10 @@ class Metrics:
         )
         self.waiting = Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live)
         self.streams = Gauge("jobapi_open_streams", "Streams of events that are open.", **live)
-        connections = Gauge(
-            "jobapi_database_connections", "Connections of the pools.", ["state"], **live
-        )
-        self._in_use, self._idle = connections.labels("in_use"), connections.labels("idle")
+        connections = Gauge(CONNECTIONS, "Connections of the pools.", ["state"], **live)
+        # Which of them are idle is worked out when it is asked for: a request
+        # takes and gives back, and seldom opens one.
+        self._in_use, self._open = connections.labels("in_use"), connections.labels("open")
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request to a route, by its rule, was answered."""
@@ -141,28 +148,33 @@ class Metrics:
 
     def claimed(self, workspace_id: int, jobs: Sequence[Any]) -> None:
         """These jobs were claimed."""
-        self._claimed.labels(workspace_id).inc(len(jobs))
-        self._queue_wait.observe_all([_seconds(job.started_at - job.due_at) for job in jobs])
+        counter = self._claimed_in.get(workspace_id)
+        if counter is None:
+            counter = self._claimed_in[workspace_id] = self._claimed.labels(workspace_id)
+        counter.inc(len(jobs))
+        self._queue_wait.observe_all([(j.started_at - j.due_at).total_seconds() for j in jobs])
 
     def reported(
         self, reports: Sequence[Mapping[str, Any]], answers: Sequence[Any], *, malformed: int = 0
     ) -> None:
         """These reports were answered so, and so many besides could not be read."""
-        accepted: Tally[JobStatus] = Tally()
-        ran: defaultdict[JobStatus, list[float]] = defaultdict(list)
-        refused, retried = malformed, 0
-        for report, answer in zip(reports, answers, strict=True):
-            if answer.problem is not None:
+        ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
+        others: Tally[JobStatus] = Tally()
+        refused, retried, failed = malformed, 0, JobStatus.FAILED
+        for report, (job, problem, ran) in zip(reports, answers, strict=True):
+            if problem is not None:
                 refused += 1
                 continue
             status = report.get("status", JobStatus.RUNNING)
-            accepted[status] += 1
-            if answer.ran is not None:
-                ran[status].append(_seconds(answer.ran))
-                retried += status == JobStatus.FAILED and answer.job.status == JobStatus.PENDING
-        for status, n in accepted.items():
+            if ran is None:
+                others[status] += 1
+                continue
+            ended[status].append(ran.total_seconds())
+            retried += status is failed and job.status == JobStatus.PENDING
+        for status, n in others.items():
             self._reports[status].inc(n)
-        for status, seconds in ran.items():
+        for status, seconds in ended.items():
+            self._reports[status].inc(len(seconds))
             self._run[status].observe_all(seconds)
         if refused:
             self._refused.inc(refused)
@@ -178,38 +190,19 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Count the connections of an engine's pool from now on."""
-        in_use, idle = self._in_use, self._idle
         pool: Any = engine.pool
         if isinstance(pool, QueuePool):
             # A host's may have some already.
-            idle.inc(pool.checkedin())
-            in_use.inc(pool.checkedout())
-
-        def opened(*_: Any) -> None:
-            idle.inc()
-
-        def closed(*_: Any) -> None:
-            idle.dec()
-
-        def taken(*_: Any) -> None:
-            idle.dec()
-            in_use.inc()
-
-        def given_back(*_: Any) -> None:
-            in_use.dec()
-            idle.inc()
-
-        def taken_out(*_: Any) -> None:
-            in_use.dec()
-
-        for name, handler in {
-            "connect": opened,
-            "close": closed,
-            "checkout": taken,
-            "checkin": given_back,
-            "detach": taken_out,
-        }.items():
-            event.listen(pool, name, handler)
+            self._open.inc(pool.checkedin() + pool.checkedout())
+            self._in_use.inc(pool.checkedout())
+        for gauge, more, fewer in (
+            (self._open, ["connect"], ["close", "detach"]),
+            (self._in_use, ["checkout"], ["checkin", "detach"]),
+        ):
+            for name in more:
+                event.listen(pool, name, lambda *_, gauge=gauge: gauge.inc())
+            for name in fewer:
+                event.listen(pool, name, lambda *_, gauge=gauge: gauge.dec())
 
     @property
     def is_shared(self) -> bool:
@@ -234,11 +227,6 @@ def _of_process() -> Metrics:
     return Metrics()
 
 
-def _seconds(duration: timedelta) -> float:
-    # A clock that was set back may say less than nothing.
-    return max(0.0, duration.total_seconds())
-
-
 class _Answer(Collector):
     def __init__(self, registry: CollectorRegistry, database: Sequence[Metric]) -> None:
         self._registry = registry
@@ -253,8 +241,16 @@ class _Answer(Collector):
         for metric in own:
             # A host's may be in the same files.
             if metric.name.startswith(PREFIX):
-                metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
+                samples = [s for s in metric.samples if not s.name.endswith("_created")]
+                metric.samples = _idle(samples) if metric.name == CONNECTIONS else samples
                 yield metric
+
+
+def _idle(samples: Sequence[Sample]) -> list[Sample]:
+    by_state = {sample.labels["state"]: sample for sample in samples}
+    in_use, there = by_state["in_use"], by_state["open"]
+    idle = there.value - in_use.value
+    return [in_use, there._replace(labels={"state": "idle"}, value=idle)]
 
 
 def _of_database(
