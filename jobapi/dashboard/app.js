@@ -118,7 +118,7 @@ function mount({ title, node, heading }, again, path) {
   document.title = `${title} · Jobs`;
   const same = active?.id && document.getElementById(active.id);
   if (same) {
-    if (active.tagName === "INPUT" && /^(text|search)$/.test(active.type)) same.value = active.value;
+    if (/^(text|search)$/.test(active.type) && active.value !== active.defaultValue) same.value = active.value;
     same.focus({ preventScroll: true });
     if (active.selectionStart != null) same.setSelectionRange?.(active.selectionStart, active.selectionEnd);
   } else if (!again) {

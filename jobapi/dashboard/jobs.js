@@ -284,10 +284,18 @@ function filters(id, query, problem, go) {
         field("Jobs on a page", select({ name: "limit", id: "limit" }, ["10", "25", "50", "100"], query.get("limit") || "50")),
       ),
     ),
-    [...query.keys()].some((name) => isFilter(name)) && h("a", { href: `${HOME}/${id}/jobs` }, "Clear filters"),
+    [...query.keys()].some((name) => isFilter(name)) && h("a", { href: `${HOME}/${id}/jobs`, onclick: clear }, "Clear filters"),
     h("p", { class: "problem", role: "alert" }, problem?.message),
     h("button", { class: "unseen" }, "Filter"),
   );
+
+  // At once, and not only when the next view comes, which may be filtered meanwhile.
+  function clear() {
+    for (const input of node.querySelectorAll("input")) {
+      if (input.type === "checkbox") input.checked = false;
+      else input.value = "";
+    }
+  }
 
   function apply() {
     const form = new FormData(node);

@@ -225,6 +225,7 @@ def test_filters_and_order_are_in_the_address_and_back_works(page: Page, demo: S
     expect(rows).to_have_count(4)
 
     page.get_by_role("link", name="Clear filters").click()
+    expect(rows).to_have_count(6)
     page.get_by_label("Metadata").fill("batch_id=3")
     page.keyboard.press("Enter")
     expect(rows).to_have_count(2)
@@ -350,7 +351,7 @@ def test_service_that_is_away_is_told_and_comes_back(
             again.close()
 
 
-def test_what_stands_in_a_job_stays_text(page: Page, demo: Service) -> None:
+def test_what_stands_in_a_job_stays_text(browser: Any, demo: Service) -> None:
     worker = Worker(demo)
     evil = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
     right_to_left = "\u202e\u05e9\u05dc\u05d5\u05dd \u202eabc"
@@ -361,24 +362,26 @@ def test_what_stands_in_a_job_stays_text(page: Page, demo: Service) -> None:
     (job,) = worker.claim()
     worker.report(job, progress_percent=10, progress_message=evil)
     worker.call("PATCH", "/workspace/1", {"name": evil[:150]})
-    log_in(page, demo, "/1/jobs")
-    row = page.locator("table.jobs tbody tr")
-    expect(row).to_contain_text("<script>window.evil")
-    no_sideways(page)
-    worker.report(job, status="failed", error=f"{evil}\n{right_to_left}{long}", retryable=False)
-    expect(row.locator(".error")).to_contain_text("<script>window.evil")
-    no_sideways(page)
-    row.get_by_role("link").click()
-    expect(page.locator("pre.error").first).to_contain_text("<script>window.evil")
-    expect(page.locator("article pre").nth(1)).to_contain_text("onerror=")
-    expect(page.locator("article pre").nth(1)).to_contain_text("__proto__")
-    expect(page.locator(".timeline .error")).to_contain_text("<img src=x")
-    no_sideways(page)
-    page.goto(f"{demo.url}/dashboard/1/jobs?job_type=%3Cscript%3Ealert(1)%3C/script%3E")
-    assert page.evaluate("window.evil") is None
-    page.goto(f"{demo.url}/dashboard/1/%3Cscript%3E")
-    expect(page.get_by_text("There is no such page.")).to_be_visible()
-    assert page.evaluate("document.scripts.length") == 1
+    with watched(browser, demo.url, REFUSED) as page:
+        log_in(page, demo, "/1/jobs")
+        row = page.locator("table.jobs tbody tr")
+        expect(row).to_contain_text("<script>window.evil")
+        no_sideways(page)
+        worker.report(job, status="failed", error=f"{evil}\n{right_to_left}{long}", retryable=False)
+        expect(row.locator(".error")).to_contain_text("<script>window.evil")
+        no_sideways(page)
+        row.get_by_role("link").click()
+        expect(page.locator("pre.error").first).to_contain_text("<script>window.evil")
+        expect(page.locator("article pre").nth(1)).to_contain_text("onerror=")
+        expect(page.locator("article pre").nth(1)).to_contain_text("__proto__")
+        expect(page.locator(".timeline .error")).to_contain_text("<img src=x")
+        no_sideways(page)
+        page.goto(f"{demo.url}/dashboard/1/jobs?job_type=%3Cscript%3Ealert(1)%3C/script%3E")
+        expect(page.locator(".filters .problem").first).to_contain_text("job_type")
+        assert page.evaluate("window.evil") is None
+        page.goto(f"{demo.url}/dashboard/1/%3Cscript%3E")
+        expect(page.get_by_text("There is no such page.")).to_be_visible()
+        assert page.evaluate("document.scripts.length") == 1
 
 
 def test_large_results_are_shown_in_part_and_saved_whole(page: Page, demo: Service) -> None:
@@ -445,7 +448,7 @@ def test_owner_manages_members_keys_and_retention(browser: Any, page: Page, demo
     page.get_by_label("Name").fill("ci")
     page.get_by_label("Role").select_option("viewer")
     page.get_by_role("button", name="Create key").click()
-    key = page.get_by_label("The key").input_value()
+    key = page.get_by_label("The key", exact=True).input_value()
     assert key.startswith("jk_")
     page.get_by_role("button", name="Close").click()
     expect(page.locator("tbody tr")).to_contain_text("ci")
@@ -584,6 +587,7 @@ def test_log_in_goes_on_and_ends(browser: Any, tmp_path: Path) -> None:
             assert page.evaluate(access) != first
             # The user is disabled: the log-in ends where they are, and says so.
             assert jobapi("users", "disable", DEMO_USER, env=env).returncode == 0
+            page.locator("#top").get_by_role("link", name="Overview").click()
             expect(page.get_by_label("Password")).to_be_visible()
             expect(page.get_by_role("alert").filter(has_text="log in again")).to_be_visible()
     finally:
