@@ -517,39 +517,49 @@ class Stats(Base):
     durations = fields.Dict(keys=fields.String(), values=fields.Nested(JobDurations), required=True)
 
 
-class EventQuery(Base):
-    """Which events."""
-
-    limit = QueryInteger(
-        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
-    )
-    order = fields.String(load_default="desc", validate=validate.OneOf(["asc", "desc"]))
-    cursor = Text(
-        validate=_text(1, 500), metadata={"description": "The `next_cursor` of the page before."}
-    )
-    kind = fields.List(
-        Choice(EventKind), metadata={"description": "Only these kinds; may be repeated."}
-    )
-    job_id = Text(validate=_text(1, 40), metadata={"description": "Only this job's."})
-    job_type = fields.List(
-        _job_type(), metadata={"description": "Only of jobs of these types; may be repeated."}
-    )
+_KIND = {"description": "Only these kinds; may be repeated."}
+_OF_JOB = {"description": "Only this job's."}
+_OF_TYPE = {"description": "Only of jobs of these types; may be repeated."}
 
 
 class JobEventQuery(Base):
     """Which of a job's events."""
 
-    limit = QueryInteger(load_default=100, validate=_range(1, 100))
-    order = fields.String(load_default="asc", validate=validate.OneOf(["asc", "desc"]))
-    cursor = Text(validate=_text(1, 500))
+    limit = QueryInteger(
+        load_default=100, validate=_range(1, 100), metadata={"description": "Items per page."}
+    )
+    order = fields.String(
+        load_default="asc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "The oldest first, or the newest."},
+    )
+    cursor = Text(
+        validate=_text(1, 500), metadata={"description": "The `next_cursor` of the page before."}
+    )
+
+
+class EventQuery(JobEventQuery):
+    """Which events."""
+
+    limit = QueryInteger(
+        load_default=50, validate=_range(1, 100), metadata={"description": "Items per page."}
+    )
+    order = fields.String(
+        load_default="desc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "The oldest first, or the newest."},
+    )
+    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    job_id = Text(validate=_text(1, 40), metadata=_OF_JOB)
+    job_type = fields.List(_job_type(), metadata=_OF_TYPE)
 
 
 class StreamQuery(Base):
     """Which events a stream has."""
 
-    kind = fields.List(Choice(EventKind))
-    job_id = Text(validate=_text(1, 40))
-    job_type = fields.List(_job_type())
+    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    job_id = Text(validate=_text(1, 40), metadata=_OF_JOB)
+    job_type = fields.List(_job_type(), metadata=_OF_TYPE)
     last_event_id = Text(
         validate=_text(1, 50),
         metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},
