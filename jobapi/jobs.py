@@ -75,11 +75,16 @@ _BLANK: Mapping[str, Any] = {
 }
 _CREATED = (
     *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),
-    *("created_at", "updated_at", "queued_at", "due_at", "changed_by"),
+    *("created_at", "updated_at", "queued_at", "due_at", "changed_by", "traceparent"),
 )
 _INSERT = Statement(insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
 _JOB_TYPE = re.compile(lifecycle.JOB_TYPE_PATTERN)
+
+# https://www.w3.org/TR/trace-context/#traceparent-header; no id is all zeros.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 # Two edits at the same moment: the second reads again and tries again.
 _MAX_TRIES = 50
@@ -104,14 +109,16 @@ def create(
     timeout_seconds: int | None = None,
     now: datetime | None = None,
     by: str | None = None,
+    traceparent: str | None = None,
 ) -> AnyRow:
     """Create a job, due now or when it is scheduled.
 
     Durations are in seconds, times need an offset. ``now`` is the database's
     time where the caller has just read it. In a host's own session the job is
     there when the host commits, and never was when it rolls back. ``by`` is who
-    its history says it was, if not the creator: ``key:1``, for instance. Raises
-    ``ValidationFailed``.
+    its history says it was, if not the creator: ``key:1``, for instance.
+    ``traceparent`` is the creator's W3C trace context, for the worker; what is
+    none counts as None. Raises ``ValidationFailed``.
     """
     if not _JOB_TYPE.fullmatch(job_type):
         raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
@@ -128,6 +135,7 @@ def create(
     }
     row = _new_row(new_job_id(), workspace_id, item, created_by, now)
     row.changed_by = by or f"user:{created_by}"
+    row.traceparent = _trace_context(traceparent)
     _check_job_types(session, workspace_id, [job_type], "job_type")
     (made,) = _INSERT.all(session, {name: getattr(row, name) for name in _CREATED})
     return made
@@ -141,6 +149,7 @@ def create_many(
     created_by: int,
     now: datetime | None = None,
     by: str | None = None,
+    traceparent: str | None = None,
 ) -> list[Any]:
     """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
 
@@ -168,6 +177,7 @@ def create_many(
             "workspace": workspace_id,
             "creator": created_by,
             "by": by or f"user:{created_by}",
+            "trace": _trace_context(traceparent),
             "now": now,
             **records(session, varying),
         },
@@ -219,6 +229,11 @@ def _new_row(
     return SimpleNamespace(**values)
 
 
+def _trace_context(text: str | None) -> str | None:
+    # A trace is worth no refusal.
+    return text if text is not None and _TRACEPARENT.fullmatch(text) else None
+
+
 def _check_job_types(
     session: Executor, workspace_id: int, job_types: Sequence[str], field: str
 ) -> None:
@@ -259,6 +274,7 @@ def _insert_many(dialect: str) -> Statement:
         "workspace_id": bindparam("workspace", type_=jobs.c.workspace_id.type),
         "created_by": bindparam("creator", type_=jobs.c.created_by.type),
         "changed_by": bindparam("by", type_=jobs.c.changed_by.type),
+        "traceparent": bindparam("trace", type_=jobs.c.traceparent.type),
         "created_at": now,
         "updated_at": now,
         "queued_at": now,

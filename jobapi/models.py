@@ -285,6 +285,9 @@ class JobRecord(Base):
     changed_by: Mapped[str | None] = mapped_column(
         String(20), comment="user:1 or key:1; null: the service itself"
     )
+    traceparent: Mapped[str | None] = mapped_column(
+        String(55), comment="W3C trace context of whoever created it"
+    )
 
 
 class AttemptRecord(Base):

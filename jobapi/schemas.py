@@ -709,6 +709,11 @@ class ClaimedJob(Job):
     lease_token = fields.String(required=True, metadata={"description": "Reports need it."})
     lease_expires_at = Time(required=True)
     attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    traceparent = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The W3C trace context of whoever created the job."},
+    )
 
 
 class ClaimedJobs(Base):

@@ -17,6 +17,7 @@ import orjson
 
 from .. import errors
 from .models import Attempt, ClaimedJob, Job, JobFilter, Operation, Progress
+from .tracing import trace_headers
 
 BATCH = 1000
 """How many jobs the service creates in one request."""
@@ -120,14 +121,17 @@ class Client:
             "timeout_seconds": timeout_seconds,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        return Job.from_json(self._post(_jobs(workspace_id), body, key=idempotency_key or _key()))
+        key = idempotency_key or _key()
+        made = self._post(_jobs(workspace_id), body, key=key, headers=trace_headers())
+        return Job.from_json(made)
 
     def create_many(self, workspace_id: int, items: Sequence[Mapping[str, Any]]) -> list[Job]:
         """Create jobs, a thousand at a time all or none; items are as the service takes them."""
         made: list[Job] = []
         for start in range(0, len(items), BATCH):
             body = {"jobs": list(items[start : start + BATCH])}
-            answer = self._post(f"{_jobs(workspace_id)}/batch", body, key=_key())
+            path = f"{_jobs(workspace_id)}/batch"
+            answer = self._post(path, body, key=_key(), headers=trace_headers())
             made += map(Job.from_json, answer["data"])
         return made
 
@@ -337,10 +341,16 @@ class Client:
                 return
 
     def _post(
-        self, path: str, body: Any = None, *, key: str | None = None, safe: bool = False
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        safe: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
-        headers = {} if key is None else {"Idempotency-Key": key}
-        return self.request("POST", path, json=body, headers=headers, safe=safe or key is not None)
+        given = {**(headers or {}), **({} if key is None else {"Idempotency-Key": key})}
+        return self.request("POST", path, json=body, headers=given, safe=safe or key is not None)
 
     def request(
         self,

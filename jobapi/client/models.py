@@ -117,6 +117,7 @@ class ClaimedJob(Job):
     lease_token = _Field[str]()
     lease_expires_at = _Time[datetime]()
     attempt = _Field[int]()
+    traceparent = _Field[str | None]()
 
 
 class Progress(_Answer):

@@ -22,6 +22,7 @@ import orjson
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
 from .http import Client, Unreachable, written
 from .models import ClaimedJob
+from .tracing import span
 
 WAIT_SECONDS = 5
 """How long a claim waits for a job; a stop may take as long."""
@@ -329,7 +330,8 @@ class _Shift:
 
     def _outcome(self, task: Task) -> Mapping[str, Any]:
         try:
-            return _success(task, self.worker.tasks[task.job_type](task))
+            with span(task.job):
+                return _success(task, self.worker.tasks[task.job_type](task))
         except Permanent as error:
             logger.warning("job %s failed for good: %s", task.job_id, error)
             report = {"status": "failed", "error": _text(error), "retryable": False}

@@ -36,6 +36,7 @@ REQUEST_HEADERS = [
     "If-None-Match",
     "Last-Event-ID",
     "Lease-Token",
+    "traceparent",
     "X-Request-Id",
 ]
 RESPONSE_HEADERS = [

@@ -8,7 +8,7 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from flask import Response, url_for
+from flask import Response, request, url_for
 from sqlalchemy import Connection
 
 from .. import jobs, lists, queue, schemas
@@ -57,6 +57,12 @@ _IF_NONE_MATCH = {
     "in": "header",
     "schema": {"type": "string"},
     "description": "An `ETag`; 304 where the job is still the same.",
+}
+_TRACEPARENT = {
+    "name": "traceparent",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "The creator's W3C trace context; whoever claims the job is given it.",
 }
 _LEASE_TOKEN = {
     "name": "Lease-Token",
@@ -159,7 +165,7 @@ def _light_object(row: Any) -> dict[str, Any]:
     "POST",
     summary="Create job in workspace",
     errors=(404, 409),
-    parameters=[IDEMPOTENCY_KEY],
+    parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
 )
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobCreate, example=examples.CREATE)
@@ -188,6 +194,7 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
             created_by=caller.user_id,
             now=caller.now,
             by=caller.name,
+            traceparent=request.headers.get("traceparent"),
             **body,
         )
         return job_object(row)
@@ -208,7 +215,7 @@ def _check_target(given: int, workspace_id: int, name: str) -> None:
     "POST",
     summary="Create many jobs in workspace",
     errors=(404, 409),
-    parameters=[IDEMPOTENCY_KEY],
+    parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
 )
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobBatch, example={"jobs": [examples.CREATE]})
@@ -238,6 +245,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             created_by=caller.user_id,
             now=caller.now,
             by=caller.name,
+            traceparent=request.headers.get("traceparent"),
         )
         return {"data": [job_object(row) for row in rows]}
 
