@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -159,7 +158,7 @@ class Metrics:
     ) -> None:
         """These reports were answered so, and so many besides could not be read."""
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
-        others: Tally[JobStatus] = Tally()
+        others: dict[JobStatus, int] = {}
         refused, retried, failed = malformed, 0, JobStatus.FAILED
         for report, (job, problem, ran) in zip(reports, answers, strict=True):
             if problem is not None:
@@ -167,7 +166,7 @@ class Metrics:
                 continue
             status = report.get("status", JobStatus.RUNNING)
             if ran is None:
-                others[status] += 1
+                others[status] = others.get(status, 0) + 1
                 continue
             ended[status].append(ran.total_seconds())
             retried += status is failed and job.status == JobStatus.PENDING
