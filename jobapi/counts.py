@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, cast, delete, func, insert, literal, select, union_all
+from sqlalchemy import BigInteger, cast, delete, func, insert, literal, select, union_all
 
 from . import flow
 from .database import (
@@ -24,7 +24,6 @@ from .database import (
     record_source,
     records,
 )
-from .lifecycle import JobStatus
 from .models import job_count_changes, job_counts, jobs, workspaces
 
 FOLD_AT_ONCE = 10_000
@@ -66,17 +65,6 @@ def totals(session: Executor) -> list[AnyRow]:
         .order_by(workspaces.c.id)
     )
     return list(session.execute(query).all())
-
-
-def with_jobs(status: JobStatus) -> Select[tuple[int]]:
-    """The ids of the workspaces that have jobs in a status, as a query."""
-    return (
-        select(_NOW.c.workspace_id)
-        .join(workspaces, workspaces.c.id == _NOW.c.workspace_id)
-        .where(_NOW.c.status == status, workspaces.c.deleted_at.is_(None))
-        .group_by(_NOW.c.workspace_id)
-        .having(func.sum(_NOW.c.n) > 0)
-    )
 
 
 def job_types(session: Executor, workspace_id: int) -> set[str]:

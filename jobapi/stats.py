@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
 from . import counts, flow, lists
-from .database import IN_ORDER, AnyRow, DbNow, Executor, plan_without
+from .database import (
+    IN_ORDER,
+    AnyRow,
+    DbNow,
+    Executor,
+    dialect_name,
+    plan_without,
+    record_source,
+    records,
+)
 from .jobs import in_workspace
 from .lifecycle import JobStatus, Priority
 from .models import jobs
@@ -159,14 +168,14 @@ def _oldest(
     return int((now - min(due)).total_seconds()) if due else None
 
 
-def oldest_pending(session: Executor) -> dict[int, float]:
-    """For how many seconds the job has been due that waits the longest, of each workspace.
+def oldest_pending(session: Executor, workspace_ids: Iterable[int]) -> dict[int, float]:
+    """For how many seconds the job has been due that waits the longest, in each of these.
 
     Those that have none are not there. To be called in a ``snapshot``.
     """
     plan_without(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
-    some = counts.with_jobs(JobStatus.PENDING).subquery()
+    some = record_source(dialect_name(session), {"workspace_id": jobs.c.workspace_id.type})
     # The heads of the index of claims, as above, of all workspaces at once.
     heads = [
         select(jobs.c.due_at)
@@ -182,7 +191,8 @@ def oldest_pending(session: Executor) -> dict[int, float]:
         for priority in Priority
     ]
     found = {}
-    for workspace_id, *due in session.execute(select(some.c.workspace_id, *heads)):
+    given = records(session, [{"workspace_id": each} for each in workspace_ids])
+    for workspace_id, *due in session.execute(select(some.c.workspace_id, *heads), given):
         first = min((moment for moment in due if moment is not None), default=None)
         if first is not None:
             found[workspace_id] = (now - first).total_seconds()

@@ -64,4 +64,5 @@ def _read(connection: Connection) -> tuple[dict[int, dict[JobStatus, int]], dict
             by_status = totals[row.workspace_id]
             if row.status is not None:
                 by_status[row.status] = row.n
-        return totals, stats.oldest_pending(tx)
+        busy = [each for each in totals if totals[each].get(JobStatus.PENDING)]
+        return totals, stats.oldest_pending(tx, busy)
