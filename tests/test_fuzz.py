@@ -31,7 +31,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 OPERATIONS = sorted(
     (method, rule.replace("<", "{").replace(">", "}"))
     for method, rule in TABLE
-    if not rule.startswith(("/docs", "/openapi.json", "/dashboard"))
+    if not rule.startswith(("/docs", "/openapi.json", "/dashboard", "/metrics"))
     and not rule.endswith("/stream")
 )
 
