@@ -1,362 +1,51 @@
 """The ``jobapi`` command; in a host application the same, as ``flask jobapi``.
 
-What a command makes is printed alone on standard output, as its id or key;
-messages go to standard error.
+The commands themselves are loaded when they are asked for: those that talk to
+a running service need neither Flask nor the database.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import shutil
-import signal
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
-import flask_migrate
-from flask import current_app
-from flask.cli import ScriptInfo, with_appcontext
-from flask_migrate.cli import db as migrate_group
-from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from . import accounts, config, counts, events, keys, logs, workspaces
-from .client.commands import jobs_group, worker_command
-from .database import transaction
-from .errors import JobApiError, UserNotFound
-from .identity import Role
-from .lifecycle import JobStatus, Priority
-
-DEMO_USER = "demo"
-DEMO_PASSWORD = "demo-password"  # public on purpose; refused in production
+_OF_THE_CLIENT = ("jobs", "worker")
 
 
-class _Cli(click.Group):
-    """Turns what a person can put right into a message instead of a traceback."""
+class _Commands(click.Group):
+    """Finds a command where it belongs, and turns what a person can put right into a message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from . import commands
+
+        return sorted([*commands.group.commands, *_OF_THE_CLIENT])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OF_THE_CLIENT:
+            from .client.commands import jobs_group, worker_command
+
+            return jobs_group if cmd_name == "jobs" else worker_command
+        from . import commands
+
+        commands.provide_app(ctx)
+        return commands.group.get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (JobApiError, config.ConfigError) as error:
-            raise click.ClickException(str(error)) from None
-        except DBAPIError as error:
-            raise click.ClickException(
-                f"The database refused: {str(error.orig).strip()}\n"
-                "Has it been migrated? If not: jobapi init"
-            ) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from .commands import explanation
+
+            text = explanation(error)
+            if text is None:
+                raise
+            raise click.ClickException(text) from None
 
 
-@click.group("jobapi", cls=_Cli)
+@click.command("jobapi", cls=_Commands)
 @click.version_option(package_name="jobapi")
-def commands() -> None:
-    """Run and look after the Job API."""
-
-
-commands.add_command(worker_command)
-commands.add_command(jobs_group)
-
-
 def main() -> None:
-    """The console script."""
-    commands(obj=ScriptInfo(create_app=_create_app, set_debug_flag=False))
-
-
-def _create_app() -> Any:
-    # The application is the top of all imports; only the console script needs it.
-    from .extension import create_app
-
-    return create_app()
-
-
-def _state() -> Any:
-    return current_app.extensions["jobapi"]
-
-
-@contextmanager
-def _transaction() -> Iterator[Connection]:
-    with _state().engine.connect() as connection, transaction(connection) as tx:
-        yield tx
-
-
-def _note(message: str) -> None:
-    click.echo(message, err=True)
-
-
-@commands.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
-@click.option(
-    "--threads", default=8, show_default=True, type=click.IntRange(1), help="Threads in each."
-)
-@with_appcontext
-def serve(host: str, port: int, workers: int, threads: int) -> None:
-    """Serve the API with gunicorn; the database has to be migrated."""
-    from gunicorn.app.base import BaseApplication
-
-    state = _state()
-    app, settings = state.app, state.settings
-    state.room.limit = threads // 2
-
-    def begin(worker: Any) -> None:
-        # Those who wait for jobs are not waited for when the process shall end.
-        state.room.closing = state.streams.closing = lambda: not worker.alive
-        if state.maintain:
-            state.maintenance.start()
-
-    def end(server: Any, worker: Any) -> None:
-        state.maintenance.stop()
-
-    def gone(server: Any, worker: Any) -> None:
-        if settings.metrics_token is not None:
-            from .metrics import note_end
-
-            note_end(worker.pid)
-
-    # An IPv6 address needs its brackets.
-    address = f"[{host}]" if ":" in host else host
-    options = {
-        "bind": f"{address}:{port}",
-        "workers": workers,
-        "threads": threads,
-        "worker_class": "gthread",
-        "preload_app": True,
-        "control_socket_disable": True,
-        "post_worker_init": begin,
-        "worker_exit": end,
-        "child_exit": gone,
-        "logconfig_dict": logs.dict_config(settings.log_level, settings.log_format),
-    }
-
-    class Server(BaseApplication):
-        def load_config(self) -> None:
-            for name, value in options.items():
-                self.cfg.set(name, value)
-
-        def load(self) -> Any:
-            return app
-
-    # What has been loaded stays: the collector need not look through it again
-    # and again, which costs as much as what a large batch needs.
-    gc.collect()
-    gc.freeze()
-    server = Server()
-    # After gunicorn has kept the environment for whom it may start in its place.
-    with _metrics_folder(settings):
-        server.run()
-
-
-@contextmanager
-def _metrics_folder(settings: config.Settings) -> Iterator[None]:
-    """A folder in which the processes to come add up what they measure, where there is none."""
-    # prometheus-client looks for it once, and what it does for a host stays as it is.
-    if (
-        settings.metrics_token is None
-        or config.METRICS_FOLDER in os.environ
-        or "prometheus_client" in sys.modules
-    ):
-        yield
-        return
-    folder = os.environ[config.METRICS_FOLDER] = tempfile.mkdtemp(prefix="jobapi-metrics-")
-    process = os.getpid()
-    try:
-        yield
-    finally:
-        # The processes that serve end here, too.
-        if os.getpid() == process:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@commands.command()
-@with_appcontext
-def maintain() -> None:
-    """Look after leases that have run out, until stopped; any number of these may run."""
-    maintenance = _state().maintenance
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: maintenance.stop())
-    _note("Looking after leases.")
-    maintenance.run()
-
-
-@commands.command("db-check")
-@with_appcontext
-def db_check() -> None:
-    """Recount all jobs, and put totals right; it ends with 1 where some were wrong."""
-    wrong = 0
-    with _state().engine.connect() as connection:
-        for workspace_id in workspaces.ids(connection):
-            for kind in counts.check(connection, workspace_id):
-                wrong += 1
-                status, priority = JobStatus(kind.status).label, Priority(kind.priority).label
-                _note(f"workspace {workspace_id}: {status} {kind.job_type} {priority}: {kind.n:+}")
-    _note(f"{wrong} totals were wrong, and are right now." if wrong else "All totals are right.")
-    if wrong:
-        raise SystemExit(1)
-
-
-@commands.command()
-@click.option("--demo", is_flag=True, help="Add a demo user and workspace 1 (development only).")
-@with_appcontext
-def init(demo: bool) -> None:
-    """Migrate the database to what this version needs."""
-    settings = _state().settings
-    if demo and not settings.development:
-        raise click.ClickException(
-            "--demo makes a user whose password everybody knows; it needs JOBAPI_ENV=development."
-        )
-    with _state().private.app_context():
-        flask_migrate.upgrade()
-    with _transaction() as tx:
-        events.begin_anew(tx)
-    _note("The database is up to date.")
-    if demo:
-        _make_demo()
-
-
-def _make_demo() -> None:
-    with _transaction() as tx:
-        try:
-            user = accounts.find_user(tx, DEMO_USER)
-        except UserNotFound:
-            user = accounts.create_user(tx, DEMO_USER, password=DEMO_PASSWORD, is_admin=True)
-        mine = workspaces.page(tx, user_id=user.id, page=1, limit=1).rows
-        workspace_id = (mine[0] if mine else workspaces.create(tx, "Demo", owner_id=user.id)).id
-    _note(
-        f"Demo user {DEMO_USER!r} (an administrator), password {DEMO_PASSWORD!r}, "
-        f"workspace {workspace_id}. To start with:\n"
-    )
-    click.echo(demo_lines(workspace_id))
-    _note("\nAll operations, to read and try: http://localhost:8000/docs\n")
-
-
-def demo_lines(workspace_id: int) -> str:
-    """Three lines of curl: log in, create a job, list jobs."""
-    url = "http://localhost:8000"
-    jobs = f"{url}/workspace/{workspace_id}/jobs"
-    login = f'{{"username": "{DEMO_USER}", "password": "{DEMO_PASSWORD}"}}'
-    job = f'{{"job_type": "data_processing", "workspace_id": {workspace_id}}}'
-    json = "-H 'Content-Type: application/json'"
-    token = '-H "Authorization: Bearer $TOKEN"'
-    return "\n".join(
-        [
-            f"TOKEN=$(curl -s {url}/auth/login {json} -d '{login}' "
-            '| sed \'s/.*"access_token":"\\([^"]*\\)".*/\\1/\')',
-            f"curl -s {jobs} {token} {json} -d '{job}'",
-            f"curl -s {jobs} {token}",
-        ]
-    )
-
-
-@commands.group()
-@click.pass_context
-@with_appcontext
-def db(ctx: click.Context) -> None:
-    """Migrations (Flask-Migrate)."""
-    # They run on the application that has our database, and a host's own
-    # migrations never see it.
-    ctx.with_resource(_state().private.app_context())
-    ctx.invoke(migrate_group)
-
-
-for _name, _command in migrate_group.commands.items():
-    # The others make a new set of migrations, which is for nobody but us.
-    if _name not in ("init", "list-templates"):
-        db.add_command(_command)
-
-
-@commands.group("users")
-def users_group() -> None:
-    """Who may log in."""
-
-
-@users_group.command("create")
-@click.argument("name")
-@click.option("--password", help="Prompted for where it is not given.")
-@click.option("--admin", is_flag=True, help="Make the user an administrator.")
-@with_appcontext
-def create_user(name: str, password: str | None, admin: bool) -> None:
-    """Create a user and print the user's id."""
-    password = _password(password)
-    with _transaction() as tx:
-        user = accounts.create_user(tx, name, password=password, is_admin=admin)
-    _note(f"Created user {name!r}{' (administrator)' if admin else ''}.")
-    click.echo(user.id)
-
-
-@users_group.command("passwd")
-@click.argument("name")
-@click.option("--password", help="Prompted for where it is not given.")
-@with_appcontext
-def set_password(name: str, password: str | None) -> None:
-    """Set a user's password; all log-ins of the user end."""
-    password = _password(password)
-    with _transaction() as tx:
-        accounts.edit_user(tx, accounts.find_user(tx, name).id, {"password": password})
-    _note(f"Set the password of {name!r}.")
-
-
-@users_group.command("disable")
-@click.argument("name")
-@with_appcontext
-def disable_user(name: str) -> None:
-    """Disable a user, whose log-ins end and whose keys stop working at once."""
-    with _transaction() as tx:
-        accounts.edit_user(tx, accounts.find_user(tx, name).id, {"disabled": True})
-    _note(f"Disabled {name!r}.")
-
-
-def _password(given: str | None) -> str:
-    if given is None:
-        given = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-    accounts.check_password_form(given)
-    return given
-
-
-@commands.group("workspaces")
-def workspaces_group() -> None:
-    """Where jobs live."""
-
-
-@workspaces_group.command("create")
-@click.argument("name")
-@click.option("--owner", required=True, help="The user who owns it.")
-@with_appcontext
-def create_workspace(name: str, owner: str) -> None:
-    """Create a workspace and print its id."""
-    with _transaction() as tx:
-        user = accounts.find_user(tx, owner)
-        workspace = workspaces.create(tx, name, owner_id=user.id)
-    _note(f"Created workspace {name!r}; {owner!r} owns it.")
-    click.echo(workspace.id)
-
-
-@commands.group("keys")
-def keys_group() -> None:
-    """API keys, with which machines use one workspace."""
-
-
-@keys_group.command("create")
-@click.option("--workspace", "workspace_id", required=True, type=click.IntRange(1, 2**31 - 1))
-@click.option(
-    "--role",
-    required=True,
-    type=click.Choice([role.label for role in Role if role is not Role.OWNER]),
-)
-@click.option("--name", required=True, help="What it is for.")
-@click.option("--user", help="For whom it acts.  [default: the workspace's first owner]")
-@with_appcontext
-def create_key(workspace_id: int, role: str, name: str, user: str | None) -> None:
-    """Create an API key and print it. It is not shown again."""
-    with _transaction() as tx:
-        workspaces.get(tx, workspace_id)
-        if user is None:
-            user_id = workspaces.first_owner(tx, workspace_id)
-        else:
-            user_id = accounts.find_user(tx, user).id
-        _, key = keys.create(tx, workspace_id, user_id=user_id, name=name, role=Role[role.upper()])
-    _note(f"Created the key {name!r} for workspace {workspace_id}. It is not shown again:")
-    click.echo(key)
+    """Run and look after the Job API."""

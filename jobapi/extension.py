@@ -270,7 +270,7 @@ def _install(
     if settings.dashboard_enabled:
         app.register_blueprint(dashboard.blp, url_prefix=url_prefix or None)
     hooks.register(app, state)
-    app.cli.add_command(cli.commands)
+    app.cli.add_command(cli.main)
 
 
 def migrations_folder() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import psycopg
 import pytest
 from flask import Flask
 from hypothesis import settings
+from psycopg.conninfo import conninfo_to_dict
 
 from jobapi import create_app
 from jobapi.models import Base
 
 from .factories import PASSWORD, Desk, World
 from .postgres import Postgres
-from .served import Service, environment, jobapi
+from .served import Service, environment
 
 DATABASES = ("sqlite", "postgresql")
 SECRET = "only-for-tests-" + "x" * 32
@@ -178,29 +180,60 @@ def desk(world: World) -> Desk:
     return Desk(world)
 
 
+def furnish(url: str, folder: Path) -> None:
+    """Migrate a database, and make an administrator and workspace 1."""
+    app = app_on(url, folder)
+    world = World(app)
+    world.workspace(world.user("boss", password=PASSWORD, is_admin=True), "W")
+    app.extensions["jobapi"].engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def furnished(new_database: Any, tmp_path_factory: Any) -> Any:
+    """Makes a database as ``furnish`` does, as a copy of one, and returns its URL."""
+    originals: dict[str, str] = {}
+
+    def make(kind: str) -> str:
+        if kind not in originals:
+            originals[kind] = new_database(kind)
+            furnish(originals[kind], tmp_path_factory.mktemp("instance"))
+        copy_database(originals[kind], url := new_database(kind))
+        return str(url)
+
+    return make
+
+
+def copy_database(original: str, copy: str) -> None:
+    """Put into an empty database what is in another that nobody is connected to."""
+    if original.startswith("sqlite"):
+        shutil.copy(original.removeprefix("sqlite:///"), copy.removeprefix("sqlite:///"))
+        return
+    names = [conninfo_to_dict(url)["dbname"] for url in (original, copy)]
+    with psycopg.connect(original, dbname="postgres", autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{names[1]}"')
+        connection.execute(f'CREATE DATABASE "{names[1]}" TEMPLATE "{names[0]}"')
+
+
 @pytest.fixture
-def service_url(new_database: Any, database: str) -> str:
-    """An empty database for a service of its own."""
-    return str(new_database(database))
+def service_url(furnished: Any, database: str) -> str:
+    """A database for a service of its own, with an administrator and workspace 1."""
+    return str(furnished(database))
+
+
+def service_settings(url: str, folder: Path) -> dict[str, str]:
+    """The environment of services on a database."""
+    return environment(
+        JOBAPI_DATABASE_URL=url,
+        JOBAPI_SECRET_KEY=SECRET,
+        JOBAPI_INSTANCE_PATH=str(folder),
+        JOBAPI_LOG_FORMAT="text",
+    )
 
 
 @pytest.fixture
 def service_env(service_url: str, tmp_path: Path) -> dict[str, str]:
     """The environment of services on one database with an administrator and workspace 1."""
-    env = environment(
-        JOBAPI_DATABASE_URL=service_url,
-        JOBAPI_SECRET_KEY=SECRET,
-        JOBAPI_INSTANCE_PATH=str(tmp_path),
-        JOBAPI_LOG_FORMAT="text",
-    )
-    for command in (
-        ["init"],
-        ["users", "create", "boss", "--password", PASSWORD, "--admin"],
-        ["workspaces", "create", "W", "--owner", "boss"],
-    ):
-        done = jobapi(*command, env=env)
-        assert done.returncode == 0, done.stderr
-    return env
+    return service_settings(service_url, tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from jobapi.cli import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands import DEMO_PASSWORD, DEMO_USER
 
 from .factories import PASSWORD, World
 from .served import environment, jobapi

@@ -10,15 +10,13 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from .conftest import SECRET
-from .factories import Desk
-from .served import Service, environment, jobapi
+from .factories import PASSWORD, Desk
+from .served import Service
 
 
 def at_once(desk: Desk, calls: list[tuple[str, str, Any]]) -> list[int]:
@@ -99,39 +97,8 @@ def test_changes_at_once_under_one_etag_happen_once(desk: Desk) -> None:
 # Processes
 
 
-@pytest.fixture
-def settings(database: str, new_database: Any, tmp_path: Path) -> dict[str, str]:
-    """The environment of a service on a migrated database with a user and a workspace."""
-    env = environment(
-        JOBAPI_DATABASE_URL=new_database(database),
-        JOBAPI_SECRET_KEY=SECRET,
-        JOBAPI_INSTANCE_PATH=str(tmp_path),
-    )
-    for arguments in (
-        ("init",),
-        ("users", "create", "anna", "--password", "a password"),
-        ("workspaces", "create", "W", "--owner", "anna"),
-    ):
-        done = jobapi(*arguments, env=env)
-        assert done.returncode == 0, done.stderr
-    return env
-
-
-@pytest.fixture
-def serve(settings: dict[str, str], tmp_path: Path) -> Any:
-    """Starts services, and ends those that are left."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments: str, **more: str) -> Service:
-            service = Service(tmp_path, {**settings, **more}, *arguments)
-            stack.callback(service.close)
-            return service
-
-        yield start
-
-
 def client(service: Service) -> httpx2.Client:
-    return service.client("anna", "a password")
+    return service.client("boss", PASSWORD)
 
 
 JOB = {"job_type": "x", "workspace_id": 1}

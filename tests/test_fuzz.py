@@ -26,7 +26,7 @@ from .conftest import empty
 from .factories import PASSWORD, Desk, World
 from .test_access import TABLE
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 
 OPERATIONS = sorted(
     (method, rule.replace("<", "{").replace(">", "}"))

@@ -16,8 +16,9 @@ from flask import Flask
 
 from jobapi.lifecycle import JobStatus, Priority
 
-from .conftest import SECRET
-from .served import Service, environment, jobapi
+from .conftest import service_settings
+from .factories import World
+from .served import Service, jobapi
 from .stand_ins import install
 
 GUIDE = (Path(__file__).parent / "guide" / "job-api-guide.md").read_text()
@@ -159,21 +160,15 @@ def values(text: str) -> Iterator[Any]:
 
 
 @pytest.fixture(params=["tools", "stand-ins"])
-def reader(request: Any, database: str, new_database: Any, tmp_path: Path) -> Iterator[Reader]:
-    env = environment(
-        JOBAPI_DATABASE_URL=new_database(database),
-        JOBAPI_SECRET_KEY=SECRET,
-        JOBAPI_INSTANCE_PATH=str(tmp_path),
-    )
-    for arguments in (
-        ("init",),
-        ("users", "create", "your_username", "--password", "your_password"),
-        ("workspaces", "create", "First", "--owner", "your_username"),
-        ("workspaces", "create", "Second", "--owner", "your_username"),
-    ):
-        done = jobapi(*arguments, env=env)
-        assert done.returncode == 0, done.stderr
-    service = Service(tmp_path, env)
+def reader(
+    request: Any, database: str, new_database: Any, make_app: Any, tmp_path: Path
+) -> Iterator[Reader]:
+    url = new_database(database)
+    world = World(make_app(url))
+    user = world.user("your_username", password="your_password")
+    for name in ("First", "Second"):
+        world.workspace(user, name)
+    service = Service(tmp_path, service_settings(url, tmp_path))
     yield Reader(service, tmp_path, stand_ins=request.param == "stand-ins")
     service.close()
 

@@ -24,10 +24,10 @@ from jobapi.database import normalize_url
 from jobapi.errors import JobApiError
 from jobapi.models import jobs
 
-from .conftest import SECRET
+from .conftest import furnish, service_settings
 from .factories import PASSWORD
 from .postgres import Postgres
-from .served import BIN, Service, environment, jobapi
+from .served import BIN, Service
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
@@ -119,20 +119,8 @@ class Stage:
 
 
 def prepare(url: str, folder: Path) -> dict[str, str]:
-    env = environment(
-        JOBAPI_DATABASE_URL=url,
-        JOBAPI_SECRET_KEY=SECRET,
-        JOBAPI_INSTANCE_PATH=str(folder),
-        JOBAPI_RETRY_BACKOFF_SECONDS="1",
-    )
-    for command in (
-        ["init"],
-        ["users", "create", "boss", "--password", PASSWORD, "--admin"],
-        ["workspaces", "create", "W", "--owner", "boss"],
-    ):
-        done = jobapi(*command, env=env)
-        assert done.returncode == 0, done.stderr
-    return env
+    furnish(url, folder)
+    return {**service_settings(url, folder), "JOBAPI_RETRY_BACKOFF_SECONDS": "1"}
 
 
 def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_path: Path) -> None:
