@@ -60,8 +60,8 @@ def main() -> None:
         path = f"/workspace/{workspace_id}/events/stream"
         selector = stack.enter_context(selectors.DefaultSelector())
         for _ in range(STREAMS):
-            sock = open_stream(port, path, token)
-            selector.register(stack.enter_context(sock), selectors.EVENT_READ)
+            sock = stack.enter_context(open_stream(port, path, token))
+            selector.register(sock, selectors.EVENT_READ, data=sock.recv)
         before = processor_seconds()
         time.sleep(IDLE_SECONDS)
         idle = (processor_seconds() - before) / IDLE_SECONDS
@@ -74,7 +74,7 @@ def main() -> None:
             missing = STREAMS
             while missing:
                 for key, _ in selector.select(30):
-                    heard[key.fd] = heard.get(key.fd, b"") + key.fileobj.recv(65536)  # type: ignore[union-attr]
+                    heard[key.fd] = heard.get(key.fd, b"") + key.data(65536)
                     if job_id in heard[key.fd] and heard[key.fd].endswith(b"\n\n"):
                         took.append(time.perf_counter() - began)
                         heard[key.fd] = b""

@@ -6,15 +6,13 @@ a running service need neither Flask nor the database.
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 _OF_THE_CLIENT = ("jobs", "worker")
 
 
 class _Commands(click.Group):
-    """Finds a command where it belongs, and turns what a person can put right into a message."""
+    """Finds a command where it belongs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         from . import commands
@@ -30,19 +28,6 @@ class _Commands(click.Group):
 
         commands.provide_app(ctx)
         return commands.group.get_command(ctx, cmd_name)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            from .commands import explanation
-
-            text = explanation(error)
-            if text is None:
-                raise
-            raise click.ClickException(text) from None
 
 
 @click.command("jobapi", cls=_Commands)

@@ -34,7 +34,36 @@ DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # public on purpose; refused in production
 
 
-group = click.Group("service")
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Turn what a person can put right into a message instead of a traceback."""
+    try:
+        yield
+    except (JobApiError, config.ConfigError) as error:
+        raise click.ClickException(str(error)) from None
+    except DBAPIError as error:
+        raise click.ClickException(
+            f"The database refused: {str(error.orig).strip()}\n"
+            "Has it been migrated? If not: jobapi init"
+        ) from None
+
+
+class _Command(click.Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        with _messages():
+            return super().invoke(ctx)
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _messages():
+            return super().invoke(ctx)
+
+
+group = _Group()
 """The commands, to be found by ``cli``."""
 
 
@@ -49,18 +78,6 @@ def _create_app() -> Any:
     from .extension import create_app
 
     return create_app()
-
-
-def explanation(error: Exception) -> str | None:
-    """What a person can put right about it; None where that is nothing."""
-    if isinstance(error, JobApiError | config.ConfigError):
-        return str(error)
-    if isinstance(error, DBAPIError):
-        return (
-            f"The database refused: {str(error.orig).strip()}\n"
-            "Has it been migrated? If not: jobapi init"
-        )
-    return None
 
 
 def _state() -> Any:

@@ -26,7 +26,7 @@ from .conftest import empty
 from .factories import PASSWORD, Desk, World
 from .test_access import TABLE
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 
 OPERATIONS = sorted(
     (method, rule.replace("<", "{").replace(">", "}"))
@@ -143,6 +143,9 @@ def test_generated_requests_find_nothing(
     ):
         mode = GenerationMode.POSITIVE  # there is nothing to get wrong
 
+    # Reading leaves everything as it was.
+    scene = Scene(app, path) if method == "GET" else None
+
     @settings(
         max_examples=EXAMPLES,
         phases=[Phase.generate, Phase.shrink],
@@ -150,8 +153,7 @@ def test_generated_requests_find_nothing(
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def run(case: Any) -> None:
-        scene = Scene(app, path)
-        headers = scene.prepare(case, mode is GenerationMode.POSITIVE)
+        headers = (scene or Scene(app, path)).prepare(case, mode is GenerationMode.POSITIVE)
         case.call_and_validate(headers=headers)
 
     run()
