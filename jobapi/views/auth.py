@@ -6,9 +6,10 @@ from typing import Any
 
 from flask import Response, request
 
-from .. import accounts, schemas
+from .. import accounts
 from ..database import transaction
 from ..errors import TokenMissing
+from ..schemas import accounts as schemas
 from . import examples
 from .access import Caller, connect, guard, public
 from .base import Blueprint, json_response, state

@@ -18,10 +18,11 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from .. import errors, schemas
+from .. import errors
 from ..database import is_away, parent_is_gone
 from ..fields import Choice, Time
 from ..models import MAX_ID
+from ..schemas import base as schemas
 from . import examples
 from .bodies import Parser
 

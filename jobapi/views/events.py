@@ -9,11 +9,12 @@ from typing import Any
 
 from flask import Response, current_app, request
 
-from .. import events, schemas
+from .. import events
 from ..database import snapshot
 from ..errors import TooManyRequests
 from ..identity import Role
 from ..lifecycle import EventKind, JobStatus
+from ..schemas import events as schemas
 from ..streams import Stream, Streams
 from . import examples
 from .access import Caller, guard, identify, may_still

@@ -8,8 +8,8 @@ from typing import Any
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, inspect, select, table
 
-from .. import schemas
 from ..errors import Unavailable
+from ..schemas import base as schemas
 from .access import connect, public
 from .base import Blueprint, state
 

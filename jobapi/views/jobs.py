@@ -11,12 +11,13 @@ from typing import Any
 from flask import Response, request, url_for
 from sqlalchemy import Connection
 
-from .. import jobs, lists, queue, schemas
+from .. import jobs, lists, queue
 from ..database import BY_KEY, AnyRow, snapshot, transaction
 from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
 from ..fields import MAX_PATH_VALUE
 from ..identity import Role
 from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
+from ..schemas import jobs as schemas
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import (

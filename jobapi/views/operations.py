@@ -7,11 +7,13 @@ from typing import Any
 from flask import Response
 from sqlalchemy import Connection
 
-from .. import operations, schemas
+from .. import operations
 from ..database import transaction
 from ..identity import Role
 from ..lifecycle import Action, OperationStatus
 from ..lists import Filters
+from ..schemas import operations as schemas
+from ..schemas.base import PagingQuery
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, json_response, location, paginated, state
@@ -104,7 +106,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 
 @blp.operation(OPERATIONS, summary="List operations", errors=(404,))
 @guard(Role.VIEWER)
-@blp.arguments(schemas.PagingQuery, location="query")
+@blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.OperationList)
 def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
     """The newest first; what ended more than 30 days ago is not there any more."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import accounts, schemas
+from .. import accounts
 from ..database import transaction
+from ..schemas import accounts as schemas
+from ..schemas.base import PagingQuery
 from .access import Caller, guard
 from .base import Blueprint, location, paginated
 
@@ -16,7 +18,7 @@ USER = "/users/<user_id>"
 
 @blp.operation("/users", summary="List users")
 @guard(admin=True)
-@blp.arguments(schemas.PagingQuery, location="query")
+@blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.UserList)
 def list_users(caller: Caller, query: dict[str, Any]) -> Any:
     """All users, the oldest first."""

@@ -10,11 +10,12 @@ from typing import Any
 from flask import Response, g, request
 from marshmallow import ValidationError
 
-from .. import idempotency, queue, schemas
+from .. import idempotency, queue
 from ..database import BY_KEY, IN_ORDER, transaction
 from ..errors import JobApiError, ValidationFailed
 from ..identity import Role
 from ..lifecycle import JobStatus, Outcome
+from ..schemas import worker as schemas
 from ..waiting import wish
 from . import examples
 from .access import Caller, guard

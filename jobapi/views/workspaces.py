@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import accounts, keys, schemas, workspaces
+from .. import accounts, keys, workspaces
 from ..database import transaction
 from ..errors import RoleTooLow
 from ..identity import Role
 from ..lifecycle import JobStatus
+from ..schemas import workspaces as schemas
+from ..schemas.base import PagingQuery
 from .access import Caller, guard
 from .base import Blueprint, location, paginated
 
@@ -32,7 +34,7 @@ def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
 
 @blp.operation("/workspace", summary="List my workspaces")
 @guard()
-@blp.arguments(schemas.PagingQuery, location="query")
+@blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.WorkspaceList)
 def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
     """The workspaces that the caller may read, with the caller's role in each."""
@@ -93,7 +95,7 @@ def delete_workspace(caller: Caller, workspace_id: int) -> None:
 
 @blp.operation(MEMBERS, summary="List members", errors=(404,))
 @guard(Role.VIEWER)
-@blp.arguments(schemas.PagingQuery, location="query")
+@blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.MemberList)
 def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's members and their roles."""
@@ -151,7 +153,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
 
 @keys_blp.operation(KEYS, summary="List API keys", errors=(404,))
 @guard(Role.OWNER, keys=False)
-@keys_blp.arguments(schemas.PagingQuery, location="query")
+@keys_blp.arguments(PagingQuery, location="query")
 @keys_blp.response(200, schemas.KeyList)
 def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's API keys, revoked ones included. The keys themselves are not kept."""

@@ -1,0 +1,80 @@
+"""Users and log-ins."""
+
+from __future__ import annotations
+
+from marshmallow import fields, validate
+
+from ..fields import Flag, Pattern, Time
+from ..identity import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, USERNAME_PATTERN, USERNAME_RULE
+from .base import Base, Pagination, length
+
+
+class LoginRequest(Base):
+    """A user's name and password."""
+
+    username = fields.String(required=True)
+    password = fields.String(required=True, metadata={"format": "password"})
+
+
+class Tokens(Base):
+    """What a log-in gives."""
+
+    access_token = fields.String(required=True)
+    refresh_token = fields.String(required=True)
+    token_type = fields.String(required=True, validate=validate.OneOf(["bearer"]))
+    expires_in = fields.Integer(
+        required=True, metadata={"description": "Seconds until the access token expires."}
+    )
+
+
+class PasswordChange(Base):
+    """One's own password, old and new."""
+
+    current_password = fields.String(required=True, metadata={"format": "password"})
+    new_password = fields.String(
+        required=True,
+        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
+        metadata={"format": "password"},
+    )
+
+
+class UserCreate(Base):
+    """A new user."""
+
+    username = fields.String(
+        required=True,
+        validate=Pattern(f"^{USERNAME_PATTERN}$", error=USERNAME_RULE),
+    )
+    password = fields.String(
+        required=True,
+        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
+        metadata={"format": "password"},
+    )
+    is_admin = Flag(load_default=False)
+
+
+class UserUpdate(Base):
+    """What to change of a user."""
+
+    password = fields.String(
+        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH), metadata={"format": "password"}
+    )
+    is_admin = Flag()
+    disabled = Flag()
+
+
+class User(Base):
+    """A user."""
+
+    user_id = fields.Integer(attribute="id", required=True)
+    username = fields.String(required=True)
+    is_admin = fields.Boolean(required=True)
+    disabled = fields.Boolean(required=True)
+    created_at = Time(required=True)
+
+
+class UserList(Base):
+    """A page of users."""
+
+    data = fields.List(fields.Nested(User), required=True)
+    pagination = fields.Nested(Pagination, required=True)

@@ -1,0 +1,102 @@
+"""What happened."""
+
+from __future__ import annotations
+
+from marshmallow import fields, validate
+
+from ..fields import Choice, QueryInteger, Text, Time
+from ..lifecycle import EventKind, JobStatus
+from .base import Base, between, job_type_text, length
+
+_KIND = {"description": "Only these kinds; may be repeated."}
+_OF_JOB = {"description": "Only this job's."}
+_OF_TYPE = {"description": "Only of jobs of these types; may be repeated."}
+
+
+class JobEventQuery(Base):
+    """Which of a job's events."""
+
+    limit = QueryInteger(
+        load_default=100, validate=between(1, 100), metadata={"description": "Items per page."}
+    )
+    order = fields.String(
+        load_default="asc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "The oldest first, or the newest."},
+    )
+    cursor = Text(
+        validate=length(1, 500), metadata={"description": "The `next_cursor` of the page before."}
+    )
+
+
+class EventQuery(JobEventQuery):
+    """Which events."""
+
+    limit = QueryInteger(
+        load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
+    )
+    order = fields.String(
+        load_default="desc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "The oldest first, or the newest."},
+    )
+    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
+    job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
+
+
+class StreamQuery(Base):
+    """Which events a stream has."""
+
+    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
+    job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
+    last_event_id = Text(
+        validate=length(1, 50),
+        metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},
+    )
+
+
+class Event(Base):
+    """Something that happened."""
+
+    event_id = fields.String(required=True)
+    at = Time(required=True)
+    kind = Choice(EventKind, required=True)
+    workspace_id = fields.Integer(required=True)
+    job_id = fields.String(required=True, allow_none=True)
+    job_type = fields.String(required=True, allow_none=True)
+    from_status = Choice(JobStatus, required=True, allow_none=True)
+    to_status = Choice(JobStatus, required=True, allow_none=True)
+    attempt = fields.Integer(required=True, allow_none=True)
+    user_id = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "The user who did it."}
+    )
+    key_id = fields.Integer(
+        required=True, allow_none=True, metadata={"description": "Or the API key that did it."}
+    )
+    worker = fields.String(required=True, allow_none=True)
+    data = fields.Dict(
+        keys=fields.String(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "More of it: progress, an error, a reason, what was edited."},
+    )
+
+
+class EventPagination(Base):
+    """Where in a list of events a page lies."""
+
+    limit = fields.Integer(required=True)
+    total = fields.Integer(
+        required=True, metadata={"description": "How many there are, up to 10,000."}
+    )
+    total_is_capped = fields.Boolean(required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class EventList(Base):
+    """A page of events."""
+
+    data = fields.List(fields.Nested(Event), required=True)
+    pagination = fields.Nested(EventPagination, required=True)

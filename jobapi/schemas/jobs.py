@@ -1,0 +1,271 @@
+"""Jobs, as their callers see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+from ..fields import Choice, Document, Many, QueryInteger, StatusInput, Text, Time, Whole
+from ..lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+from .base import (
+    MAX_TEXT,
+    Base,
+    Pagination,
+    PagingQuery,
+    between,
+    job_type_text,
+    length,
+    percent,
+    seconds,
+)
+
+
+class JobListQuery(PagingQuery):
+    """Filters, order and page of a list of jobs."""
+
+    PATHS = "metadata"
+
+    light = fields.Boolean(
+        load_default=False, metadata={"description": "Whether metadata and result are left out."}
+    )
+    created_after = Time(metadata={"description": "Only jobs created at this time or later."})
+    created_before = Time(metadata={"description": "Only jobs created before this time."})
+    updated_after = Time(metadata={"description": "Only jobs changed at this time or later."})
+    created_by = QueryInteger(
+        validate=between(1, 2**31 - 1), metadata={"description": "Only this user's jobs."}
+    )
+    status = fields.List(
+        StatusInput(), metadata={"description": "Only these statuses; may be repeated."}
+    )
+    job_type = fields.List(
+        job_type_text(), metadata={"description": "Only these types; may be repeated."}
+    )
+    priority = fields.List(
+        Choice(Priority), metadata={"description": "Only these priorities; may be repeated."}
+    )
+    sort = fields.String(
+        load_default="created_at",
+        validate=validate.OneOf(["created_at", "updated_at", "priority", "status"]),
+        metadata={"description": "Field to sort by; equal values stay in the order of creation."},
+    )
+    order = fields.String(
+        load_default="desc",
+        validate=validate.OneOf(["asc", "desc"]),
+        metadata={"description": "Sort order."},
+    )
+
+
+class LegacyJobListQuery(JobListQuery):
+    """The same over all workspaces, or one."""
+
+    workspace_id = QueryInteger(
+        validate=between(1, 2**31 - 1), metadata={"description": "Only this workspace."}
+    )
+
+
+class JobPagination(Pagination):
+    """Where in a list of jobs a page lies, and where it goes on."""
+
+    total = fields.Integer(
+        required=True,
+        metadata={
+            "description": "How many jobs match: exact, but for filters other than status, "
+            "job_type and priority, with which it ends at 10,000."
+        },
+    )
+    total_is_capped = fields.Boolean(
+        required=True, metadata={"description": "Whether there are more than `total`."}
+    )
+
+
+class JobCreate(Base):
+    """A new job."""
+
+    job_type = job_type_text(required=True, metadata={"description": "Type of job to create."})
+    workspace_id = Whole(
+        required=True,
+        metadata={"description": "Target workspace; must match the URL."},
+    )
+    priority = Choice(Priority, allow_none=True, metadata={"default": "normal"})
+    metadata = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "What the job needs to know; given back as it is."},
+    )
+    estimated_duration = seconds(0, "Expected duration in seconds.")
+    scheduled_at = Time(
+        allow_none=True,
+        metadata={"description": "Not to be started before; a time in the past means now."},
+    )
+    max_retries = Whole(
+        allow_none=True,
+        validate=between(0, MAX_RETRIES_LIMIT),
+        metadata={
+            "description": "How often a failed attempt is retried by itself.",
+            "default": DEFAULT_MAX_RETRIES,
+        },
+    )
+    timeout_seconds = seconds(1, "How long an attempt may run, in seconds.")
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A null is the same as absence."""
+        return {name: value for name, value in data.items() if value is not None}
+
+
+class JobUpdate(Base):
+    """What to change of a job; what is left out stays."""
+
+    status = StatusInput(metadata={"description": "`completed` means `success`."})
+    progress_percent = percent()
+    progress_message = Text(allow_none=True, validate=length(0, 2000))
+    result = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+    )
+    error = Text(
+        allow_none=True,
+        validate=length(0, MAX_TEXT),
+        metadata={"description": "Why the job failed."},
+    )
+    priority = Choice(
+        Priority, allow_none=True, metadata={"description": "Only while the job is pending."}
+    )
+    scheduled_at = Time(allow_none=True, metadata={"description": "Only while the job is pending."})
+    estimated_duration = seconds(0, "Seconds; only while the job is pending.")
+    max_retries = Whole(
+        allow_none=True,
+        validate=between(0, MAX_RETRIES_LIMIT),
+        metadata={"description": "Only while the job is pending."},
+    )
+    timeout_seconds = seconds(1, "Only while the job is pending.")
+    metadata = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={
+            "description": "Merged into the metadata (RFC 7396); only while the job is pending."
+        },
+    )
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Progress is taken out of the result."""
+        return progress_out_of_result(data)
+
+
+def progress_out_of_result(data: dict[str, Any]) -> dict[str, Any]:
+    """Progress inside a sent result is progress, and is no part of the result."""
+    result = data.get("result")
+    if not result:
+        return data
+    inside = {k: result[k] for k in ("progress_percent", "progress_message") if k in result}
+    if not inside:
+        return data
+    try:
+        progress = _ProgressInResult().load(inside)
+    except ValidationError as error:
+        raise ValidationError({"result": error.messages}) from None
+    rest = {k: v for k, v in result.items() if k not in inside}
+    data = {k: v for k, v in data.items() if k != "result"}
+    return {**progress, **data, **({"result": rest} if rest else {})}
+
+
+class _ProgressInResult(Base):
+    progress_percent = percent()
+    progress_message = Text(allow_none=True, validate=length(0, 2000))
+
+
+class Reason(Base):
+    """Why a job is cancelled or retried."""
+
+    reason = Text(validate=length(1, 1000), allow_none=True)
+
+
+class Job(Base):
+    """A job, whole."""
+
+    job_id = fields.String(required=True)
+    job_type = fields.String(required=True)
+    status = Choice(JobStatus, required=True)
+    priority = Choice(Priority, required=True)
+    workspace_id = fields.Integer(required=True)
+    created_by = fields.Integer(required=True, metadata={"description": "The creator's user id."})
+    metadata = Document(keys=fields.String(), required=True, allow_none=True)
+    result = Document(
+        keys=fields.String(),
+        required=True,
+        allow_none=True,
+        metadata={"description": "While the job runs, with its progress in it."},
+    )
+    error = fields.String(
+        required=True, allow_none=True, metadata={"description": "The last attempt's."}
+    )
+    estimated_duration = fields.Integer(required=True, allow_none=True)
+    actual_duration = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Whole seconds from `due_at` to the end."},
+    )
+    timeout_seconds = fields.Integer(required=True, allow_none=True)
+    retry_count = fields.Integer(required=True)
+    max_retries = fields.Integer(required=True)
+    created_at = Time(required=True)
+    updated_at = Time(required=True)
+    started_at = Time(required=True, allow_none=True)
+    completed_at = Time(required=True, allow_none=True)
+    scheduled_at = Time(required=True, allow_none=True)
+    due_at = Time(
+        required=True,
+        metadata={"description": "The later of creation, or retry, and `scheduled_at`."},
+    )
+
+
+class ListedJob(Job):
+    """A job in a list; a light one has neither `metadata` nor `result`."""
+
+    metadata = Document(keys=fields.String(), allow_none=True)
+    result = Document(keys=fields.String(), allow_none=True)
+
+
+class JobList(Base):
+    """A page of jobs."""
+
+    data = fields.List(fields.Nested(ListedJob), required=True)
+    pagination = fields.Nested(JobPagination, required=True)
+
+
+class JobProgress(Base):
+    """A job's status and progress."""
+
+    job_id = fields.String(required=True)
+    status = Choice(JobStatus, required=True)
+    progress_percent = fields.Integer(required=True, validate=between(0, 100))
+    progress_message = fields.String(required=True, allow_none=True)
+    updated_at = Time(required=True)
+
+
+class JobResult(Base):
+    """What a job that has ended leaves."""
+
+    job_id = fields.String(required=True)
+    result = Document(keys=fields.String(), required=True, allow_none=True)
+    status = Choice(JobStatus, required=True)
+    completed_at = Time(required=True)
+
+
+class JobBatchItem(JobCreate):
+    """A new job of a batch."""
+
+    workspace_id = Whole(metadata={"description": "May be left out; must match the URL."})
+
+
+class JobBatch(Base):
+    """New jobs, all or none."""
+
+    jobs = Many(JobBatchItem, required=True, validate=length(1, 1000))
+
+
+class JobBatchCreated(Base):
+    """The new jobs, in the order in which they were given."""
+
+    data = fields.List(fields.Nested(Job), required=True)

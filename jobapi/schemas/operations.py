@@ -1,0 +1,79 @@
+"""Operations on all jobs that match a filter."""
+
+from __future__ import annotations
+
+from marshmallow import fields
+
+from ..fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
+from ..lifecycle import Action, OperationStatus, Priority
+from .base import Base, Pagination, between, job_type_text, length
+
+
+class JobFilter(Base):
+    """What jobs have to be like: all of what is given."""
+
+    status = fields.List(StatusInput(), validate=length(1, 5))
+    job_type = fields.List(job_type_text(), validate=length(1, 100))
+    priority = fields.List(Choice(Priority), validate=length(1, 4))
+    created_after = Time()
+    created_before = Time()
+    updated_after = Time()
+    created_by = Whole(validate=between(1, 2**31 - 1))
+    metadata = Paths(
+        metadata={"description": 'Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'},
+    )
+
+
+class OperationCreate(Base):
+    """What to do to which jobs."""
+
+    action = Choice(Action, required=True)
+    filter = fields.Nested(
+        JobFilter, required=True, metadata={"description": "`{}` means all jobs."}
+    )
+    reason = Text(
+        validate=length(1, 1000),
+        allow_none=True,
+        metadata={"description": "For cancel and retry: it stands in each job's `result`."},
+    )
+    dry_run = Flag(
+        load_default=False,
+        metadata={"description": "Whether nothing is to be done but to say how many match."},
+    )
+
+
+class Operation(Base):
+    """What is being done to many jobs; of a dry run, what would be."""
+
+    operation_id = fields.Integer(
+        attribute="id", required=True, allow_none=True, metadata={"description": "null: a dry run."}
+    )
+    workspace_id = fields.Integer(required=True)
+    action = Choice(Action, required=True)
+    filter = fields.Nested(JobFilter, required=True)
+    reason = fields.String(required=True, allow_none=True)
+    status = Choice(OperationStatus, required=True, allow_none=True)
+    matched = fields.Integer(
+        required=True, metadata={"description": "How many jobs matched when it began."}
+    )
+    matched_is_capped = fields.Boolean(
+        required=True, metadata={"description": "Whether there were more than `matched`."}
+    )
+    changed = fields.Integer(
+        required=True, metadata={"description": "To how many it has been done."}
+    )
+    skipped = fields.Integer(
+        required=True,
+        metadata={"description": "To how many it cannot be done: their result would be too large."},
+    )
+    created_by = fields.Integer(required=True, allow_none=True)
+    created_at = Time(required=True, allow_none=True)
+    updated_at = Time(required=True, allow_none=True)
+    ended_at = Time(required=True, allow_none=True)
+
+
+class OperationList(Base):
+    """A page of operations."""
+
+    data = fields.List(fields.Nested(Operation), required=True)
+    pagination = fields.Nested(Pagination, required=True)

@@ -1,0 +1,108 @@
+"""Figures of a workspace."""
+
+from __future__ import annotations
+
+from marshmallow import fields, validate
+
+from ..fields import Time
+from .base import Base
+
+
+class HistoryQuery(Base):
+    """How far back."""
+
+    window = fields.String(
+        load_default="day",
+        validate=validate.OneOf(["hour", "day", "month"]),
+        metadata={"description": "By the minute, by ten minutes, by four hours."},
+    )
+
+
+def _number(doc: str) -> fields.Integer:
+    return fields.Integer(required=True, metadata={"description": doc})
+
+
+class JobTotals(Base):
+    """How many jobs there are in each status."""
+
+    pending = fields.Integer(required=True)
+    running = fields.Integer(required=True)
+    success = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+
+
+class JobRates(Base):
+    """How many jobs did that within the window."""
+
+    queued = _number("Were created, or put back.")
+    started = _number("Were claimed, or started by hand.")
+    succeeded = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+    cancelled = fields.Integer(required=True)
+
+
+class Windows(Base):
+    """The last minute (to ten seconds), hour (to a minute) and day (to ten minutes)."""
+
+    minute = fields.Nested(JobRates, required=True)
+    hour = fields.Nested(JobRates, required=True)
+    day = fields.Nested(JobRates, required=True)
+
+
+class JobDurations(Base):
+    """How long the newest jobs that succeeded ran, from start to end."""
+
+    jobs = _number("Over how many of them.")
+    median_seconds = fields.Float(required=True)
+    p95_seconds = fields.Float(
+        required=True, metadata={"description": "The 95th percentile, by nearest rank."}
+    )
+
+
+class Stats(Base):
+    """How a workspace is doing."""
+
+    workspace_id = fields.Integer(required=True)
+    at = Time(required=True)
+    total = fields.Integer(required=True)
+    by_status = fields.Nested(JobTotals, required=True)
+    by_type = fields.Dict(
+        keys=fields.String(),
+        values=fields.Nested(JobTotals),
+        required=True,
+        metadata={"description": "The types of which there are jobs."},
+    )
+    oldest_pending_seconds = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "For how long the job has been due that waits the longest."},
+    )
+    rates = fields.Nested(Windows, required=True)
+    durations = fields.Dict(keys=fields.String(), values=fields.Nested(JobDurations), required=True)
+
+
+class HistoryPoint(JobRates):
+    """What happened within a span of time, and what there was at its end."""
+
+    at = Time(required=True, metadata={"description": "When the span begins."})
+    wait_seconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "How long those that started had waited, on average."},
+    )
+    run_seconds = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "How long those that succeeded or failed had run, on average."},
+    )
+    by_status = fields.Nested(JobTotals, required=True)
+
+
+class History(Base):
+    """How a workspace came to be as it is."""
+
+    workspace_id = fields.Integer(required=True)
+    window = fields.String(required=True)
+    span_seconds = fields.Integer(required=True)
+    data = fields.List(fields.Nested(HistoryPoint), required=True)

@@ -1,0 +1,144 @@
+"""The worker protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+from ..fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
+from ..lifecycle import JobStatus, Outcome
+from .base import MAX_SECONDS, MAX_TEXT, Base, between, job_type_text, length, percent
+from .jobs import Job, progress_out_of_result
+
+
+class Claim(Base):
+    """What a worker wants to do."""
+
+    job_types = fields.List(
+        job_type_text(),
+        allow_none=True,
+        validate=length(1, 100),
+        metadata={"description": "Only these types. Default: all that the caller may have."},
+    )
+    limit = Whole(
+        allow_none=True,
+        validate=between(1, 100),
+        metadata={"description": "How many at most.", "default": 1},
+    )
+    lease_seconds = Whole(
+        allow_none=True,
+        validate=between(5, 3600),
+        metadata={"description": "How long the leases live without a report.", "default": 60},
+    )
+    worker = Text(
+        allow_none=True, validate=length(1, 200), metadata={"description": "The worker's name."}
+    )
+    wait_seconds = Whole(
+        allow_none=True,
+        validate=between(0, 20),
+        metadata={"description": "How long to wait for a first job.", "default": 0},
+    )
+
+
+class ClaimedJob(Job):
+    """A job and the lease under which its holder works."""
+
+    lease_token = fields.String(required=True, metadata={"description": "Reports need it."})
+    lease_expires_at = Time(required=True)
+    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    traceparent = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The W3C trace context of whoever created the job."},
+    )
+
+
+class ClaimedJobs(Base):
+    """What a claim got."""
+
+    data = fields.List(fields.Nested(ClaimedJob), required=True)
+
+
+class Report(Base):
+    """What the holder of a lease says of its job."""
+
+    job_id = Text(required=True, validate=length(1, 40))
+    lease_token = Text(required=True, validate=length(1, 64))
+    status = Choice(
+        [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
+        also={"completed": JobStatus.SUCCESS},
+        allow_none=True,
+        metadata={"description": "`pending` hands the job back. Default: `running`."},
+    )
+    progress_percent = percent()
+    progress_message = Text(allow_none=True, validate=length(0, 2000))
+    result = Document(
+        keys=fields.String(),
+        allow_none=True,
+        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+    )
+    error = Text(allow_none=True, validate=length(0, MAX_TEXT))
+    retryable = Flag(
+        allow_none=True,
+        metadata={"description": "Whether a failure may be retried by itself.", "default": True},
+    )
+    retry_after = Whole(
+        allow_none=True,
+        validate=between(0, MAX_SECONDS),
+        metadata={"description": "Seconds until the retry, instead of the usual backoff."},
+    )
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Here null is the same as absence; in a PATCH it takes something away."""
+        data = {name: value for name, value in data.items() if value is not None}
+        data = progress_out_of_result(data)
+        if data.get("status") is JobStatus.SUCCESS and "error" in data:
+            raise ValidationError("A job that succeeds has no error.", "error")
+        return data
+
+
+class Reports(Base):
+    """Reports, each judged alone."""
+
+    reports = fields.List(Unjudged(Report), required=True, validate=length(1, 100))
+
+
+class ReportAnswer(Base):
+    """What became of a report."""
+
+    job_id = fields.String(required=True, allow_none=True)
+    accepted = fields.Boolean(required=True)
+    status = Choice(
+        JobStatus, required=True, allow_none=True, metadata={"description": "As it is now."}
+    )
+    lease_expires_at = Time(required=True, allow_none=True)
+    problem = fields.Nested("Problem", required=True, allow_none=True)
+
+
+class ReportAnswers(Base):
+    """What became of each report, in their order."""
+
+    data = fields.List(fields.Nested(ReportAnswer), required=True)
+
+
+class Attempt(Base):
+    """One attempt at a job."""
+
+    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    worker = fields.String(required=True, allow_none=True)
+    started_at = Time(required=True)
+    ended_at = Time(required=True, allow_none=True)
+    outcome = Choice(
+        Outcome,
+        required=True,
+        allow_none=True,
+        metadata={"description": "How it ended; null while it is under way."},
+    )
+    error = fields.String(required=True, allow_none=True)
+
+
+class Attempts(Base):
+    """A job's attempts in their order."""
+
+    data = fields.List(fields.Nested(Attempt), required=True)

@@ -1,0 +1,145 @@
+"""Workspaces, their members and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields
+
+from ..fields import Choice, Pattern, Text, Time, Whole
+from ..identity import MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
+from .base import Base, Pagination, between, job_type_text, length
+
+
+def _name(**kw: Any) -> Text:
+    form = Pattern(f"^{NAME_PATTERN}$", error=NAME_RULE)
+    return Text(validate=[length(1, MAX_NAME_LENGTH), form], **kw)
+
+
+class WorkspaceName(Base):
+    """A workspace's name."""
+
+    name = _name(required=True)
+
+
+def _days() -> Whole:
+    return Whole(allow_none=True, validate=between(1, 36_500))
+
+
+class Retention(Base):
+    """For how many days jobs that ended so, and events, are kept; null: for ever."""
+
+    success = _days()
+    failed = _days()
+    cancelled = _days()
+    events = _days()
+
+
+class WorkspaceUpdate(Base):
+    """What to change of a workspace."""
+
+    name = _name()
+    retention = fields.Nested(Retention)
+
+
+class Workspace(Base):
+    """A workspace, and one's role there."""
+
+    workspace_id = fields.Integer(attribute="id", required=True)
+    name = fields.String(required=True)
+    role = Choice(Role, required=True, metadata={"description": "The caller's role."})
+    created_by = fields.Integer(required=True)
+    created_at = Time(required=True)
+    updated_at = Time(required=True)
+    retention = fields.Nested(Retention, required=True)
+
+
+class WorkspaceList(Base):
+    """A page of workspaces."""
+
+    data = fields.List(fields.Nested(Workspace), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class MemberAdd(Base):
+    """A user, by id or by name, and the role to have."""
+
+    DOCUMENTED = {
+        "oneOf": [{"required": ["user_id"]}, {"required": ["username"]}],
+    }
+
+    user_id = Whole(validate=between(1, 2**31 - 1))
+    username = Text(validate=length(1, 255))
+    role = Choice(Role, required=True)
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The user is named in one way."""
+        if ("user_id" in data) == ("username" in data):
+            raise ValidationError("Give either user_id or username.", "user_id")
+        return data
+
+
+class MemberUpdate(Base):
+    """A member's new role."""
+
+    role = Choice(Role, required=True)
+
+
+class Member(Base):
+    """A member of a workspace."""
+
+    user_id = fields.Integer(required=True)
+    username = fields.String(required=True)
+    role = Choice(Role, required=True)
+    created_at = Time(required=True)
+
+
+class MemberList(Base):
+    """A page of members."""
+
+    data = fields.List(fields.Nested(Member), required=True)
+    pagination = fields.Nested(Pagination, required=True)
+
+
+class KeyCreate(Base):
+    """A new API key."""
+
+    name = _name(required=True)
+    role = Choice([role for role in Role if role is not Role.OWNER], required=True)
+    job_types = fields.List(
+        job_type_text(),
+        allow_none=True,
+        validate=length(1, 100),
+        metadata={"description": "The only job types that the key has to do with."},
+    )
+    expires_at = Time(allow_none=True)
+
+
+class Key(Base):
+    """An API key, without the key itself."""
+
+    key_id = fields.Integer(attribute="id", required=True)
+    name = fields.String(required=True)
+    role = Choice(Role, required=True)
+    job_types = fields.List(fields.String(), required=True, allow_none=True)
+    workspace_id = fields.Integer(required=True)
+    created_by = fields.Integer(
+        attribute="user_id", required=True, metadata={"description": "For whom the key acts."}
+    )
+    created_at = Time(required=True)
+    expires_at = Time(required=True, allow_none=True)
+    last_used_at = Time(required=True, allow_none=True, metadata={"description": "To the minute."})
+    revoked_at = Time(required=True, allow_none=True)
+
+
+class NewKey(Key):
+    """An API key, and the key itself, which is never shown again."""
+
+    key = fields.String(required=True)
+
+
+class KeyList(Base):
+    """A page of API keys."""
+
+    data = fields.List(fields.Nested(Key), required=True)
+    pagination = fields.Nested(Pagination, required=True)
