@@ -234,8 +234,9 @@ def main() -> None:
         print(f"{'workers':>8}{'':16}{'jobs/s':>9}{'ratio':>8}{'goal':>6}")
         for workers in options.workers:
             measured: dict[str, list[float]] = {name: [] for name in rows}
-            for _ in range(options.rounds):
-                for name, measure in rows.items():
+            for number in range(options.rounds):
+                # To and fro, since each finds the server as the one before has left it.
+                for name, measure in list(rows.items())[:: (-1) ** number]:
                     measured[name].append(measure(workers))
             for name, values in measured.items():
                 ratio = statistics.median(
