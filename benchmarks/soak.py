@@ -39,7 +39,13 @@ BACKLOG = 5_000
 """While fewer jobs than so many wait, more are created."""
 
 GOAL = 0.9
-TABLES = ("jobapi_jobs", "jobapi_job_counts", "jobapi_job_count_changes", "jobapi_idempotency_keys")
+TABLES = (
+    "jobapi_jobs",
+    "jobapi_events",
+    "jobapi_job_counts",
+    "jobapi_job_count_changes",
+    "jobapi_idempotency_keys",
+)
 
 
 def count(connection: psycopg.Connection[Any], status: JobStatus) -> int:
