@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale bench-streams soak \
+.PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale bench-streams bench-dashboard soak \
   example lock clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-cycle   create, claim and report in jobs/s, beside others (BENCH_REDIS_URL)"
 	@echo "make bench-scale   5 million jobs beside 5 thousand (SCALE_JOBS, SCALE_ROUNDS)"
 	@echo "make bench-streams how soon a change is known to 500 who listen (BENCH_STREAMS)"
+	@echo "make bench-dashboard its first render with 5 million jobs; needs a Chromium (SCALE_JOBS)"
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
@@ -70,6 +71,9 @@ bench-scale: $(READY)
 
 bench-streams: $(READY)
 	$(BIN)/python benchmarks/streams.py
+
+bench-dashboard: $(READY)
+	$(BIN)/python benchmarks/dashboard.py
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py

@@ -122,14 +122,14 @@ def databases(server: str, *names: str) -> Iterator[list[str]]:
                 connection.execute(statement)
 
 
-def load(connection: psycopg.Connection[Any], half: int, total: int) -> None:
-    """So many jobs, half of them in one workspace; what is there already goes."""
+def load(connection: psycopg.Connection[Any], half: int, total: int, others: int = OTHERS) -> None:
+    """So many jobs, half of them in one workspace, or all; what is there already goes."""
     connection.execute("TRUNCATE jobapi_jobs CASCADE")
     connection.execute(
         "INSERT INTO jobapi_workspaces (name, created_by, created_at, updated_at)"
         " SELECT 'Other ' || n, created_by, now(), now()"
         " FROM jobapi_workspaces, generate_series(1, %s) AS n WHERE id = %s",
-        (OTHERS, half),
+        (others, half),
     )
     # Made at the end they take a fraction of the time. The triggers stay,
     # but for that of events: they are not what is measured.
@@ -142,7 +142,7 @@ def load(connection: psycopg.Connection[Any], half: int, total: int) -> None:
     connection.execute("ALTER TABLE jobapi_jobs DISABLE TRIGGER jobapi_note_inserted")
     for first in range(1, total + 1, STEP):
         last = min(first + STEP - 1, total)
-        given = {"half": half, "others": OTHERS, "types": TYPES, "total": total}
+        given = {"half": half, "others": others, "types": TYPES, "total": total}
         connection.execute(LOAD, {**given, "first": first, "last": last})
     connection.execute("ALTER TABLE jobapi_jobs ENABLE TRIGGER jobapi_note_inserted")
     connection.execute("SET maintenance_work_mem = '1GB'")
