@@ -37,7 +37,7 @@ MAX_COUNTED = 10_000
 Place = tuple[int, int]
 """Where in the order of events: ``xid`` and ``id``."""
 
-START: Place = (-1, 0)
+START: Place = (0, 0)
 
 _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_status", "actor", "data")
 
@@ -76,6 +76,18 @@ class EventFilters:
             and (self.only_job_types is None or event.job_type in self.only_job_types)
             and (self.owner or event.kind < EventKind.MEMBER_ADDED)
         )
+
+
+class Begin(NamedTuple):
+    """Where a stream begins: a place, and which transactions after it had ended by then."""
+
+    place: Place
+    next_xid: int = 0
+    running: frozenset[int] = frozenset()
+
+    def had(self, event: Any) -> bool:
+        """Whether the event had happened already."""
+        return event.xid < self.next_xid and event.xid not in self.running
 
 
 class EventPage(NamedTuple):
@@ -191,16 +203,25 @@ def _values(cursor: str, n: int) -> list[Any]:
     return values
 
 
-def last(session: Executor, workspace_id: int) -> Place:
-    """The place after which a stream that begins now begins."""
-    horizon = _horizon(session)
-    row = session.execute(
+def begin(session: Executor, workspace_id: int) -> Begin:
+    """Where a stream begins that begins now."""
+    query = (
         select(events.c.xid, events.c.id)
-        .where(events.c.workspace_id == workspace_id, horizon)
+        .where(events.c.workspace_id == workspace_id)
         .order_by(events.c.xid.desc(), events.c.id.desc())
         .limit(1)
-    ).first()
-    return START if row is None else (row.xid, row.id)
+    )
+    if dialect_name(session) == "sqlite":
+        row = session.execute(query).first()
+        return Begin(START if row is None else (row.xid, row.id))
+    ended = session.execute(select(cast(func.pg_current_snapshot(), Text))).scalar_one()
+    first, following, running = ended.split(":")
+    row = session.execute(query.where(events.c.xid < int(first))).first()
+    return Begin(
+        START if row is None else (row.xid, row.id),
+        int(following),
+        frozenset(map(int, filter(None, running.split(",")))),
+    )
 
 
 def after(session: Executor, workspace_id: int, place: Place, *, most: int) -> Sequence[AnyRow]:

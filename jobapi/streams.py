@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import events
-from .events import EventFilters, Place
+from .events import Begin, EventFilters, Place
 
 POLL_SECONDS = 0.1
 WAKE_SECONDS = 0.02
@@ -34,6 +34,7 @@ AGAIN_SECONDS = 2.0
 """How long after a look that failed."""
 
 HEARTBEAT_SECONDS = 15.0
+_HEARTBEAT = b":\n"
 AT_ONCE = 500
 """How many events of a workspace are read at a time."""
 
@@ -52,10 +53,18 @@ class Stream:
 
     workspace_id: int
     filters: EventFilters
-    place: Place
+    begin: Begin
     may: Callable[[Connection], bool]
     waiting: bytearray = field(default_factory=bytearray)
     read_at: float = field(default_factory=time.monotonic)
+    place: Place = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = self.begin.place
+
+    def wants(self, event: Any) -> bool:
+        """Whether they are told of an event that comes after their place."""
+        return self.filters.matches(event) and not self.begin.had(event)
 
 
 class Streams:
@@ -90,7 +99,7 @@ class Streams:
         """Serve a stream on a socket from now on, beginning with ``head``; it is closed here."""
         sock.setblocking(False)
         # Something to read at once, so that a proxy does not wait for more.
-        stream.waiting += head + b":\n\n"
+        stream.waiting += head + _HEARTBEAT
         with self._lock:
             self._start()
             self._new.append((sock, stream))
@@ -184,8 +193,7 @@ class Streams:
         frames = [(event, self._frame(event)) for event in found]
         last = (found[-1].xid, found[-1].id)
         for stream in listening:
-            matches = stream.filters.matches
-            stream.waiting += b"".join(frame for event, frame in frames if matches(event))
+            stream.waiting += b"".join(frame for event, frame in frames if stream.wants(event))
             stream.place = last
 
     def _beat(self, selector: selectors.BaseSelector) -> None:
@@ -199,7 +207,7 @@ class Streams:
             logger.warning("cannot ask who may listen to streams", exc_info=True)
         for stream in self._open.values():
             if not stream.waiting:
-                stream.waiting += b":\n\n"
+                stream.waiting += _HEARTBEAT
 
     def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:
         now = time.monotonic()

@@ -118,6 +118,12 @@ def list_job_events(
         "200": {
             "description": "Server-Sent Events, without an end.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "headers": {
+                "Last-Event-ID": {
+                    "schema": {"type": "string"},
+                    "description": "Where it begins, for one that ends before its first event.",
+                }
+            },
         }
     },
 )
@@ -135,13 +141,18 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     if len(streams) >= min(room, streams.limit):
         raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
+    if given:
+        begin = events.Begin(events.place_of(given))
+    else:
+        begin = events.begin(caller.connection, workspace_id)
     stream = Stream(
         workspace_id=workspace_id,
         filters=filters_of(caller, query),
-        place=events.place_of(given) if given else events.last(caller.connection, workspace_id),
+        begin=begin,
         may=may_still(identify(), workspace_id, caller.role, caller.job_types),
     )
     response = current_app.response_class(mimetype="text/event-stream")
+    response.headers["Last-Event-ID"] = events.name_of(begin.place)
     # nginx would keep back what it has until there is more.
     response.headers["X-Accel-Buffering"] = "no"
     response.response = _body(streams, stream, response, sock)

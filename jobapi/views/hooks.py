@@ -43,6 +43,7 @@ RESPONSE_HEADERS = [
     "Deprecation",
     "ETag",
     "Idempotency-Replayed",
+    "Last-Event-ID",
     "Link",
     "Location",
     "Retry-After",
