@@ -221,6 +221,14 @@ def test_what_is_wrong_is_422_and_named(desk: Desk, body: Any, field: str) -> No
     assert statuses(desk) == {"pending": 1}
 
 
+def test_wrong_idempotency_key_is_422_in_a_dry_run_too(desk: Desk) -> None:
+    for extra in ({}, {"dry_run": True}):
+        body = {"action": "cancel", "filter": {}, **extra}
+        answer = desk.call("POST", path(desk), json=body, headers={"Idempotency-Key": ""})
+        assert answer.status_code == 422
+        assert answer.json["errors"].keys() == {"Idempotency-Key"}
+
+
 def test_delete_needs_an_owner(desk: Desk) -> None:
     member = desk.world.token(desk.world.member(desk.workspace_id, Role.MEMBER))
     body = {"action": "delete", "filter": {}}

@@ -17,7 +17,7 @@ from ..schemas.base import PagingQuery
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, json_response, location, paginated, state
-from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
+from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, idempotency_key, replayable
 
 blp = Blueprint(
     "operations", "Operations", "Cancel, retry or delete all jobs that match a filter, in one call."
@@ -78,6 +78,8 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
     caller.check_role(_role(action))
     filters = Filters(**body["filter"], only_job_types=caller.job_types)
     if body["dry_run"]:
+        # Nothing is done that could be repeated; a wrong one is wrong all the same.
+        idempotency_key()
         with transaction(caller.connection) as tx:
             planned = operations.plan(tx, workspace_id, action, filters)
         return json_response(_object({**planned, "reason": body.get("reason")}))

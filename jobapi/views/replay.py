@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from .. import idempotency
 from ..database import transaction
+from ..errors import ValidationFailed
 from .access import Caller
 from .base import to_json
 
@@ -31,8 +32,14 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def idempotency_key() -> str | None:
-    """The caller's key for this request."""
-    return request.headers.get("Idempotency-Key")
+    """The caller's key for this request. Raises ``ValidationFailed``."""
+    key = request.headers.get("Idempotency-Key")
+    longest = idempotency.MAX_KEY_LENGTH
+    if key is not None and (not 1 <= len(key) <= longest or "\x00" in key):
+        raise ValidationFailed(
+            {"Idempotency-Key": [f"Use 1 to {longest} characters, and not U+0000."]}
+        )
+    return key
 
 
 def replayable(
