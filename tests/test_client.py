@@ -357,3 +357,106 @@ def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(errors.JobNotFound):
         client.delete(w, job.job_id)
     assert client.stats(w)["by_status"]["cancelled"] == 2
+
+
+def test_events_and_their_history(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    one, two = client.create(w, "a"), client.create(w, "b")
+    client.cancel(w, one.job_id, reason="no")
+    found = list(client.events(w, page_size=1))
+    assert [(e.kind, e.job_id) for e in found] == [
+        ("cancelled", one.job_id),
+        ("created", two.job_id),
+        ("created", one.job_id),
+    ]
+    assert found[0].data == {"reason": "no"}
+    assert (found[0].from_status, found[0].to_status) == ("pending", "cancelled")
+    assert (found[0].user_id, found[0].key_id) == (desk.user.id, None)
+    assert found[0].at.tzinfo is not None
+    history = client.events(w, job_id=one.job_id, order="asc")
+    assert [e.kind for e in history] == ["created", "cancelled"]
+    assert [e.job_id for e in client.events(w, kind="created", job_type="b")] == [two.job_id]
+
+
+class Breaking(httpx2.BaseTransport):
+    """A network that breaks every stream after so many events."""
+
+    def __init__(self, app: Any, events: int) -> None:
+        self.inner = httpx2.WSGITransport(app=app)
+        self.events = events
+        self.begun: list[str | None] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = self.inner.handle_request(request)
+        if not request.url.path.endswith("/stream") or response.status_code != 200:
+            return response
+        self.begun.append(request.headers.get("Last-Event-ID"))
+        stream: Any = response.stream
+        return httpx2.Response(
+            200, headers=response.headers, stream=Broken(stream, self.events), request=request
+        )
+
+
+class Broken(httpx2.SyncByteStream):
+    def __init__(self, stream: Any, events: int) -> None:
+        self.stream, self.left = stream, events
+
+    def __iter__(self) -> Any:
+        text = b""
+        for part in self.stream:
+            text += part
+            while b"\n\n" in text:
+                if not self.left:
+                    raise httpx2.ReadError("broken")
+                event, _, text = text.partition(b"\n\n")
+                self.left -= 1
+                # In pieces, however they are cut.
+                yield event[:7]
+                yield event[7:] + b"\n\n"
+            if not self.left:
+                raise httpx2.ReadError("broken")
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def test_follow_goes_on_where_the_connection_broke(desk: Desk) -> None:
+    w = desk.workspace_id
+    network = Breaking(desk.world.app, 2)
+    with connected(desk, network) as client:
+        following = client.follow(w, kind=["created", "failed"])
+        ids = [client.create(w, "a").job_id for _ in range(5)]
+        client.cancel(w, ids[0])
+        client.edit(w, ids[1], {"status": "running"})
+        client.edit(w, ids[1], {"status": "failed", "error": "one\u2028two\u0085three"})
+        heard = [next(following) for _ in range(6)]
+        following.close()
+        assert [(e.kind, e.job_id) for e in heard] == [
+            *(("created", job_id) for job_id in ids),
+            ("failed", ids[1]),
+        ]
+        assert heard[5].data == {"error": "one\u2028two\u0085three"}
+        assert network.begun == [None, heard[1].event_id, heard[3].event_id]
+        again = client.follow(w, after=heard[3].event_id)
+        assert next(again) == heard[4]
+        again.close()
+
+
+def test_follow_goes_on_where_it_began_if_it_broke_before_the_first_event(desk: Desk) -> None:
+    w = desk.workspace_id
+    network = Breaking(desk.world.app, 0)
+    with connected(desk, network) as client:
+        following = client.follow(w)
+        job = client.create(w, "a")
+        network.events = 1
+        assert next(following).job_id == job.job_id
+        following.close()
+    assert network.begun[0] is None
+    assert network.begun[1] is not None
+
+
+def test_follow_of_what_may_not_be_seen_is_an_error(desk: Desk, client: Client) -> None:
+    with pytest.raises(errors.NotFound):
+        client.follow(desk.workspace_id + 1)
+    with pytest.raises(errors.ValidationFailed):
+        client.follow(desk.workspace_id, after="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
 import threading
@@ -516,4 +517,42 @@ def test_jobs_commands_on_many_jobs(serve: Any) -> None:
     assert run(service, token, "delete", job.job_id).returncode == 1
     wrong = run(service, token, "list", "--metadata", "batch_id")
     assert (wrong.returncode, "PATH=VALUE" in wrong.stderr) == (2, True)
+    client.close()
+
+
+def test_events_command_outlives_the_service(serve: Any) -> None:
+    service = serve()
+    boss = service.client("boss", "correct horse battery")
+    token = key(boss)
+    client = Client(service.url, token=token)
+    job = client.create(1, "a")
+    client.cancel(1, job.job_id, reason="not\nthis one")
+    listed = run(service, token, "events", job.job_id)
+    assert listed.stdout.splitlines()[0].endswith(f"cancelled  {job.job_id}  a  not this one")
+    (newest,) = run(service, token, "events", "--json", "--limit", "1").stdout.splitlines()
+    assert json.loads(newest)["kind"] == "cancelled"
+    assert run(service, token, "events", "--kind", "failed").stdout == ""
+    following = subprocess.Popen(
+        [BIN / "jobapi", "jobs", "events", "--follow", "--limit", "2", "--kind", "created"],
+        env={**service.env, "JOBAPI_URL": service.url, "JOBAPI_TOKEN": token},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    assert following.stdout is not None
+    deadline = time.monotonic() + 30
+    while following.poll() is None and time.monotonic() < deadline:
+        # It takes a moment to begin.
+        client.create(1, "b")
+        if select.select([following.stdout], [], [], 0.5)[0]:
+            break
+    service.kill()
+    serve("--port", service.url.rpartition(":")[2])
+    last = client.create(1, "c").job_id
+    lines = following.communicate(timeout=30)[0].splitlines()
+    assert [line.split()[2:] for line in lines if line.endswith("c")] in (
+        [],  # the second was created before the service was killed
+        [["created", last, "c"]],
+    )
+    assert (following.returncode, len(lines)) == (0, 2)
     client.close()

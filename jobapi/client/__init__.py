@@ -5,13 +5,15 @@ It speaks plain HTTP and knows nothing of Flask. The exceptions are those of
 """
 
 from .http import Client, Unreachable
-from .models import Attempt, ClaimedJob, Job, JobFilter, Operation, Progress
+from .models import Attempt, ClaimedJob, Event, EventFilter, Job, JobFilter, Operation, Progress
 from .worker import Permanent, Task, Worker
 
 __all__ = [
     "Attempt",
     "ClaimedJob",
     "Client",
+    "Event",
+    "EventFilter",
     "Job",
     "JobFilter",
     "Operation",

@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import JobApiError
-from ..lifecycle import Action, JobStatus, Priority
+from ..lifecycle import Action, EventKind, JobStatus, Priority
 from .http import Client, Unreachable
-from .models import Job, JobFilter, Operation
+from .models import Event, EventFilter, Job, JobFilter, Operation
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
 STILL_ALIVE = 5
+_TELLING = ("error", "reason", "progress_message", "progress_percent", "username", "name")
 TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"])
 
 
@@ -368,6 +369,52 @@ def _end(job: Job, as_json: bool) -> NoReturn:
     sys.exit(EXIT_CODES[job.status])
 
 
+@jobs_group.command("events")
+@click.argument("job_id", required=False)
+@service
+@click.option("--kind", multiple=True, type=click.Choice([kind.label for kind in EventKind]))
+@click.option("--type", "job_type", multiple=True, help="Only of jobs of these types.")
+@click.option("--follow", is_flag=True, help="What happens from now on, until Ctrl-C.")
+@click.option("--limit", type=click.IntRange(1), help="[default: 50; with --follow none]")
+@as_json
+def events(
+    client: Client,
+    workspace_id: int,
+    job_id: str | None,
+    kind: Sequence[str],
+    job_type: Sequence[str],
+    follow: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List what has happened to a job, or in the workspace, the newest first."""
+    wanted: EventFilter = {"kind": kind, "job_type": job_type}
+    if job_id is not None:
+        wanted["job_id"] = job_id
+    if follow:
+        found = client.follow(workspace_id, **wanted)
+    else:
+        limit = limit or 50
+        found = client.events(workspace_id, page_size=min(limit, 100), **wanted)
+    for event in islice(found, limit):
+        click.echo(_json(event) if as_json else _event_line(event))
+
+
+def _event_line(event: Event) -> str:
+    said = event.data or {}
+    detail = next((said[name] for name in _TELLING if said.get(name) is not None), None)
+    parts = [
+        event.at.strftime("%Y-%m-%d %H:%M:%S"),
+        event.kind,
+        event.job_id,
+        event.job_type,
+        event.worker,
+        # One line for each, whatever is in an error.
+        None if detail is None else " ".join(str(detail).split())[:100],
+    ]
+    return "  ".join(part for part in parts if part)
+
+
 @jobs_group.command("cancel")
 @click.argument("job_id")
 @service
@@ -403,5 +450,5 @@ def delete(client: Client, workspace_id: int, job_id: str) -> None:
     click.echo(f"{job_id} deleted")
 
 
-def _json(answer: Job | Operation) -> str:
+def _json(answer: Job | Operation | Event) -> str:
     return json.dumps(answer.to_json(), ensure_ascii=False)

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
 from json import JSONEncoder
 from types import TracebackType
@@ -16,8 +17,11 @@ import httpx2
 import orjson
 
 from .. import errors
-from .models import Attempt, ClaimedJob, Job, JobFilter, Operation, Progress
+from .models import Attempt, ClaimedJob, Event, EventFilter, Job, JobFilter, Operation, Progress
 from .tracing import trace_headers
+
+SILENCE_SECONDS = 45.0
+"""After how long a stream is given up in which nothing comes, not even the beat of every 15 s."""
 
 BATCH = 1000
 """How many jobs the service creates in one request."""
@@ -26,11 +30,17 @@ BATCH = 1000
 _STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _AGAIN = (429, 503)
 _JSON = {"Content-Type": "application/json"}
+_LASTING = httpx2.Timeout(30.0, read=SILENCE_SECONDS)
 _CHANCE = random.SystemRandom()
 
 
 class Unreachable(ConnectionError):
     """No answer came from the service, however often it was tried."""
+
+
+def may_pass(error: Unreachable | errors.JobApiError) -> bool:
+    """Whether the same request may go well later, without anybody's doing."""
+    return isinstance(error, Unreachable) or error.status >= 500 or error.status == 429
 
 
 def written(value: Any) -> bytes:
@@ -294,6 +304,67 @@ class Client:
         answer: dict[str, Any] = self.request("GET", f"/workspace/{workspace_id}/stats")
         return answer
 
+    # Events
+
+    def events(
+        self,
+        workspace_id: int,
+        *,
+        order: str = "desc",
+        page_size: int = 100,
+        **filters: Unpack[EventFilter],
+    ) -> Iterator[Event]:
+        """What has happened and matches every filter, read page by page, the newest first."""
+        params = {**_given(filters), "order": order, "limit": page_size}
+        return map(Event.from_json, self._pages(_events(workspace_id), params))
+
+    def follow(
+        self, workspace_id: int, *, after: str | None = None, **filters: Unpack[EventFilter]
+    ) -> Iterator[Event]:
+        """What happens from now on and matches every filter, as soon as it does; without an end.
+
+        ``after`` is the ``event_id`` of the last that was seen. Once it has
+        begun, it outlives the connection and the service's stops, and goes on where
+        it was. Raises what ``request`` does, later on only what does not pass by
+        itself, such as the end of the access.
+        """
+        path = f"{_events(workspace_id)}/stream"
+        params = _given(filters)
+        place = after
+
+        def begin() -> httpx2.Response:
+            headers = {} if place is None else {"Last-Event-ID": place}
+            stream = self._answer(
+                "GET", path, params=params, headers=headers, safe=True, lasting=True
+            )
+            if not stream.is_success:
+                _read(stream)
+            return stream
+
+        def again() -> httpx2.Response:
+            tries = 0
+            while True:
+                self._pause(tries, None)
+                try:
+                    return begin()
+                except (Unreachable, errors.JobApiError) as error:
+                    if not may_pass(error):
+                        raise
+                tries = min(tries + 1, 6)
+
+        def told(stream: httpx2.Response) -> Iterator[Event]:
+            nonlocal place
+            while True:
+                with closing(stream):
+                    place = place or stream.headers.get("Last-Event-ID")
+                    for event in _streamed(stream):
+                        place = event.event_id
+                        yield event
+                stream = again()
+
+        # Now, and not when the first is asked for.
+        return told(begin())
+
     # Work
 
     def claim(
@@ -372,15 +443,34 @@ class Client:
             safe = method in ("GET", "HEAD", "DELETE")
         body = json if json is None or isinstance(json, bytes) else written(json)
         given = {**({} if body is None else _JSON), **(headers or {})}
+        return _read(self._answer(method, path, body, params=params, headers=given, safe=safe))
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        params: Mapping[str, Any] | None,
+        headers: Mapping[str, str],
+        safe: bool,
+        lasting: bool = False,
+    ) -> httpx2.Response:
+        """The last answer; one that is ``lasting`` is a stream, to be closed by the caller."""
+        more: dict[str, Any] = {"timeout": _LASTING} if lasting else {}
         renewed = False
         tries = 0
         while True:
             token = self._access_token()
-            sent = {**given, "Authorization": f"Bearer {token}"}
+            sent = {**headers, "Authorization": f"Bearer {token}"}
+            request = self._http.build_request(
+                method, path, content=body, params=params, headers=sent, **more
+            )
             try:
-                response = self._http.request(
-                    method, path, content=body, params=params, headers=sent
-                )
+                response = self._http.send(request, stream=lasting)
+                if lasting and response.is_success:
+                    return response
+                response.read()
             except httpx2.TransportError as error:
                 never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 if tries >= self.retries or not (safe or never_sent):
@@ -395,7 +485,7 @@ class Client:
             if response.status_code == 401 and not renewed and self._renew(token):
                 renewed = True
                 continue
-            return _read(response)
+            return response
 
     def _pause(self, tries: int, retry_after: str | None) -> None:
         longest = min(10.0, 0.2 * 2**tries)
@@ -465,6 +555,20 @@ def _read(response: httpx2.Response) -> Any:
     raise errors.from_problem({"status": response.status_code, **problem}, response.headers)
 
 
+def _streamed(stream: httpx2.Response) -> Iterator[Event]:
+    # Not by lines as texts have them: a message may hold U+2028.
+    rest = b""
+    try:
+        for part in stream.iter_bytes():
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield Event.from_json(orjson.loads(line[5:]))
+    except httpx2.TransportError:
+        # It is made again.
+        return
+
+
 def _key() -> str:
     return uuid.uuid4().hex
 
@@ -473,11 +577,15 @@ def _jobs(workspace_id: int) -> str:
     return f"/workspace/{workspace_id}/jobs"
 
 
+def _events(workspace_id: int) -> str:
+    return f"/workspace/{workspace_id}/events"
+
+
 def _operations(workspace_id: int) -> str:
     return f"/workspace/{workspace_id}/operations"
 
 
-def _given(filters: JobFilter) -> dict[str, Any]:
+def _given(filters: JobFilter | EventFilter) -> dict[str, Any]:
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in filters.items()

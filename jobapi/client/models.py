@@ -166,6 +166,37 @@ class Operation(_Answer):
         return self.status in ("finished", "stopped")
 
 
+class Event(_Answer):
+    """Something that happened to a job, or to a workspace; ``kind`` says what.
+
+    ``user_id`` or ``key_id`` is who did it; neither: the service itself.
+    """
+
+    __slots__ = ()
+
+    event_id = _Field[str]()
+    at = _Time[datetime]()
+    kind = _Field[str]()
+    workspace_id = _Field[int]()
+    job_id = _Field[str | None]()
+    job_type = _Field[str | None]()
+    from_status = _Field[str | None]()
+    to_status = _Field[str | None]()
+    attempt = _Field[int | None]()
+    user_id = _Field[int | None]()
+    key_id = _Field[int | None]()
+    worker = _Field[str | None]()
+    data = _Field[dict[str, Any] | None]()
+
+
+class EventFilter(TypedDict, total=False):
+    """What events have to be like: all of what is given."""
+
+    kind: str | Sequence[str]
+    job_id: str
+    job_type: str | Sequence[str]
+
+
 class JobFilter(TypedDict, total=False):
     """What jobs have to be like: all of what is given.
 

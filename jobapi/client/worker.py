@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
-from .http import Client, Unreachable, written
+from .http import Client, Unreachable, may_pass, written
 from .models import ClaimedJob
 from .tracing import span
 
@@ -301,7 +301,7 @@ class _Shift:
                 wait_seconds=0 if until_idle else WAIT_SECONDS,
             )
         except (Unreachable, JobApiError) as error:
-            if isinstance(error, JobApiError) and error.status < 500 and error.status != 429:
+            if not may_pass(error):
                 raise
             logger.warning("cannot claim: %s", error)
             self.worker.pause(1)
