@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import orjson
 import uuid_utils
 from sqlalchemy import (
     ColumnElement,
@@ -36,7 +37,6 @@ from .database import (
     IsAmong,
     Statement,
     dialect_name,
-    dumps,
     record_source,
     records,
 )
@@ -47,6 +47,8 @@ from .models import attempts, jobs, memberships, workspaces
 MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""
 
+# The escape, and not a backslash before a text that looks like it.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
 
@@ -485,15 +487,20 @@ def _change(
 
 
 def limit_documents(values: Mapping[str, Any]) -> None:
-    """Refuse documents that have grown too large (``ValidationFailed``)."""
+    """Refuse documents that cannot be stored (``ValidationFailed``)."""
     for name in ("metadata", "result"):
         document = values.get(name)
-        if document is not None and not fits(document):
-            raise ValidationFailed(
-                {name: [f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."]}
-            )
+        wrong = None if document is None else wrong_document(document)
+        if wrong is not None:
+            raise ValidationFailed({name: [wrong]})
 
 
-def fits(document: Any) -> bool:
-    """Whether a document is not too large to be stored."""
-    return len(dumps(document)) <= MAX_DOCUMENT_BYTES
+def wrong_document(document: Any) -> str | None:
+    """Why a document cannot be stored; None where it can."""
+    text = orjson.dumps(document)
+    if len(text) > MAX_DOCUMENT_BYTES:
+        return f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."
+    # Postgres keeps it, and then cannot read it.
+    if b"\\u0000" in text and _NUL.search(text):
+        return "It must not contain the character U+0000."
+    return None

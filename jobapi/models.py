@@ -404,6 +404,7 @@ class OperationRecord(Base):
         ForeignKey("jobapi_workspaces.id", ondelete="CASCADE")
     )
     created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    actor: Mapped[str | None] = mapped_column(String(20), comment="user:1 or key:1")
     action: Mapped[int] = mapped_column(SmallInteger, comment="0 cancel 1 retry 2 delete")
     filter: Mapped[dict[str, Any]] = mapped_column(_Json)
     reason: Mapped[str | None] = mapped_column(Text)

@@ -57,12 +57,14 @@ def create(
     filters: Filters,
     *,
     created_by: int,
+    by: str | None = None,
     reason: str | None = None,
 ) -> AnyRow:
     """Begin an operation and do the first part of it, which may be all.
 
-    It concerns the jobs that are there now. To be called in a transaction.
-    Raises ``ValidationFailed`` as ``plan`` does.
+    It concerns the jobs that are there now. ``by`` is who begins it, if not
+    ``created_by`` in person. To be called in a transaction. Raises
+    ``ValidationFailed`` as ``plan`` does.
     """
     values = plan(session, workspace_id, action, filters)
     now = session.execute(select(DbNow())).scalar_one()
@@ -71,6 +73,7 @@ def create(
         .values(
             **values,
             created_by=created_by,
+            actor=by or f"user:{created_by}",
             reason=reason,
             status=OperationStatus.RUNNING,
             created_at=now,
@@ -165,7 +168,7 @@ def _act(
         .with_for_update()
     )
     found = session.execute(locked, {"ids": job_ids}).all()
-    by = f"user:{operation.created_by}"
+    by = operation.actor or f"user:{operation.created_by}"
     if action is Action.DELETE:
         session.execute(sql_delete(jobs).where(jobs.c.id.in_([row.id for row in found])))
         events.note_deleted(session, found, by=by)
@@ -185,25 +188,32 @@ def _act(
     return len(found) - skipped, skipped
 
 
-def get(session: Executor, workspace_id: int, operation_id: int) -> AnyRow:
-    """One operation. Raises ``OperationNotFound``."""
-    row = session.execute(
-        select(operations).where(
-            operations.c.workspace_id == workspace_id, operations.c.id == operation_id
-        )
-    ).first()
+def get(
+    session: Executor, workspace_id: int, operation_id: int, *, by: str | None = None
+) -> AnyRow:
+    """One operation, of those of one caller where ``by`` is given. Raises ``OperationNotFound``."""
+    query = select(operations).where(
+        operations.c.workspace_id == workspace_id, operations.c.id == operation_id
+    )
+    if by is not None:
+        query = query.where(operations.c.actor == by)
+    row = session.execute(query).first()
     if row is None:
         raise OperationNotFound("There is no such operation in this workspace.")
     return row
 
 
-def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
-    """A workspace's operations, the newest first; ``paging`` as ``fetch_page`` has it."""
+def page(session: Executor, workspace_id: int, *, by: str | None = None, **paging: Any) -> Page:
+    """A workspace's operations, or of them those of one caller, the newest first.
+
+    ``paging`` as ``fetch_page`` has it.
+    """
+    mine = [] if by is None else [operations.c.actor == by]
     return fetch_page(
         session,
         [*operations.c],
         operations,
-        [operations.c.workspace_id == workspace_id],
+        [operations.c.workspace_id == workspace_id, *mine],
         operations.c.id,
         newest_first=True,
         **paging,

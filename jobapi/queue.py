@@ -51,7 +51,7 @@ from .database import (
     records,
 )
 from .errors import JobApiError
-from .jobs import COLUMNS, fits, limit_documents, not_found
+from .jobs import COLUMNS, limit_documents, not_found, wrong_document
 from .leases import Backoff
 from .lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
 from .models import attempts, jobs
@@ -297,7 +297,7 @@ def _succeed(
         and _LEASE_TOKEN.fullmatch(each["lease_token"])
         and times[each["job_id"]] == 1
     ]
-    plain = [each for each in plain if each["result"] is None or fits(each["result"])]
+    plain = [each for each in plain if each["result"] is None or not wrong_document(each["result"])]
     if not plain:
         return {}
     # Whoever changes more than one job locks them in the same order.

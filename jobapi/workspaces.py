@@ -123,14 +123,16 @@ def change(
         check_name(name)
         values["name"] = name
     if values:
-        session.execute(
+        other = [workspaces.c[key].is_distinct_from(value) for key, value in values.items()]
+        changed: Any = session.execute(
             update(workspaces)
-            .where(workspaces.c.id == workspace_id, IS_THERE)
+            .where(workspaces.c.id == workspace_id, IS_THERE, or_(*other))
             .values(**values, updated_at=DbNow())
         )
         said = {**({} if name is None else {"name": name}), "retention": retention}
         data = {key: value for key, value in said.items() if value is not None}
-        events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=by, data=data)
+        if changed.rowcount:
+            events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=by, data=data)
     return get(session, workspace_id)
 
 
@@ -264,13 +266,18 @@ def set_role(
 ) -> AnyRow:
     """Change a member's role, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, role)
-    session.execute(
+    changed: Any = session.execute(
         update(memberships)
-        .where(memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id)
+        .where(
+            memberships.c.workspace_id == workspace_id,
+            memberships.c.user_id == user_id,
+            memberships.c.role != role,
+        )
         .values(role=role)
     )
     member = get_member(session, workspace_id, user_id)
-    _note(session, EventKind.MEMBER_CHANGED, workspace_id, member, by)
+    if changed.rowcount:
+        _note(session, EventKind.MEMBER_CHANGED, workspace_id, member, by)
     return member
 
 

@@ -77,16 +77,44 @@ def test_history_of_a_job_by_hand(desk: Desk) -> None:
     assert desk.get(f"/{job_id}/events").status_code == 404
     found = listed(desk, f"job_id={job_id}&order=asc")
     assert kinds(found) == [
-        *("created", "edited", "edited", "started", "progressed"),
+        *("created", "edited", "started", "progressed"),
         *("cancelled", "retried", "failed", "deleted"),
     ]
     assert found[1]["data"] == {"fields": "priority metadata"}
-    assert found[2]["data"] == {"fields": ""}
-    assert found[4]["data"] == {"progress_percent": 50, "progress_message": None}
-    assert found[5]["data"] == {"reason": "no"}
-    assert found[6]["data"] == {"reason": "yes"}
-    assert found[7]["data"] == {"error": "x" * 1000}
-    assert (found[8]["from_status"], found[8]["to_status"]) == ("failed", None)
+    assert found[2]["data"] is None
+    assert found[3]["data"] == {"progress_percent": 50, "progress_message": None}
+    assert found[4]["data"] == {"reason": "no"}
+    assert found[5]["data"] == {"reason": "yes"}
+    assert found[6]["data"] == {"error": "x" * 1000}
+    assert (found[7]["from_status"], found[7]["to_status"]) == ("failed", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "data"),
+    [
+        ({"status": "running"}, "started", {}),
+        ({"status": "success"}, "succeeded", {}),
+        ({"status": "failed", "error": "e"}, "failed", {"error": "e"}),
+        ({"status": "cancelled"}, "cancelled", {"reason": "Cancelled via API"}),
+    ],
+)
+def test_edit_that_also_changes_the_status_is_noted_with_it(
+    desk: Desk, change: Any, kind: str, data: Any
+) -> None:
+    job = desk.create()
+    desk.patch(job["job_id"], {"priority": "high", "max_retries": 9, **change})
+    found = history(desk, job)
+    assert kinds(found) == ["created", kind]
+    assert found[1]["data"] == {**data, "fields": "priority max_retries"}
+
+
+@pytest.mark.parametrize("reason", ["x" * 3000, 5, True, {"a": 1}, "\u2028'\"\\"])
+def test_reason_of_a_cancel_by_edit_is_a_text_and_not_too_long(desk: Desk, reason: Any) -> None:
+    job = desk.create()
+    body = {"status": "cancelled", "result": {"cancelled_reason": reason}}
+    assert desk.patch(job["job_id"], body).status_code == 200
+    wanted = reason[:1000] if isinstance(reason, str) else None
+    assert history(desk, job)[1]["data"] == {"reason": wanted}
 
 
 def test_what_the_service_does_itself_is_nobodys(desk: Desk) -> None:
@@ -120,6 +148,17 @@ def test_lease_that_expired_and_a_worker_who_says_so_are_two_things(desk: Desk) 
     assert kinds(history(desk, job))[2:] == ["retried", "claimed", "lease_expired"]
 
 
+def test_operations_are_noted_as_of_whoever_began_them(desk: Desk) -> None:
+    key = desk.world.key(desk.workspace_id, desk.user, Role.MEMBER)
+    path = f"/workspace/{desk.workspace_id}/operations"
+    desk.create()
+    for action in ("cancel", "retry"):
+        desk.world.call("POST", path, key, json={"action": action, "filter": {}})
+    found = listed(desk, "order=asc")
+    assert kinds(found) == ["key_created", "created", "cancelled", "retried"]
+    assert {(event["user_id"], event["key_id"]) for event in found[2:]} == {(None, 1)}
+
+
 def test_batches_and_operations_note_each_job(desk: Desk) -> None:
     desk.post("/batch", json={"jobs": [{"job_type": "a"}] * 3})
     path = f"/workspace/{desk.workspace_id}/operations"
@@ -144,6 +183,9 @@ def test_members_keys_and_settings_are_noted_for_owners(desk: Desk) -> None:
     key = desk.call("POST", f"{base}/keys", json={"name": "ci", "role": "worker"}).json
     desk.call("DELETE", f"{base}/keys/{key['key_id']}")
     desk.call("PATCH", base, json={"name": "New", "retention": {"events": 5}})
+    # What was so already is no change.
+    desk.call("PATCH", f"{base}/members/{anna.id}", json={"role": "member"})
+    desk.call("PATCH", base, json={"name": "New", "retention": {"events": 5, "failed": None}})
     viewer = desk.world.token(anna)
     assert listed(desk, token=viewer) == []
     desk.call("DELETE", f"{base}/members/{anna.id}")

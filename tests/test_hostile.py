@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobapi import jobs
+from jobapi.errors import ValidationFailed
 from jobapi.jobs import MAX_DOCUMENT_BYTES
 
 from .factories import Desk
@@ -227,6 +229,19 @@ def test_body_over_the_limit_is_413_before_it_is_looked_at(desk: Desk) -> None:
         response = desk.call("POST", path, data=big, headers=JSON)
         assert response.status_code == 413
         assert "1048576 bytes" in response.json["detail"]
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0", "\\\0", "\\u0000", "\\\\u0000"])
+def test_u0000_in_a_document_of_a_hosts_is_refused(desk: Desk, text: str) -> None:
+    """Postgres would keep it, and fail whenever somebody looks into it."""
+    by: Any = {"created_by": desk.user.id, "job_type": "a"}
+    with desk.world.transaction() as tx:
+        for document in ({"t": text}, {text: 1}, {"t": [{"t": text}]}):
+            if "\0" in text:
+                with pytest.raises(ValidationFailed):
+                    jobs.create(tx, desk.workspace_id, metadata=document, **by)
+            else:
+                jobs.create(tx, desk.workspace_id, metadata=document, **by)
 
 
 def test_result_that_grows_over_its_limit_is_422_and_changes_nothing(desk: Desk) -> None:

@@ -508,3 +508,24 @@ def test_host_can_operate_in_its_own_transaction(desk: Desk) -> None:
         )
     assert row.changed == 1
     assert statuses(desk) == {"cancelled": 1}
+
+
+def test_key_for_some_job_types_sees_and_stops_its_own_operations_alone(
+    desk: Desk, few: int
+) -> None:
+    key = desk.world.key(desk.workspace_id, desk.user, Role.MEMBER, job_types=["b"])
+    for _ in range(few + 1):
+        desk.create(job_type="a")
+        desk.create(job_type="b")
+    theirs = operate(desk, "cancel", {"job_type": ["a"]})
+    url = f"{path(desk)}/{theirs['operation_id']}"
+    mine = desk.world.call("POST", path(desk), key, json={"action": "cancel", "filter": {}}).json
+    assert mine["matched"] == few + 1
+    assert desk.world.call("GET", url, key).status_code == 404
+    assert desk.world.call("POST", f"{url}/stop", key).status_code == 404
+    seen = desk.world.call("GET", path(desk), key).json
+    assert [each["operation_id"] for each in seen["data"]] == [mine["operation_id"]]
+    assert seen["pagination"]["total"] == 1
+    stop = f"{path(desk)}/{mine['operation_id']}/stop"
+    assert desk.world.call("POST", stop, key).json["status"] == "stopped"
+    assert desk.call("GET", url).json["status"] == "running"

@@ -110,6 +110,29 @@ def test_rates_forget_what_is_older_than_their_window(desk: Desk) -> None:
         )
 
 
+def test_another_priority_is_no_rate(desk: Desk) -> None:
+    job_id = desk.create(priority="normal")["job_id"]
+    for priority in ("high", "low"):
+        desk.patch(job_id, {"priority": priority})
+    desk.patch(job_id, {"status": "running", "priority": "high"})
+    wanted = NO_RATES | {"queued": 1, "started": 1}
+    for _ in range(2):
+        assert read(desk)["rates"]["minute"] == wanted
+        assert history(desk, "hour")["data"][-1]["by_status"]["running"] == 1
+        fold(desk)
+    assert desk.get("?priority=high").json["pagination"]["total"] == 1
+    assert desk.get("?priority=low").json["pagination"]["total"] == 0
+
+
+def test_job_that_was_started_before_it_was_due_waited_for_nothing(desk: Desk) -> None:
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    job_id = desk.create(scheduled_at=tomorrow)["job_id"]
+    desk.patch(job_id, {"status": "running"})
+    assert history(desk, "hour")["data"][-1]["wait_seconds"] == 0
+    fold(desk)
+    assert history(desk, "hour")["data"][-1]["wait_seconds"] == 0
+
+
 def test_repair_of_totals_is_no_rate(desk: Desk) -> None:
     desk.create()
     with desk.world.transaction() as tx:

@@ -39,6 +39,11 @@ def _object(operation: Any) -> dict[str, Any]:
     return dumped
 
 
+def _only_by(caller: Caller) -> str | None:
+    """Whose operations the caller sees: a key for some job types none but its own."""
+    return caller.name if caller.job_types is not None else None
+
+
 def _role(action: int) -> Role:
     return Role.OWNER if action == Action.DELETE else Role.MEMBER
 
@@ -91,6 +96,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
             action,
             filters,
             created_by=caller.user_id,
+            by=caller.name,
             reason=body.get("reason"),
         )
         return _object(row._mapping)
@@ -111,8 +117,11 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.OperationList)
 def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """The newest first; what ended more than 30 days ago is not there any more."""
-    found = operations.page(caller.connection, workspace_id, **query)
+    """The newest first; what ended more than 30 days ago is not there any more.
+
+    A key for some job types sees the operations that it has begun.
+    """
+    found = operations.page(caller.connection, workspace_id, by=_only_by(caller), **query)
     return json_response(paginated([_object(row._mapping) for row in found.rows], found, query))
 
 
@@ -121,7 +130,7 @@ def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) ->
 @blp.response(200, schemas.Operation, example=examples.OPERATION)
 def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
     """How far an operation is."""
-    row = operations.get(caller.connection, workspace_id, operation_id)
+    row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
     return json_response(_object(row._mapping))
 
 
@@ -134,7 +143,7 @@ def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Respo
 )
 def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
     """Leave an operation where it is; what it has done stays. One that has ended is 409."""
-    row = operations.get(caller.connection, workspace_id, operation_id)
+    row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
     caller.check_role(_role(row.action))
     row = operations.stop(caller.connection, workspace_id, operation_id)
     return json_response(_object(row._mapping))
