@@ -46,7 +46,7 @@ def open_stream(port: int, path: str, token: str) -> socket.socket:
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     sock.sendall(request.encode())
     head = b""
-    while b":\n\n" not in head:
+    while b"\r\n\r\n:\n" not in head:
         head += sock.recv(4096)
     assert b" 200 " in head.split(b"\r\n")[0], head
     sock.setblocking(False)

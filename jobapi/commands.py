@@ -104,6 +104,8 @@ def _note(message: str) -> None:
 @with_appcontext
 def serve(host: str, port: int, workers: int, threads: int) -> None:
     """Serve the API with gunicorn; the database has to be migrated."""
+    import resource
+
     from gunicorn.app.base import BaseApplication
 
     state = _state()
@@ -148,6 +150,12 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
         def load(self) -> Any:
             return app
 
+    # A stream is an open file, as is a connection; the usual 1,024 are few.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * settings.max_streams + 1024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     # What has been loaded stays: the collector need not look through it again
     # and again, which costs as much as what a large batch needs.
     gc.collect()

@@ -122,8 +122,9 @@ class Settings:
     )
     max_streams: int = _setting(
         1000,
-        "How many streams of events a process has open at most; where the server's sockets cannot "
-        "be had, each takes a thread, and a quarter of the threads is the limit.",
+        "How many streams of events a process has open at most, and no more than half of the files "
+        "that it may open; where the server's sockets cannot be had, each takes a thread, and a "
+        "quarter of the threads is the limit.",
         least=1,
     )
     maintenance_enabled: bool = _setting(

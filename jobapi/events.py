@@ -6,6 +6,7 @@ change; the rest, and deletions, is noted here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +22,6 @@ from sqlalchemy import (
     insert,
     literal,
     select,
-    true,
     tuple_,
 )
 
@@ -34,11 +34,13 @@ from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 MAX_COUNTED = 10_000
 """Up to how many events are counted."""
 
+LOOKED_AT = 100_000
+"""How many events of a workspace one page looks through for those that match."""
+
 Place = tuple[int, int]
 """Where in the order of events: ``xid`` and ``id``."""
 
-START: Place = (0, 0)
-
+_NAME = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_status", "actor", "data")
 
 
@@ -52,9 +54,8 @@ class EventFilters:
     only_job_types: Sequence[str] | None = None
     owner: bool = False
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """On the columns of the table."""
-        c = events.c
+    def conditions(self, c: Any) -> list[ColumnElement[bool]]:
+        """On the columns of the table, or of a part of it."""
         found: list[ColumnElement[bool]] = []
         if self.kind:
             found.append(c.kind.in_(self.kind))
@@ -154,13 +155,20 @@ def name_of(place: Place) -> str:
     return f"{place[0]}-{place[1]}"
 
 
-def place_of(name: str) -> Place:
-    """The place that an event's name says. Raises ``ValidationFailed``."""
-    xid, _, number = name.partition("-")
-    if xid.isascii() and xid.isdigit() and number.isascii() and number.isdigit():
+def resume(session: Executor, name: str) -> Begin:
+    """Where a stream begins that goes on after the event of this name.
+
+    Raises ``ValidationFailed`` for a name that no event of this server can have.
+    """
+    if _NAME.fullmatch(name):
+        xid, _, number = name.partition("-")
         place = (int(xid), int(number))
-        if max(place) < MAX_NUMBER:
-            return place
+        newest = 0
+        if dialect_name(session) != "sqlite":
+            xmax = _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
+            newest = session.execute(select(xmax)).scalar_one()
+        if place[0] <= newest and place[1] < MAX_NUMBER:
+            return Begin(place)
     raise ValidationFailed({"last_event_id": ["It is none of ours; use the id of an event."]})
 
 
@@ -175,25 +183,46 @@ def page(
 ) -> EventPage:
     """``limit`` events, the newest first unless ``order`` is ``asc``, and their number.
 
-    To be called in a snapshot. Raises ``ValidationFailed`` for a cursor that is none.
+    Where few match, there may be fewer, and more after ``next_cursor`` all the
+    same. To be called in a snapshot. Raises ``ValidationFailed`` for a cursor
+    that is none.
     """
     c = events.c
-    where = [c.workspace_id == workspace_id, *filters.conditions()]
+    mine = [c.workspace_id == workspace_id]
     # What happens to one job happens one after the other, so that its index has the order.
     keys = [c.id] if filters.job_id is not None else [c.xid, c.id]
-    some = select(literal(1)).select_from(events).where(*where).limit(MAX_COUNTED + 1)
+    if filters.job_id is not None:
+        mine.append(c.job_id == filters.job_id)
+    in_order = [key.desc() if order == "desc" else key for key in keys]
+
+    def looked_at(where: Sequence[ColumnElement[bool]]) -> Any:
+        return select(*c).where(*where).order_by(*in_order).limit(LOOKED_AT).subquery()
+
+    def end(where: Sequence[ColumnElement[bool]]) -> AnyRow | None:
+        """The last that is looked at, where there are others after it."""
+        query = select(*keys).where(*where).order_by(*in_order)
+        found = session.execute(query.offset(LOOKED_AT - 1).limit(2)).all()
+        return found[0] if len(found) == 2 else None
+
+    part = looked_at(mine)
+    matches = filters.conditions(part.c)
+    some = select(literal(1)).select_from(part).where(*matches).limit(MAX_COUNTED + 1)
     total = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
-    query = select(*c).where(*where).limit(limit + 1)
-    query = query.order_by(*(key.desc() if order == "desc" else key for key in keys))
+    capped = total > MAX_COUNTED or end(mine) is not None
     if cursor is not None:
         after = tuple_(*_values(cursor, len(keys)))
         place = tuple_(*keys)
-        query = query.where(place < after if order == "desc" else place > after)
-    rows = session.execute(query).all()
-    more = None
-    if len(rows) > limit:
-        more = write_cursor([getattr(rows[limit - 1], key.name) for key in keys])
-    return EventPage(rows[:limit], min(total, MAX_COUNTED), total > MAX_COUNTED, more)
+        mine.append(place < after if order == "desc" else place > after)
+    part = looked_at(mine)
+    query = select(part).where(*filters.conditions(part.c)).limit(limit + 1)
+    rows = session.execute(
+        query.order_by(
+            *(part.c[key.name].desc() if order == "desc" else part.c[key.name] for key in keys)
+        )
+    ).all()
+    last = rows[limit - 1] if len(rows) > limit else end(mine)
+    more = None if last is None else write_cursor([getattr(last, key.name) for key in keys])
+    return EventPage(rows[:limit], min(total, MAX_COUNTED), capped, more)
 
 
 def _values(cursor: str, n: int) -> list[Any]:
@@ -203,61 +232,54 @@ def _values(cursor: str, n: int) -> list[Any]:
     return values
 
 
-def begin(session: Executor, workspace_id: int) -> Begin:
+def begin(session: Executor) -> Begin:
     """Where a stream begins that begins now."""
-    query = (
-        select(events.c.xid, events.c.id)
-        .where(events.c.workspace_id == workspace_id)
-        .order_by(events.c.xid.desc(), events.c.id.desc())
-        .limit(1)
-    )
     if dialect_name(session) == "sqlite":
-        row = session.execute(query).first()
-        return Begin(START if row is None else (row.xid, row.id))
+        return Begin((0, session.execute(select(func.max(events.c.id))).scalar_one() or 0))
     ended = session.execute(select(cast(func.pg_current_snapshot(), Text))).scalar_one()
     first, following, running = ended.split(":")
-    row = session.execute(query.where(events.c.xid < int(first))).first()
     return Begin(
-        START if row is None else (row.xid, row.id),
-        int(following),
-        frozenset(map(int, filter(None, running.split(",")))),
+        (int(first), 0), int(following), frozenset(map(int, filter(None, running.split(","))))
     )
 
 
-def after(session: Executor, workspace_id: int, place: Place, *, most: int) -> Sequence[AnyRow]:
-    """The next ``most`` events after a place, of those to which nothing earlier is added any more.
+def horizon(session: Executor) -> int | None:
+    """The ``xid`` before which no event is added any more.
+
+    None on SQLite, which has one writer at a time: its order is that of the commits.
+    """
+    if dialect_name(session) == "sqlite":
+        return None
+    xmin = _number(func.pg_snapshot_xmin(func.pg_current_snapshot()))
+    found: int = session.execute(select(xmin)).scalar_one()
+    return found
+
+
+def after(
+    session: Executor, workspace_id: int, place: Place, *, before: int | None, most: int
+) -> Sequence[AnyRow]:
+    """The next ``most`` events after a place, of those before the horizon.
 
     An event of a transaction that is older than one still under way has to wait
     for that: so nobody who goes on after what they have seen misses one.
     """
-    return session.execute(
-        select(*events.c)
-        .where(
-            events.c.workspace_id == workspace_id,
-            tuple_(events.c.xid, events.c.id) > tuple_(*place),
-            _horizon(session),
-        )
-        .order_by(events.c.xid, events.c.id)
-        .limit(most)
-    ).all()
-
-
-def _horizon(session: Executor) -> ColumnElement[bool]:
-    # SQLite has one writer at a time, so that its order is that of the commits.
-    if dialect_name(session) == "sqlite":
-        return true()
-    over: ColumnElement[bool] = events.c.xid < _number(
-        func.pg_snapshot_xmin(func.pg_current_snapshot())
+    query = select(*events.c).where(
+        events.c.workspace_id == workspace_id,
+        tuple_(events.c.xid, events.c.id) > tuple_(*place),
     )
-    return over
+    if before is not None:
+        query = query.where(events.c.xid < before)
+    return session.execute(query.order_by(events.c.xid, events.c.id).limit(most)).all()
 
 
 def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -> int:
     """Delete events that are so old, the oldest ``limit`` at most; returns how many."""
     c = events.c
-    old = session.execute(select(DbNow())).scalar_one() - timedelta(days=days)
+    now = session.execute(select(DbNow())).scalar_one()
+    old = now - timedelta(days=days)
     mine = c.workspace_id == workspace_id
-    in_order = select(c.at, c.xid, c.id).where(mine).order_by(c.xid, c.id).limit(1)
+    # What a clock that was ahead has written must not stand in the way of the rest.
+    in_order = select(c.at, c.xid, c.id).where(mine, c.at <= now).order_by(c.xid, c.id).limit(1)
     first = session.execute(in_order).first()
     if first is None or first.at >= old:
         return 0
@@ -283,7 +305,8 @@ def kept(session: Executor) -> list[tuple[int, int]]:
 def begin_anew(session: Executor) -> None:
     """After a restore into another server: its transactions are counted from a lower number.
 
-    Events of transactions that this server has not had yet are put before all others.
+    Where a workspace has events of transactions that this server has not had yet,
+    all that it has come first, in the order of their own numbers.
     """
     if dialect_name(session) == "sqlite":
         return
@@ -291,4 +314,6 @@ def begin_anew(session: Executor) -> None:
     # One by one, by the index, because nearly always there is nothing to do.
     for workspace_id in session.execute(select(workspaces.c.id)).scalars().all():
         mine = events.c.workspace_id == workspace_id
-        session.execute(events.update().where(mine, future).values(xid=0))
+        if session.execute(select(events.c.id).where(mine, future).limit(1)).first():
+            # All of them: among themselves they stay in the order of their numbers.
+            session.execute(events.update().where(mine, events.c.xid > 0).values(xid=0))

@@ -15,7 +15,7 @@ import selectors
 import socket
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from . import events
 from .events import Begin, EventFilters, Place
+
+try:
+    import resource
+except ImportError:  # Windows, where a host may be developed
+    resource = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.1
 WAKE_SECONDS = 0.02
@@ -36,7 +41,7 @@ AGAIN_SECONDS = 2.0
 HEARTBEAT_SECONDS = 15.0
 _HEARTBEAT = b":\n"
 AT_ONCE = 500
-"""How many events of a workspace are read at a time."""
+"""How many events of a workspace are read at a time; where there are more, at once again."""
 
 MAX_BEHIND = 256 * 1024
 """How many bytes wait for a slow listener, before it gets nothing new until it has read them."""
@@ -52,6 +57,7 @@ class Stream:
     """Somebody who listens: what to send them, where they are, and whether they still may."""
 
     workspace_id: int
+    user_id: int
     filters: EventFilters
     begin: Begin
     may: Callable[[Connection], bool]
@@ -70,15 +76,16 @@ class Stream:
 class Streams:
     """Those that are open in this process, ``limit`` at most.
 
-    ``frame`` makes of an event what is sent.
+    That is also at most half of the files that the process may open. A user has
+    half of them at most, or two. ``frame`` makes of an event what is sent.
     """
 
     def __init__(
         self, engine: Callable[[], Engine], frame: Callable[[Any], bytes], *, limit: int
     ) -> None:
-        self.limit = limit
         self.closing: Callable[[], bool] = lambda: False
         self.count: Callable[[int], None] = lambda more: None
+        self._limit = limit
         self._engine = engine
         self._frame = frame
         self._lock = threading.Lock()
@@ -86,25 +93,43 @@ class Streams:
         self._open: dict[socket.socket, Stream] = {}
         self._new: list[tuple[socket.socket, Stream]] = []
         self._wake: socket.socket | None = None
+        self._of_user: Counter[int] = Counter()
+
+    @property
+    def limit(self) -> int:
+        """How many may be open."""
+        if resource is None:
+            return self._limit
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return self._limit if files == resource.RLIM_INFINITY else min(self._limit, files // 2)
 
     def __len__(self) -> int:
         return len(self._open) + len(self._new) if self._process == os.getpid() else 0
 
-    @property
-    def full(self) -> bool:
-        """Whether no more can be opened."""
-        return len(self) >= self.limit
+    def full(self, user_id: int, most: int) -> bool:
+        """Whether a user can open no more where ``most`` may be open."""
+        of_user = self._of_user[user_id] if len(self) else 0
+        return len(self) >= most or of_user >= max(2, most // 2)
 
-    def add(self, sock: socket.socket, stream: Stream, head: bytes = b"") -> None:
-        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here."""
-        sock.setblocking(False)
-        # Something to read at once, so that a proxy does not wait for more.
-        stream.waiting += head + _HEARTBEAT
+    def add(
+        self, sock: socket.socket, stream: Stream, head: bytes = b"", *, most: int | None = None
+    ) -> bool:
+        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here.
+
+        False, and nothing done, where ``most`` are open already.
+        """
         with self._lock:
             self._start()
+            if most is not None and self.full(stream.user_id, most):
+                return False
+            sock.setblocking(False)
+            # Something to read at once, so that a proxy does not wait for more.
+            stream.waiting += head + _HEARTBEAT
             self._new.append((sock, stream))
+            self._of_user[stream.user_id] += 1
         self.count(1)
         self.wake()
+        return True
 
     def wake(self) -> None:
         """Look at once: something has been changed here."""
@@ -118,6 +143,7 @@ class Streams:
         # Of a process that was forked: what is open is the other's.
         self._process = os.getpid()
         self._open, self._new = {}, []
+        self._of_user.clear()
         self._wake, woken = socket.socketpair()
         for end in (self._wake, woken):
             end.setblocking(False)
@@ -128,31 +154,42 @@ class Streams:
     def _run(self, woken: socket.socket) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(woken, selectors.EVENT_READ)
-            look_at = beat_at = looked_at = 0.0
             while True:
-                now = time.monotonic()
-                pause = max(0.0, min(look_at, beat_at) - now) if len(self) else None
-                for key, _ in selector.select(pause):
-                    if key.fileobj is woken:
-                        with contextlib.suppress(BlockingIOError):
-                            woken.recv(4096)
-                        if look_at <= looked_at + POLL_SECONDS:
-                            look_at = min(look_at, looked_at + WAKE_SECONDS)
-                    elif not self._listens(key.fileobj):
-                        self._drop(selector, key.fileobj)
-                self._take_new(selector)
-                if self.closing():
+                try:
+                    self._serve(selector, woken)
+                except Exception:
+                    # Whoever listens comes back, and goes on where they were.
+                    logger.exception("the streams have failed; all of them end")
                     for sock in list(self._open):
                         self._drop(selector, sock)
-                now = time.monotonic()
-                if now >= look_at:
-                    looked_at = now
-                    look_at = now + (POLL_SECONDS if self._look() else AGAIN_SECONDS)
-                if now >= beat_at:
-                    beat_at = now + HEARTBEAT_SECONDS
-                    self._beat(selector)
-                for sock, stream in list(self._open.items()):
-                    self._send(selector, sock, stream)
+                    time.sleep(AGAIN_SECONDS)
+
+    def _serve(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
+        look_at = beat_at = looked_at = 0.0
+        while True:
+            now = time.monotonic()
+            pause = max(0.0, min(look_at, beat_at) - now) if len(self) else None
+            for key, _ in selector.select(pause):
+                if key.fileobj is woken:
+                    with contextlib.suppress(BlockingIOError):
+                        woken.recv(4096)
+                    if look_at <= looked_at + POLL_SECONDS:
+                        look_at = min(look_at, looked_at + WAKE_SECONDS)
+                elif not self._listens(key.fileobj):
+                    self._drop(selector, key.fileobj)
+            self._take_new(selector)
+            if self.closing():
+                for sock in list(self._open):
+                    self._drop(selector, sock)
+            now = time.monotonic()
+            if now >= look_at:
+                looked_at = now
+                look_at = now + self._look()
+            if now >= beat_at:
+                beat_at = now + HEARTBEAT_SECONDS
+                self._beat(selector)
+            for sock, stream in list(self._open.items()):
+                self._send(selector, sock, stream)
 
     def _take_new(self, selector: selectors.BaseSelector) -> None:
         with self._lock:
@@ -170,31 +207,46 @@ class Streams:
         except OSError:
             return False
 
-    def _look(self) -> bool:
-        """Read what is new, once for all who are at the same place; whether that was possible."""
+    def _look(self) -> float:
+        """Read what is new, once for all who are at the same place; when to look again, in s."""
         at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
         for stream in self._open.values():
             if len(stream.waiting) < MAX_BEHIND:
                 at[stream.workspace_id, stream.place].append(stream)
+        pause = POLL_SECONDS
         if not at:
-            return True
+            return pause
         try:
             with self._engine().connect() as connection:
+                before = events.horizon(connection)
                 for (workspace_id, place), listening in at.items():
-                    found = events.after(connection, workspace_id, place, most=AT_ONCE)
-                    if found:
-                        self._give(found, listening)
+                    found = events.after(
+                        connection, workspace_id, place, before=before, most=AT_ONCE
+                    )
+                    if len(found) == AT_ONCE:
+                        pause = WAKE_SECONDS
+                    self._give(found, listening)
+                    if before is not None and len(found) < AT_ONCE:
+                        end = (before, 0)
+                        last = (found[-1].xid, found[-1].id) if found else place
+                        # All who have everything are at the same place, wherever they began.
+                        for stream in listening:
+                            if stream.place == last:
+                                stream.place = max(last, end)
         except SQLAlchemyError:
             logger.warning("cannot look for events; the streams wait", exc_info=True)
-            return False
-        return True
+            return AGAIN_SECONDS
+        return pause
 
     def _give(self, found: Sequence[Any], listening: Sequence[Stream]) -> None:
-        frames = [(event, self._frame(event)) for event in found]
-        last = (found[-1].xid, found[-1].id)
+        frames = [((event.xid, event.id), event, self._frame(event)) for event in found]
         for stream in listening:
-            stream.waiting += b"".join(frame for event, frame in frames if stream.wants(event))
-            stream.place = last
+            for place, event, frame in frames:
+                stream.place = place
+                if stream.wants(event):
+                    stream.waiting += frame
+                    if len(stream.waiting) >= MAX_BEHIND:
+                        break
 
     def _beat(self, selector: selectors.BaseSelector) -> None:
         """Show that all is well, and end the streams of those who may not listen any more."""
@@ -225,7 +277,11 @@ class Streams:
             self._drop(selector, sock)
 
     def _drop(self, selector: selectors.BaseSelector, sock: Any) -> None:
-        del self._open[sock]
+        stream = self._open.pop(sock)
+        with self._lock:
+            self._of_user[stream.user_id] -= 1
+            if not self._of_user[stream.user_id]:
+                del self._of_user[stream.user_id]
         self.count(-1)
         selector.unregister(sock)
         sock.close()

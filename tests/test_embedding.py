@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from flask import Flask, request
 from sqlalchemy import inspect
 
-from jobapi import JobAPI, accounts, jobs, workspaces
+from jobapi import JobAPI, accounts, jobs, streams, workspaces
 from jobapi.config import ConfigError
 from jobapi.identity import Role
 from jobapi.models import Base
+from jobapi.views import access
 
 from .factories import PASSWORD, World
 from .host import HTML_404, HTML_405, answers, make_host
@@ -206,6 +208,22 @@ def test_current_user_of_the_host_is_ours(embed: Any) -> None:
         world, "POST", f"/workspace/{workspace}/keys", "u-17", json={"name": "k", "role": "viewer"}
     ).json["key"]
     assert world.call("GET", f"{PREFIX}/workspace/{workspace}/jobs", key).status_code == 200
+
+
+def test_stream_of_a_host_user_ends_so_that_the_host_is_asked_again(
+    embed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(access, "HOST_SECONDS", 0.5)
+    world = embed(current_user=who).world
+    made = as_host_user(world, "POST", "/workspace", "u-17", json={"name": "Mine"}).json
+    path = f"/workspace/{made['workspace_id']}/events/stream"
+    response = as_host_user(world, "GET", path, "u-17")
+    begun = time.monotonic()
+    assert response.status_code == 200
+    assert set(b"".join(response.iter_encoded()).split()) == {b":"}
+    assert 0.3 < time.monotonic() - begun < 5
+    response.close()
 
 
 def test_current_user_replaces_our_log_in(embed: Any) -> None:

@@ -230,6 +230,31 @@ def test_list_events_filters_and_pages(desk: Desk) -> None:
     assert kinds(first["data"] + rest) == ["created", "cancelled"]
 
 
+def test_page_looks_at_so_many_events_and_says_where_it_stopped(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LOOKED_AT", 4)
+    first = desk.job_in("cancelled")  # two events, and then eight of others
+    for _ in range(8):
+        desk.create()
+    path = f"/workspace/{desk.workspace_id}/events?kind=cancelled"
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = desk.call("GET", path + (f"&cursor={cursor}" if cursor else "")).json
+        cursor = page["pagination"]["next_cursor"]
+        pages.append([event["job_id"] for event in page["data"]])
+        assert (page["pagination"]["total"], page["pagination"]["total_is_capped"]) == (0, True)
+    assert pages == [[], [], [first["job_id"]]]
+    oldest = desk.call("GET", f"{path}&order=asc").json
+    assert [event["job_id"] for event in oldest["data"]] == [first["job_id"]]
+    assert oldest["pagination"]["total"] == 1
+    history = desk.get(f"/{first['job_id']}/events").json
+    assert history["pagination"] == {
+        **{"limit": 100, "total": 2, "total_is_capped": False, "next_cursor": None}
+    }
+    assert len(listed(desk)) == 4
+
+
 @pytest.mark.parametrize("query", ["kind=x", "cursor=x", "limit=0", "order=up", "page=1"])
 def test_list_events_with_a_wrong_query_is_422(desk: Desk, query: str) -> None:
     path = f"/workspace/{desk.workspace_id}/events?{query}"
@@ -264,6 +289,44 @@ def test_events_are_kept_as_long_as_the_workspace_says(
         maintenance.sweep(connection)
     assert len(listed(desk)) == 1
     assert len(listed(other)) == 6
+
+
+def test_event_of_a_clock_that_was_ahead_keeps_no_others(desk: Desk) -> None:
+    for _ in range(5):
+        desk.create()
+    with desk.world.transaction() as tx:
+        now = datetime.now(UTC)
+        tx.execute(update(table).values(at=now - timedelta(days=31)))
+        first = select(table.c.id).order_by(table.c.id).limit(1).scalar_subquery()
+        tx.execute(update(table).where(table.c.id == first).values(at=now + timedelta(days=900)))
+    with desk.world.state.engine.connect() as connection:
+        maintenance.sweep(connection)
+    assert len(listed(desk)) == 1
+
+
+def test_after_a_restore_events_keep_their_order_among_themselves(desk: Desk) -> None:
+    if desk.world.state.engine.dialect.name == "sqlite":
+        return  # all of its events have the number 0
+    for job_type in "abcd":
+        desk.create(job_type=job_type)
+    with desk.world.transaction() as tx:
+        for job_type, xid in (("a", 1), ("b", 2), ("c", 2**60), ("d", 2**60 + 1)):
+            tx.execute(update(table).where(table.c.job_type == job_type).values(xid=xid))
+        events.begin_anew(tx)
+    desk.create(job_type="e")
+    assert [event["job_type"] for event in listed(desk, "order=asc")] == list("abcde")
+
+
+@pytest.mark.parametrize(
+    ("actor", "wanted"),
+    [("user:7", (7, None)), ("key:7", (None, 7)), ("user:bob", (None, None)), ("x", (None, None))],
+)
+def test_whoever_a_host_says_it_was_can_be_listed(desk: Desk, actor: str, wanted: Any) -> None:
+    desk.create()
+    with desk.world.transaction() as tx:
+        tx.execute(update(table).values(actor=actor))
+    (event,) = listed(desk)
+    assert (event["user_id"], event["key_id"]) == wanted
 
 
 def test_after_a_restore_into_another_server_old_events_come_first(desk: Desk) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import queue
 import random
+import resource
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from jobapi import events, jobs, streams
+from jobapi.events import EventFilters
 from jobapi.identity import Role
+from jobapi.models import events as table
 from jobapi.models import memberships
 
 from .factories import PASSWORD, Desk
@@ -136,22 +140,23 @@ def test_event_of_a_transaction_that_ends_late_is_not_missed(desk: Desk) -> None
 
     def after(place: Any) -> list[Any]:
         with engine.connect() as connection:
-            found = events.after(connection, desk.workspace_id, place, most=10)
+            before = events.horizon(connection)
+            found = events.after(connection, desk.workspace_id, place, before=before, most=10)
         return [(event.xid, event.id) for event in found]
 
     if engine.dialect.name == "sqlite":
         desk.create()
-        assert len(after(events.START)) == 1
+        assert len(after((0, 0))) == 1
         return
     with desk.world.transaction() as early:
         jobs.create(early, desk.workspace_id, **by)
         with desk.world.transaction() as late:
             jobs.create(late, desk.workspace_id, **by)
         # It has committed, and is kept back until the earlier one has ended.
-        assert after(events.START) == []
+        assert after((0, 0)) == []
     # Others write to the same server meanwhile.
     deadline = time.monotonic() + 30
-    while len(seen := after(events.START)) < 2 and time.monotonic() < deadline:
+    while len(seen := after((0, 0))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(seen) == 2
     assert seen == sorted(seen)
@@ -159,12 +164,21 @@ def test_event_of_a_transaction_that_ends_late_is_not_missed(desk: Desk) -> None
     assert after(seen[1]) == []
 
 
-@pytest.mark.parametrize("name", ["x", "1", "1-", "-1", "1-x", "1-2-3", "9" * 30 + "-1", "²-1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x", "1", "1-", "-1", "1-x", "1-2-3", "9" * 30 + "-1", "²-1"),
+        *(f"1-{2**63}", f"{2**63}-1", f"{2**62}-1"),  # of another server
+    ],
+)
 def test_what_is_no_event_is_422(desk: Desk, name: str) -> None:
     path = f"/workspace/{desk.workspace_id}/events/stream?last_event_id={name}"
     response = desk.call("GET", path)
     assert response.status_code == 422
     assert response.json["errors"].keys() == {"last_event_id"}
+    path = path.partition("?")[0]
+    headers = {"Last-Event-ID": name.encode().decode("latin-1") * 200}
+    assert desk.call("GET", path, headers=headers).status_code == 422
 
 
 def lines(response: Any) -> Iterator[str]:
@@ -197,6 +211,92 @@ def test_stream_under_another_server_beats_and_ends_with_the_access(
         tx.execute(delete(memberships).where(memberships.c.user_id == member.id))
     assert "data" not in "".join(heard)
     assert len(desk.world.state.streams) == 0
+
+
+def test_stream_ends_when_its_token_expires(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    config = desk.world.state.mint._private.config
+    monkeypatch.setitem(config, "JWT_ACCESS_TOKEN_EXPIRES", timedelta(seconds=2))
+    token = desk.world.token(desk.user)
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    response = desk.world.call("GET", path, token)
+    assert response.status_code == 200
+    begun = time.monotonic()
+    assert set(lines(response)) == {":"}
+    assert time.monotonic() - begun < 5
+    assert desk.world.call("GET", path, token).status_code == 401
+    response.close()
+
+
+def test_event_that_only_a_newer_version_knows_is_passed_on(desk: Desk) -> None:
+    """Both versions serve during an upgrade."""
+    path = f"/workspace/{desk.workspace_id}/events"
+    response = desk.call("GET", f"{path}/stream")
+    desk.create()
+    with desk.world.transaction() as tx:
+        tx.execute(update(table).values(kind=99, from_status=9))
+    heard = first_of(response)
+    assert heard["kind"] in ("unknown", "created")  # it may have been sent before
+    response.close()
+    (listed,) = desk.call("GET", path).json["data"]
+    assert (listed["kind"], listed["from_status"]) == ("unknown", None)
+
+
+def test_failure_ends_the_streams_and_later_ones_work(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "AGAIN_SECONDS", 0.1)
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    response = desk.call("GET", path)
+    with monkeypatch.context() as broken:
+        broken.setattr(events, "after", lambda *_, **__: 1 / 0)
+        assert set(lines(response)) <= {":"}
+    response.close()
+    response = desk.call("GET", path)
+    mine = desk.create()["job_id"]
+    assert first_of(response)["job_id"] == mine
+    response.close()
+
+
+class Row(NamedTuple):
+    id: int
+    xid: int = 1
+    kind: int = 0
+    job_id: str = "a"
+
+
+def test_who_reads_nothing_gets_no_more_than_waits_for_them() -> None:
+    stream = streams.Stream(1, 1, EventFilters(), events.Begin((0, 0)), lambda _: True)
+    serving = streams.Streams(lambda: 1 / 0, lambda row: b"x" * 100_000, limit=1)
+    found = [Row(n) for n in range(1, 501)]
+    serving._give(found, [stream])
+    assert len(stream.waiting) == 300_000
+    assert stream.place == (1, 3)
+
+
+def test_user_has_half_of_the_streams_and_all_have_half_of_the_files(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = serve("--workers", "1", JOBAPI_MAX_STREAMS="6").client("boss", PASSWORD)
+    body = {"name": "k", "role": "viewer"}
+    key = client.post("/workspace/1/keys", json=body).json()["key"]
+    listeners = [Listener(client) for _ in range(2)]
+    listeners.append(Listener(client, Authorization=f"Bearer {key}"))
+    assert {listener.status for listener in listeners} == {200}
+    # A key is whose it is.
+    assert client.get(STREAM).status_code == 429
+    other = {"username": "anna", "password": PASSWORD}
+    assert client.post("/users", json=other).status_code == 201
+    member = {"username": "anna", "role": "viewer"}
+    assert client.post("/workspace/1/members", json=member).status_code == 201
+    tokens = client.post("/auth/login", json=other).json()
+    theirs = Listener(client, Authorization=f"Bearer {tokens['access_token']}")
+    assert theirs.status == 200
+    serving = streams.Streams(lambda: None, lambda row: b"", limit=1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    assert serving.limit == 512
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 4096))
+    assert serving.limit == 1000
 
 
 def first_of(response: Any) -> Any:

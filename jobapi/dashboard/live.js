@@ -137,6 +137,8 @@ export function follow(id, query, signal, { events, read }) {
           // One that held for a while did not fail.
           if (Date.now() - began > 5000) failures = 0;
         } else {
+          // The event is of a server from before a restore.
+          if (response.status === 422) last = null;
           error = { retryAfter: Number(response.headers.get("Retry-After")) || 30 };
           await response.body?.cancel();
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,9 @@ NUMBERS = frozenset({"workspace_id", "user_id", "key_id", "operation_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _JOB_ID = re.compile(r"job_[0-9a-v]{26,32}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+HOST_SECONDS = 300.0
+"""How long a host's log-in holds for a stream."""
 
 JOB_COLUMNS = {
     "job": COLUMNS,
@@ -62,6 +66,8 @@ class Identity(NamedTuple):
 
     kind: str  # "token", "key" or "host"
     parameters: dict[str, Any]
+    until: float | None = None
+    """Until when that may be believed without another request, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,8 @@ def identify() -> Identity:
     if not token:
         raise errors.TokenMissing("Send the header: Authorization: Bearer TOKEN")
     claims = state().mint.read(token, "access")
-    return Identity("token", {"user_id": claims.user_id, "session_id": claims.session_id})
+    parameters = {"user_id": claims.user_id, "session_id": claims.session_id}
+    return Identity("token", parameters, claims.expires)
 
 
 def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
@@ -216,7 +223,9 @@ def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
             site is None and origin is not None and urlsplit(origin).netloc != request.host
         ):
             raise errors.CrossSiteRequest("Requests from other sites' pages are refused.")
-    return Identity("host", {"username": accounts.host_username(host_id)})
+    # The host is not to be asked without a request.
+    until = time.time() + HOST_SECONDS
+    return Identity("host", {"username": accounts.host_username(host_id)}, until)
 
 
 @cache
@@ -274,7 +283,7 @@ def _look_up(
     job_id: str | None,
     job: str | None,
 ) -> Caller:
-    kind, parameters = identity
+    kind, parameters = identity.kind, identity.parameters
     in_workspace = workspace_id is not None
     if in_workspace:
         parameters = {**parameters, "workspace_id": workspace_id}
@@ -308,6 +317,8 @@ def may_still(
     """Asks, later, whether a caller still may what they may in this request."""
 
     def may(connection: Connection) -> bool:
+        if identity.until is not None and time.time() >= identity.until:
+            return False
         try:
             caller = _look_up(connection, identity, workspace_id, None, None)
         except errors.JobApiError:

@@ -30,19 +30,21 @@ _STATUSES = {status: status.label for status in JobStatus} | {None: None}
 
 def event_object(row: Any) -> dict[str, Any]:
     """An event as ``schemas.Event`` has it, from a row."""
-    who, _, number = (row.actor or "").partition(":")
+    who, _, text = (row.actor or "").partition(":")
+    number = int(text) if text.isascii() and text.isdigit() else None
     return {
         "event_id": events.name_of((row.xid, row.id)),
         "at": row.at,
-        "kind": _KINDS[row.kind],
+        # One that only a newer version knows, during an upgrade.
+        "kind": _KINDS.get(row.kind, "unknown"),
         "workspace_id": row.workspace_id,
         "job_id": row.job_id,
         "job_type": row.job_type,
-        "from_status": _STATUSES[row.from_status],
-        "to_status": _STATUSES[row.to_status],
+        "from_status": _STATUSES.get(row.from_status),
+        "to_status": _STATUSES.get(row.to_status),
         "attempt": row.attempt,
-        "user_id": int(number) if who == "user" else None,
-        "key_id": int(number) if who == "key" else None,
+        "user_id": number if who == "user" else None,
+        "key_id": number if who == "key" else None,
         "worker": row.worker,
         "data": row.data,
     }
@@ -137,16 +139,16 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     """
     streams = state().streams
     sock = _socket()
-    room = streams.limit if sock else max(1, state().settings.server_threads // 4)
-    if len(streams) >= min(room, streams.limit):
-        raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
+    # Each may have a thread of the server's to itself.
+    most = streams.limit if sock else max(1, state().settings.server_threads // 4)
+    most = min(most, streams.limit)
+    if streams.full(caller.user_id, most):
+        raise _too_many()
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
-    if given:
-        begin = events.Begin(events.place_of(given))
-    else:
-        begin = events.begin(caller.connection, workspace_id)
+    begin = events.resume(caller.connection, given) if given else events.begin(caller.connection)
     stream = Stream(
         workspace_id=workspace_id,
+        user_id=caller.user_id,
         filters=filters_of(caller, query),
         begin=begin,
         may=may_still(identify(), workspace_id, caller.role, caller.job_types),
@@ -155,8 +157,21 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     response.headers["Last-Event-ID"] = events.name_of(begin.place)
     # nginx would keep back what it has until there is more.
     response.headers["X-Accel-Buffering"] = "no"
-    response.response = _body(streams, stream, response, sock)
+    if sock is not None:
+        response.response = _taken_over(streams, stream, response, sock)
+        return response
+    ours, theirs = socket.socketpair()
+    if not streams.add(theirs, stream, most=most):
+        ours.close()
+        theirs.close()
+        raise _too_many()
+    response.call_on_close(ours.close)
+    response.response = _received(ours)
     return response
+
+
+def _too_many() -> TooManyRequests:
+    return TooManyRequests("Too many streams are open; try again.", retry_after=5)
 
 
 def _socket() -> socket.socket | None:
@@ -165,16 +180,16 @@ def _socket() -> socket.socket | None:
     return sock if type(sock) is socket.socket else None
 
 
-def _body(
-    streams: Streams, stream: Stream, response: Response, sock: socket.socket | None
+def _received(ours: socket.socket) -> Iterator[bytes]:
+    with ours:
+        while data := ours.recv(65536):
+            yield data
+
+
+def _taken_over(
+    streams: Streams, stream: Stream, response: Response, sock: socket.socket
 ) -> Iterator[bytes]:
-    if sock is None:
-        ours, theirs = socket.socketpair()
-        streams.add(theirs, stream)
-        with ours:
-            while data := ours.recv(65536):
-                yield data
-        return
+    yield from ()  # not before the server has asked for the body
     # The connection is taken out of the server's hands, so that no thread of its
     # own has to look after it. To the server it has been closed.
     lines = [f"HTTP/1.1 {response.status}", *(f"{k}: {v}" for k, v in response.headers)]
