@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import selectors
 import socket
 import threading
@@ -39,7 +40,10 @@ AGAIN_SECONDS = 2.0
 """How long after a look that failed."""
 
 HEARTBEAT_SECONDS = 15.0
+"""How often a stream shows that all is well, and it is asked whether it still may be."""
+
 _HEARTBEAT = b":\n"
+_CHANCE = random.SystemRandom()
 AT_ONCE = 500
 """How many events of a workspace are read at a time; where there are more, at once again."""
 
@@ -50,6 +54,10 @@ SEND_SECONDS = 60.0
 """How long a listener may read nothing of what waits, before it is given up."""
 
 logger = logging.getLogger("jobapi")
+
+
+def _next_beat(share: float = 1.0) -> float:
+    return time.monotonic() + share * HEARTBEAT_SECONDS
 
 
 @dataclass(eq=False)
@@ -63,6 +71,7 @@ class Stream:
     may: Callable[[Connection], bool]
     waiting: bytearray = field(default_factory=bytearray)
     read_at: float = field(default_factory=time.monotonic)
+    beat_at: float = field(default_factory=lambda: _next_beat(_CHANCE.random()))
     place: Place = field(init=False)
 
     def __post_init__(self) -> None:
@@ -186,8 +195,9 @@ class Streams:
                 looked_at = now
                 look_at = now + self._look()
             if now >= beat_at:
-                beat_at = now + HEARTBEAT_SECONDS
-                self._beat(selector)
+                # Those that were opened together do not all have their turn together.
+                beat_at = now + HEARTBEAT_SECONDS / 15
+                self._beat(selector, now)
             for sock, stream in list(self._open.items()):
                 self._send(selector, sock, stream)
 
@@ -248,16 +258,20 @@ class Streams:
                     if len(stream.waiting) >= MAX_BEHIND:
                         break
 
-    def _beat(self, selector: selectors.BaseSelector) -> None:
+    def _beat(self, selector: selectors.BaseSelector, now: float) -> None:
         """Show that all is well, and end the streams of those who may not listen any more."""
+        due = [(sock, stream) for sock, stream in self._open.items() if stream.beat_at <= now]
+        if not due:
+            return
         try:
             with self._engine().connect() as connection:
-                for sock, stream in list(self._open.items()):
+                for sock, stream in due:
                     if not stream.may(connection):
                         self._drop(selector, sock)
         except SQLAlchemyError:
             logger.warning("cannot ask who may listen to streams", exc_info=True)
-        for stream in self._open.values():
+        for _, stream in due:
+            stream.beat_at = _next_beat()
             if not stream.waiting:
                 stream.waiting += _HEARTBEAT
 
@@ -283,5 +297,6 @@ class Streams:
             if not self._of_user[stream.user_id]:
                 del self._of_user[stream.user_id]
         self.count(-1)
-        selector.unregister(sock)
+        with contextlib.suppress(KeyError):  # where that has failed
+            selector.unregister(sock)
         sock.close()
