@@ -11,8 +11,10 @@ import os
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from threading import Event, Lock, Thread
 from typing import Any
 
@@ -21,6 +23,7 @@ from sqlalchemy import Connection, Engine, delete, or_, select
 from . import counts, events, flow, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
+from .lifecycle import JobStatus
 from .models import duties
 
 ROUND_SECONDS = 2.0
@@ -30,7 +33,7 @@ DUTY_SECONDS = 7
 """After how long without a sign another process takes over."""
 
 WORK_SECONDS = 1.0
-"""For how long one round goes on with what takes long."""
+"""For how long one round goes on with what takes long: operations, and again with sweeps."""
 
 PAUSE_SECONDS = 0.05
 """How long between two rounds while there is more of that."""
@@ -89,7 +92,9 @@ def work(
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
         if not found.more:
             break
-    idempotency.forget(connection)
+    for _ in range(MAX_ROUNDS):
+        if idempotency.forget(connection) < idempotency.FORGET_AT_ONCE:
+            break
     for _ in range(MAX_ROUNDS):
         with transaction(connection, planner=BY_KEY) as tx:
             folded = counts.fold(tx)
@@ -127,29 +132,53 @@ def _advance(connection: Connection) -> bool:
         return False
 
 
-def sweep(connection: Connection) -> int:
-    """Delete the jobs that their workspaces do not keep any longer; returns how many.
+Step = Callable[[Connection], bool]
+"""A part of a sweep, in one transaction; whether there is more of it."""
 
-    And the events, operations and flow of long ago. In bounded transactions; what is
-    left when a workspace has had its share goes the next time.
+
+def steps(connection: Connection) -> deque[Step]:
+    """What a sweep has to do: delete what workspaces do not keep any longer, and what is old.
+
+    That is jobs, events, operations and flow.
     """
-    swept = 0
+    found: deque[Step] = deque()
     for workspace_id, status, days in workspaces.retention(connection):
-        for _ in range(MAX_ROUNDS):
-            with transaction(connection, planner=IN_ORDER) as tx:
-                gone = jobs.delete_old(tx, workspace_id, status, days, limit=SWEEP_AT_ONCE)
-            swept += gone
-            if gone < SWEEP_AT_ONCE:
-                break
+        found.append(partial(_sweep_jobs, workspace_id=workspace_id, status=status, days=days))
     for workspace_id, days in events.kept(connection):
-        for _ in range(MAX_ROUNDS):
-            with transaction(connection, planner=IN_ORDER) as tx:
-                gone = events.delete_old(tx, workspace_id, days, limit=FORGET_AT_ONCE)
-            if gone < FORGET_AT_ONCE:
-                break
+        found.append(partial(_sweep_events, workspace_id=workspace_id, days=days))
+    found.append(_forget)
+    return found
+
+
+def sweep(connection: Connection, todo: deque[Step], seconds: float = WORK_SECONDS) -> bool:
+    """Go on with a sweep for so many seconds, each step in turn; whether there is more to do."""
+    end = time.monotonic() + seconds
+    while todo:
+        # One that fails is tried again by the next sweep, and keeps nothing else from its turn.
+        step = todo.popleft()
+        if step(connection):
+            todo.append(step)
+        if time.monotonic() >= end:
+            break
+    return bool(todo)
+
+
+def _sweep_jobs(connection: Connection, *, workspace_id: int, status: JobStatus, days: int) -> bool:
+    with transaction(connection, planner=IN_ORDER) as tx:
+        gone = jobs.delete_old(tx, workspace_id, status, days, limit=SWEEP_AT_ONCE)
+    return gone == SWEEP_AT_ONCE
+
+
+def _sweep_events(connection: Connection, *, workspace_id: int, days: int) -> bool:
+    with transaction(connection, planner=IN_ORDER) as tx:
+        gone = events.delete_old(tx, workspace_id, days, limit=FORGET_AT_ONCE)
+    return gone == FORGET_AT_ONCE
+
+
+def _forget(connection: Connection) -> bool:
     operations.forget(connection)
     flow.forget(connection)
-    return swept
+    return False
 
 
 class Maintenance:
@@ -192,6 +221,7 @@ class Maintenance:
     def run(self) -> None:
         """Work until ``stop``; a fault is logged and the work goes on."""
         swept_at = time.monotonic()
+        todo: deque[Step] = deque()
         pause = ROUND_SECONDS
         while not self._stop.wait(pause):
             pause = ROUND_SECONDS
@@ -201,9 +231,11 @@ class Maintenance:
                         work(connection, self._backoff, self._tell)
                         if go_on(connection):
                             pause = PAUSE_SECONDS
-                        if time.monotonic() - swept_at >= SWEEP_SECONDS:
+                        if not todo and time.monotonic() - swept_at >= SWEEP_SECONDS:
                             swept_at = time.monotonic()
-                            sweep(connection)
+                            todo = steps(connection)
+                        if sweep(connection, todo):
+                            pause = PAUSE_SECONDS
             except Exception:
                 logger.exception("maintenance failed; it goes on in a moment")
         try:

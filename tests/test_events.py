@@ -286,7 +286,7 @@ def test_events_are_kept_as_long_as_the_workspace_says(
             update(table).where(table.c.workspace_id == other.workspace_id).values(at=long_ago)
         )
     with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection)
+        maintenance.sweep(connection, maintenance.steps(connection))
     assert len(listed(desk)) == 1
     assert len(listed(other)) == 6
 
@@ -300,7 +300,7 @@ def test_event_of_a_clock_that_was_ahead_keeps_no_others(desk: Desk) -> None:
         first = select(table.c.id).order_by(table.c.id).limit(1).scalar_subquery()
         tx.execute(update(table).where(table.c.id == first).values(at=now + timedelta(days=900)))
     with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection)
+        maintenance.sweep(connection, maintenance.steps(connection))
     assert len(listed(desk)) == 1
 
 

@@ -395,7 +395,7 @@ def test_operations_are_forgotten_long_after_their_end(desk: Desk, few: int) -> 
         tx.execute(update(table).values(created_at=long_ago, updated_at=long_ago))
         tx.execute(update(table).where(table.c.ended_at.is_not(None)).values(ended_at=long_ago))
     with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection)
+        maintenance.sweep(connection, maintenance.steps(connection))
     left = [o["operation_id"] for o in desk.call("GET", path(desk)).json["data"]]
     assert left == [running["operation_id"]] != [ended["operation_id"]]
 

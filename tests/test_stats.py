@@ -218,7 +218,7 @@ def test_flow_is_forgotten_when_it_is_old(desk: Desk) -> None:
 
     def spans() -> set[int]:
         with desk.world.state.engine.connect() as connection:
-            maintenance.sweep(connection)
+            maintenance.sweep(connection, maintenance.steps(connection))
             return set(connection.execute(select(job_flow.c.span)).scalars())
 
     assert spans() == {10, 60, 600}
