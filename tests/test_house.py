@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "fields": {"lifecycle"},
     "tokens": {"accounts", "errors"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "models", "counts", "events", "flow"}
+    "maintenance": {"database", "leases", "lifecycle", "models", "counts", "events", "flow"}
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
     "waiting": {"database", "queue"},
     "streams": {"events"},
