@@ -22,10 +22,20 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    text,
     tuple_,
 )
 
-from .database import AnyRow, DbNow, Executor, dialect_name, insert_records, records
+from .database import (
+    IN_ORDER,
+    AnyRow,
+    DbNow,
+    Executor,
+    dialect_name,
+    insert_records,
+    plan_without,
+    records,
+)
 from .errors import ValidationFailed
 from .lifecycle import EventKind
 from .models import events, workspaces
@@ -40,6 +50,9 @@ LOOKED_AT = 100_000
 Place = tuple[int, int]
 """Where in the order of events: ``xid`` and ``id``."""
 
+_START: Place = (0, 0)
+_SERVER: Any = cast(func.pg_postmaster_start_time(), Text)
+_LAST_NUMBER = "SELECT seq FROM sqlite_sequence WHERE name = 'jobapi_events'"
 _NAME = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_status", "actor", "data")
 
@@ -80,15 +93,31 @@ class EventFilters:
 
 
 class Begin(NamedTuple):
-    """Where a stream begins: a place, and which transactions after it had ended by then."""
+    """Where a stream begins: after an event, and which transactions after it had ended by then.
+
+    ``server`` is the run of the database's server of which that is so.
+    """
 
     place: Place
     next_xid: int = 0
     running: frozenset[int] = frozenset()
+    server: str | None = None
 
     def had(self, event: Any) -> bool:
         """Whether the event had happened already."""
         return event.xid < self.next_xid and event.xid not in self.running
+
+
+class Horizon(NamedTuple):
+    """The ``xid`` before which no event is added any more, in one run of the database's server.
+
+    After a crash a server may give numbers again that nothing came of. On
+    SQLite, which has one writer at a time, the order is that of the commits: no
+    event has to wait.
+    """
+
+    xid: int | None
+    server: str | None
 
 
 class EventPage(NamedTuple):
@@ -163,11 +192,13 @@ def resume(session: Executor, name: str) -> Begin:
     if _NAME.fullmatch(name):
         xid, _, number = name.partition("-")
         place = (int(xid), int(number))
-        newest = 0
-        if dialect_name(session) != "sqlite":
+        if dialect_name(session) == "sqlite":
+            last = session.execute(text(_LAST_NUMBER)).scalar()
+            newest = (0, last or 0)
+        else:
             xmax = _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
-            newest = session.execute(select(xmax)).scalar_one()
-        if place[0] <= newest and place[1] < MAX_NUMBER:
+            newest = (session.execute(select(xmax)).scalar_one(), MAX_NUMBER - 1)
+        if place <= newest and place[1] < MAX_NUMBER:
             return Begin(place)
     raise ValidationFailed({"last_event_id": ["It is none of ours; use the id of an event."]})
 
@@ -187,6 +218,7 @@ def page(
     same. To be called in a snapshot. Raises ``ValidationFailed`` for a cursor
     that is none.
     """
+    plan_without(session, IN_ORDER)
     c = events.c
     mine = [c.workspace_id == workspace_id]
     # What happens to one job happens one after the other, so that its index has the order.
@@ -232,31 +264,39 @@ def _values(cursor: str, n: int) -> list[Any]:
     return values
 
 
-def begin(session: Executor) -> Begin:
+def begin(session: Executor, workspace_id: int) -> Begin:
     """Where a stream begins that begins now."""
+    query = (
+        select(events.c.xid, events.c.id)
+        .where(events.c.workspace_id == workspace_id)
+        .order_by(events.c.xid.desc(), events.c.id.desc())
+        .limit(1)
+    )
     if dialect_name(session) == "sqlite":
-        return Begin((0, session.execute(select(func.max(events.c.id))).scalar_one() or 0))
-    ended = session.execute(select(cast(func.pg_current_snapshot(), Text))).scalar_one()
+        row = session.execute(query).first()
+        return Begin(_START if row is None else (row.xid, row.id))
+    snapshot = cast(func.pg_current_snapshot(), Text)
+    ended, server = session.execute(select(snapshot, _SERVER)).one()
     first, following, running = ended.split(":")
+    row = session.execute(query.where(events.c.xid < int(first))).first()
     return Begin(
-        (int(first), 0), int(following), frozenset(map(int, filter(None, running.split(","))))
+        _START if row is None else (row.xid, row.id),
+        int(following),
+        frozenset(map(int, filter(None, running.split(",")))),
+        server,
     )
 
 
-def horizon(session: Executor) -> int | None:
-    """The ``xid`` before which no event is added any more.
-
-    None on SQLite, which has one writer at a time: its order is that of the commits.
-    """
+def horizon(session: Executor) -> Horizon:
+    """Up to where the order of events is settled."""
     if dialect_name(session) == "sqlite":
-        return None
+        return Horizon(None, None)
     xmin = _number(func.pg_snapshot_xmin(func.pg_current_snapshot()))
-    found: int = session.execute(select(xmin)).scalar_one()
-    return found
+    return Horizon(*session.execute(select(xmin, _SERVER)).one())
 
 
 def after(
-    session: Executor, workspace_id: int, place: Place, *, before: int | None, most: int
+    session: Executor, workspace_id: int, place: Place, *, before: Horizon, most: int
 ) -> Sequence[AnyRow]:
     """The next ``most`` events after a place, of those before the horizon.
 
@@ -267,8 +307,8 @@ def after(
         events.c.workspace_id == workspace_id,
         tuple_(events.c.xid, events.c.id) > tuple_(*place),
     )
-    if before is not None:
-        query = query.where(events.c.xid < before)
+    if before.xid is not None:
+        query = query.where(events.c.xid < before.xid)
     return session.execute(query.order_by(events.c.xid, events.c.id).limit(most)).all()
 
 
@@ -292,14 +332,14 @@ def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -
     return int(gone.rowcount)
 
 
-def kept(session: Executor) -> list[tuple[int, int]]:
-    """The workspaces that do not keep events for ever, with the number of days."""
-    rows = session.execute(
-        select(workspaces.c.id, workspaces.c.keep_events).where(
-            workspaces.c.keep_events.is_not(None)
-        )
+def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, int]]:
+    """The workspaces, or that one, that do not keep events for ever, with the number of days."""
+    some = select(workspaces.c.id, workspaces.c.keep_events).where(
+        workspaces.c.keep_events.is_not(None)
     )
-    return [(workspace_id, days) for workspace_id, days in rows]
+    if workspace_id is not None:
+        some = some.where(workspaces.c.id == workspace_id)
+    return [(found, days) for found, days in session.execute(some)]
 
 
 def begin_anew(session: Executor) -> None:

@@ -142,10 +142,10 @@ def steps(connection: Connection) -> deque[Step]:
     That is jobs, events, operations and flow.
     """
     found: deque[Step] = deque()
-    for workspace_id, status, days in workspaces.retention(connection):
-        found.append(partial(_sweep_jobs, workspace_id=workspace_id, status=status, days=days))
-    for workspace_id, days in events.kept(connection):
-        found.append(partial(_sweep_events, workspace_id=workspace_id, days=days))
+    for workspace_id, status, _ in workspaces.retention(connection):
+        found.append(partial(_sweep_jobs, workspace_id=workspace_id, status=status))
+    for workspace_id, _ in events.kept(connection):
+        found.append(partial(_sweep_events, workspace_id=workspace_id))
     found.append(_forget)
     return found
 
@@ -163,16 +163,22 @@ def sweep(connection: Connection, todo: deque[Step], seconds: float = WORK_SECON
     return bool(todo)
 
 
-def _sweep_jobs(connection: Connection, *, workspace_id: int, status: JobStatus, days: int) -> bool:
+def _sweep_jobs(connection: Connection, *, workspace_id: int, status: JobStatus) -> bool:
     with transaction(connection, planner=IN_ORDER) as tx:
-        gone = jobs.delete_old(tx, workspace_id, status, days, limit=SWEEP_AT_ONCE)
-    return gone == SWEEP_AT_ONCE
+        # Asked anew each time: its owner may have changed it meanwhile.
+        for _, kept, days in workspaces.retention(tx, workspace_id):
+            if kept is status:
+                gone = jobs.delete_old(tx, workspace_id, status, days, limit=SWEEP_AT_ONCE)
+                return gone == SWEEP_AT_ONCE
+    return False
 
 
-def _sweep_events(connection: Connection, *, workspace_id: int, days: int) -> bool:
+def _sweep_events(connection: Connection, *, workspace_id: int) -> bool:
     with transaction(connection, planner=IN_ORDER) as tx:
-        gone = events.delete_old(tx, workspace_id, days, limit=FORGET_AT_ONCE)
-    return gone == FORGET_AT_ONCE
+        for _, days in events.kept(tx, workspace_id):
+            gone = events.delete_old(tx, workspace_id, days, limit=FORGET_AT_ONCE)
+            return gone == FORGET_AT_ONCE
+    return False
 
 
 def _forget(connection: Connection) -> bool:

@@ -19,6 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -47,6 +48,9 @@ _CHANCE = random.SystemRandom()
 AT_ONCE = 500
 """How many events of a workspace are read at a time; where there are more, at once again."""
 
+LOOK_SECONDS = 0.1
+"""How long a look goes on with those who are behind, before what was found is sent."""
+
 MAX_BEHIND = 256 * 1024
 """How many bytes wait for a slow listener, before it gets nothing new until it has read them."""
 
@@ -72,14 +76,34 @@ class Stream:
     waiting: bytearray = field(default_factory=bytearray)
     read_at: float = field(default_factory=time.monotonic)
     beat_at: float = field(default_factory=lambda: _next_beat(_CHANCE.random()))
+    server: str | None = field(init=False)
     place: Place = field(init=False)
+    """Where the next look begins: after an event, or after where there was none."""
+
+    read_to: Place = field(init=False)
+    """The last event that was read for them, whether they wanted it or not."""
+
+    told: Place = field(init=False)
+    """The last of which they know."""
 
     def __post_init__(self) -> None:
-        self.place = self.begin.place
+        self.server = self.begin.server
+        self.place = self.read_to = self.told = self.begin.place
 
     def wants(self, event: Any) -> bool:
         """Whether they are told of an event that comes after their place."""
         return self.filters.matches(event) and not self.begin.had(event)
+
+    def be_with(self, server: str | None) -> None:
+        """Go on with this run of the database's server.
+
+        Of another run only what has been read is sure: numbers of transactions
+        of which nothing came may be given again after a crash.
+        """
+        if self.server not in (None, server):
+            self.begin = Begin(self.read_to)
+            self.place = self.read_to
+        self.server = server
 
 
 class Streams:
@@ -99,10 +123,12 @@ class Streams:
         self._frame = frame
         self._lock = threading.Lock()
         self._process: int | None = None
+        self._admitted: set[Stream] = set()
         self._open: dict[socket.socket, Stream] = {}
         self._new: list[tuple[socket.socket, Stream]] = []
-        self._wake: socket.socket | None = None
         self._of_user: Counter[int] = Counter()
+        self._number = 0
+        self._wake: socket.socket | None = None
 
     @property
     def limit(self) -> int:
@@ -113,32 +139,45 @@ class Streams:
         return self._limit if files == resource.RLIM_INFINITY else min(self._limit, files // 2)
 
     def __len__(self) -> int:
-        return len(self._open) + len(self._new) if self._process == os.getpid() else 0
+        return self._number if self._process == os.getpid() else 0
 
-    def full(self, user_id: int, most: int) -> bool:
-        """Whether a user can open no more where ``most`` may be open."""
-        of_user = self._of_user[user_id] if len(self) else 0
-        return len(self) >= most or of_user >= max(2, most // 2)
+    def admit(self, stream: Stream, most: int) -> bool:
+        """Keep a place for a stream; False where ``most`` are open, or half of them by its user.
 
-    def add(
-        self, sock: socket.socket, stream: Stream, head: bytes = b"", *, most: int | None = None
-    ) -> bool:
-        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here.
-
-        False, and nothing done, where ``most`` are open already.
+        It is to be taken by ``add``, or given back by ``dismiss``.
         """
         with self._lock:
             self._start()
-            if most is not None and self.full(stream.user_id, most):
+            if len(self) >= most or self._of_user[stream.user_id] >= max(2, most // 2):
                 return False
-            sock.setblocking(False)
-            # Something to read at once, so that a proxy does not wait for more.
-            stream.waiting += head + _HEARTBEAT
-            self._new.append((sock, stream))
             self._of_user[stream.user_id] += 1
+            self._number += 1
+            self._admitted.add(stream)
+            return True
+
+    def dismiss(self, stream: Stream) -> None:
+        """Give back the place of a stream that was admitted and not added; else nothing."""
+        with self._lock:
+            if stream in self._admitted:
+                self._admitted.remove(stream)
+                self._leave(stream)
+
+    def add(self, sock: socket.socket, stream: Stream, head: bytes = b"") -> None:
+        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here."""
+        sock.setblocking(False)
+        # Something to read at once, so that a proxy does not wait for more.
+        stream.waiting += head + _HEARTBEAT
+        with self._lock:
+            self._admitted.remove(stream)
+            self._new.append((sock, stream))
         self.count(1)
         self.wake()
-        return True
+
+    def _leave(self, stream: Stream) -> None:
+        self._number -= 1
+        self._of_user[stream.user_id] -= 1
+        if not self._of_user[stream.user_id]:
+            del self._of_user[stream.user_id]
 
     def wake(self) -> None:
         """Look at once: something has been changed here."""
@@ -151,8 +190,9 @@ class Streams:
             return
         # Of a process that was forked: what is open is the other's.
         self._process = os.getpid()
-        self._open, self._new = {}, []
+        self._admitted, self._open, self._new = set(), {}, []
         self._of_user.clear()
+        self._number = 0
         self._wake, woken = socket.socketpair()
         for end in (self._wake, woken):
             end.setblocking(False)
@@ -161,17 +201,20 @@ class Streams:
         ).start()
 
     def _run(self, woken: socket.socket) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(woken, selectors.EVENT_READ)
-            while True:
+        while True:
+            with selectors.DefaultSelector() as selector:
+                selector.register(woken, selectors.EVENT_READ)
                 try:
                     self._serve(selector, woken)
                 except Exception:
                     # Whoever listens comes back, and goes on where they were.
                     logger.exception("the streams have failed; all of them end")
+                    with contextlib.suppress(Exception):
+                        self._take_new(selector)
                     for sock in list(self._open):
-                        self._drop(selector, sock)
-                    time.sleep(AGAIN_SECONDS)
+                        with contextlib.suppress(Exception):
+                            self._drop(selector, sock)
+            time.sleep(AGAIN_SECONDS)
 
     def _serve(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
         look_at = beat_at = looked_at = 0.0
@@ -219,61 +262,76 @@ class Streams:
 
     def _look(self) -> float:
         """Read what is new, once for all who are at the same place; when to look again, in s."""
-        at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
-        for stream in self._open.values():
-            if len(stream.waiting) < MAX_BEHIND:
-                at[stream.workspace_id, stream.place].append(stream)
-        pause = POLL_SECONDS
-        if not at:
-            return pause
+        listening = [each for each in self._open.values() if len(each.waiting) < MAX_BEHIND]
+        if not listening:
+            return POLL_SECONDS
+        pause, end = POLL_SECONDS, time.monotonic() + LOOK_SECONDS
         try:
             with self._engine().connect() as connection:
                 before = events.horizon(connection)
-                for (workspace_id, place), listening in at.items():
+                at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
+                for stream in listening:
+                    stream.be_with(before.server)
+                    at[stream.workspace_id, stream.place].append(stream)
+                # Whoever goes on from long ago comes after those who have nearly everything.
+                for workspace_id, place in sorted(at, key=itemgetter(1), reverse=True):
+                    if time.monotonic() >= end:
+                        return WAKE_SECONDS
                     found = events.after(
                         connection, workspace_id, place, before=before, most=AT_ONCE
                     )
+                    self._give(found, at[workspace_id, place])
                     if len(found) == AT_ONCE:
                         pause = WAKE_SECONDS
-                    self._give(found, listening)
-                    if before is not None and len(found) < AT_ONCE:
-                        end = (before, 0)
-                        last = (found[-1].xid, found[-1].id) if found else place
-                        # All who have everything are at the same place, wherever they began.
-                        for stream in listening:
-                            if stream.place == last:
-                                stream.place = max(last, end)
+                    elif before.xid is not None:
+                        self._settle(before.xid, found, at[workspace_id, place])
         except SQLAlchemyError:
             logger.warning("cannot look for events; the streams wait", exc_info=True)
             return AGAIN_SECONDS
         return pause
 
     def _give(self, found: Sequence[Any], listening: Sequence[Stream]) -> None:
-        frames = [((event.xid, event.id), event, self._frame(event)) for event in found]
+        frames: dict[int, bytes] = {}
         for stream in listening:
-            for place, event, frame in frames:
-                stream.place = place
+            for event in found:
+                stream.place = stream.read_to = (event.xid, event.id)
                 if stream.wants(event):
-                    stream.waiting += frame
+                    if event.id not in frames:
+                        frames[event.id] = self._frame(event)
+                    stream.waiting += frames[event.id]
+                    stream.told = stream.place
                     if len(stream.waiting) >= MAX_BEHIND:
                         break
+
+    def _settle(self, before: int, found: Sequence[Any], listening: Sequence[Stream]) -> None:
+        """Bring all who have everything to the same place, wherever they began."""
+        last = (found[-1].xid, found[-1].id) if found else None
+        for stream in listening:
+            if last is None or stream.place == last:
+                stream.place = max(stream.place, (before, 0))
 
     def _beat(self, selector: selectors.BaseSelector, now: float) -> None:
         """Show that all is well, and end the streams of those who may not listen any more."""
         due = [(sock, stream) for sock, stream in self._open.items() if stream.beat_at <= now]
         if not due:
             return
+        for _, stream in due:
+            if not stream.waiting:
+                if stream.told != stream.read_to:
+                    # Whoever wants little goes on from here, and not from long ago.
+                    stream.waiting += b"id: %b\n" % events.name_of(stream.read_to).encode()
+                    stream.told = stream.read_to
+                stream.waiting += _HEARTBEAT
+            # Soon again, where it cannot be asked.
+            stream.beat_at = _next_beat(1 / 15)
         try:
             with self._engine().connect() as connection:
                 for sock, stream in due:
                     if not stream.may(connection):
                         self._drop(selector, sock)
+                    stream.beat_at = _next_beat()
         except SQLAlchemyError:
             logger.warning("cannot ask who may listen to streams", exc_info=True)
-        for _, stream in due:
-            stream.beat_at = _next_beat()
-            if not stream.waiting:
-                stream.waiting += _HEARTBEAT
 
     def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:
         now = time.monotonic()
@@ -291,12 +349,12 @@ class Streams:
             self._drop(selector, sock)
 
     def _drop(self, selector: selectors.BaseSelector, sock: Any) -> None:
-        stream = self._open.pop(sock)
-        with self._lock:
-            self._of_user[stream.user_id] -= 1
-            if not self._of_user[stream.user_id]:
-                del self._of_user[stream.user_id]
-        self.count(-1)
-        with contextlib.suppress(KeyError):  # where that has failed
+        stream = self._open.pop(sock, None)
+        if stream is None:
+            return
+        with contextlib.suppress(KeyError, ValueError):  # where it was not registered
             selector.unregister(sock)
         sock.close()
+        with self._lock:
+            self._leave(stream)
+        self.count(-1)

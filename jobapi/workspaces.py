@@ -136,18 +136,22 @@ def change(
     return get(session, workspace_id)
 
 
-def retention(session: Executor) -> list[tuple[int, JobStatus, int]]:
-    """What is not kept for ever: workspace, status, days."""
+def retention(
+    session: Executor, workspace_id: int | None = None
+) -> list[tuple[int, JobStatus, int]]:
+    """What is not kept for ever, by all workspaces or by that one: workspace, status, days."""
     columns = {
         JobStatus.SUCCESS: workspaces.c.keep_success,
         JobStatus.FAILED: workspaces.c.keep_failed,
         JobStatus.CANCELLED: workspaces.c.keep_cancelled,
     }
     some = IS_THERE & or_(*(column.is_not(None) for column in columns.values()))
+    if workspace_id is not None:
+        some &= workspaces.c.id == workspace_id
     rows = session.execute(select(workspaces.c.id, *columns.values()).where(some))
     return [
-        (workspace_id, status, days)
-        for workspace_id, *kept in rows
+        (found, status, days)
+        for found, *kept in rows
         for status, days in zip(columns, kept, strict=True)
         if days is not None
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -460,3 +461,61 @@ def test_follow_of_what_may_not_be_seen_is_an_error(desk: Desk, client: Client) 
         client.follow(desk.workspace_id + 1)
     with pytest.raises(errors.ValidationFailed):
         client.follow(desk.workspace_id, after="x")
+
+
+class Scripted(httpx2.BaseTransport):
+    """Streams that answer what is written here, each once, and then the last for ever."""
+
+    def __init__(self, *answers: tuple[str, bytes]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str | None] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked.append(request.headers.get("Last-Event-ID"))
+        kind, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return httpx2.Response(200, headers={"Content-Type": kind}, content=text, request=request)
+
+
+def sent(number: int) -> bytes:
+    return f'id: 1-{number}\ndata: {{"event_id": "1-{number}"}}\n\n'.encode()
+
+
+def test_follow_goes_on_after_what_has_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    stream = "text/event-stream; charset=utf-8"
+    network = Scripted(
+        (stream, sent(1) + b"id: 1-2\n"),  # broken before its event
+        (stream, b":\n" + sent(2) + b"id: 1-5\n:\n"),
+        (stream, b"data: {broken\n\n"),
+        ("text/html", b"<p>moved</p>"),
+        (stream, b""),
+        (stream, b""),
+        (stream, sent(6)),
+    )
+    with Client("http://service", token="t", transport=network) as client:
+        following = client.follow(1)
+        assert [next(following).event_id for _ in range(3)] == ["1-1", "1-2", "1-6"]
+        following.close()
+    assert network.asked == [None, "1-1", *["1-5"] * 5]
+    # Ever longer ones, while nothing comes.
+    assert max(pauses[:2]) <= 0.2 < min(pauses[4:])
+
+
+def test_follow_of_what_is_no_stream_is_unreachable() -> None:
+    network = Scripted(("text/html", b"<p>log in</p>"))
+    with (
+        Client("http://service", token="t", transport=network) as client,
+        pytest.raises(Unreachable, match="no stream"),
+    ):
+        client.follow(1)
+
+
+def test_follow_that_nobody_reads_leaves_no_connection_open(desk: Desk, client: Client) -> None:
+    for _ in range(5):
+        client.follow(desk.workspace_id).close()
+    serving = desk.world.state.streams
+    deadline = time.monotonic() + 5
+    while len(serving) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(serving) == 0

@@ -122,3 +122,18 @@ def test_step_that_fails_keeps_no_other_from_its_turn(
             maintenance.sweep(connection, todo)
         assert maintenance.sweep(connection, todo) is False
     assert left(desk) == []
+
+
+def test_sweep_that_has_begun_keeps_what_shall_be_kept_after_all(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "SWEEP_AT_ONCE", 2)
+    workspace(desk, {"retention": {"cancelled": 1, "events": 1}})
+    for _ in range(5):
+        age(desk, desk.job_in("cancelled"), 2)
+    with desk.world.state.engine.connect() as connection:
+        todo = maintenance.steps(connection)
+        assert maintenance.sweep(connection, todo, 0) is True
+        workspace(desk, {"retention": {"cancelled": None, "events": None}})
+        assert maintenance.sweep(connection, todo) is False
+    assert len(left(desk)) == 3

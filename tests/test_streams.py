@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from jobapi import events, jobs, streams
 from jobapi.events import EventFilters
 from jobapi.identity import Role
+from jobapi.models import api_keys, memberships
 from jobapi.models import events as table
-from jobapi.models import memberships
 
 from .factories import PASSWORD, Desk
 from .served import Service
@@ -265,13 +265,86 @@ class Row(NamedTuple):
     job_id: str = "a"
 
 
+def waiting_stream(**filters: Any) -> streams.Stream:
+    return streams.Stream(1, 1, EventFilters(**filters), events.Begin((0, 0)), lambda _: True)
+
+
 def test_who_reads_nothing_gets_no_more_than_waits_for_them() -> None:
-    stream = streams.Stream(1, 1, EventFilters(), events.Begin((0, 0)), lambda _: True)
-    serving = streams.Streams(lambda: 1 / 0, lambda row: b"x" * 100_000, limit=1)
+    stream = waiting_stream()
+    serving = streams.Streams(lambda: None, lambda row: b"x" * 100_000, limit=1)
     found = [Row(n) for n in range(1, 501)]
     serving._give(found, [stream])
     assert len(stream.waiting) == 300_000
+    assert stream.place == stream.read_to == (1, 3)
+    serving._settle(9, found, [stream])
     assert stream.place == (1, 3)
+
+
+def test_after_a_crash_of_the_database_a_stream_goes_on_from_what_it_has_read() -> None:
+    """Numbers of transactions of which nothing came are given again."""
+    stream = waiting_stream(job_id="a")
+    serving = streams.Streams(lambda: None, lambda row: b"x", limit=1)
+    stream.be_with("one")
+    serving._give([Row(1, 7), Row(2, 8, job_id="b")], [stream])
+    serving._settle(90, [Row(2, 8)], [stream])
+    assert stream.place == (90, 0)
+    stream.be_with("one")
+    assert stream.place == (90, 0)
+    stream.be_with("two")
+    assert stream.place == stream.read_to == (8, 2)
+    assert stream.told == (7, 1)
+    begun = streams.Stream(
+        1, 1, EventFilters(), events.Begin((7, 1), 50, frozenset({9}), "one"), lambda _: True
+    )
+    assert [begun.wants(Row(3, xid)) for xid in (8, 9, 50)] == [False, True, True]
+    begun.be_with("two")
+    assert begun.wants(Row(3, 8))
+
+
+def test_beat_says_where_a_stream_is_that_wants_little(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.3)
+    path = f"/workspace/{desk.workspace_id}/events"
+    response = desk.call("GET", f"{path}/stream?kind=deleted")
+    desk.create()
+    (event,) = desk.call("GET", path).json["data"]
+    heard = lines(response)
+    while not (line := next(heard)).startswith("id:"):
+        assert line == ":"
+    assert (line, next(heard)) == (f"id: {event['event_id']}", ":")
+    assert next(heard) == ":"  # and says it once
+    response.close()
+
+
+def test_beat_asks_without_writing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose key somebody has locked must not keep the others waiting."""
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER)
+    response = desk.world.call("GET", f"/workspace/{desk.workspace_id}/events/stream", key)
+    with desk.world.transaction() as tx:
+        tx.execute(update(api_keys).values(last_used_at=datetime.now(UTC) - timedelta(days=1)))
+    heard = lines(response)
+    assert [next(heard) for _ in range(5)].count(":") >= 4
+    response.close()
+    with desk.world.transaction() as tx:
+        last = tx.execute(select(api_keys.c.last_used_at)).scalar_one()
+    assert last < datetime.now(UTC) - timedelta(hours=20)
+
+
+def test_place_of_a_stream_that_never_began_is_given_back(desk: Desk) -> None:
+    serving = desk.world.state.streams
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    for _ in range(20):
+        for method in ("HEAD", "GET"):
+            response = desk.call(method, path)
+            assert response.status_code == 200
+            response.close()
+    deadline = time.monotonic() + 5
+    while len(serving) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(serving) == 0
+    assert not serving._of_user
 
 
 def test_user_has_half_of_the_streams_and_all_have_half_of_the_files(

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
@@ -26,6 +26,7 @@ from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
 STILL_ALIVE = 5
+INTERRUPTED = 130
 _TELLING = ("error", "reason", "progress_message", "progress_percent", "username", "name")
 TIME = click.DateTime(["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S%z"])
 
@@ -391,13 +392,17 @@ def events(
     wanted: EventFilter = {"kind": kind, "job_type": job_type}
     if job_id is not None:
         wanted["job_id"] = job_id
+    found: Iterator[Event]
     if follow:
         found = client.follow(workspace_id, **wanted)
     else:
         limit = limit or 50
         found = client.events(workspace_id, page_size=min(limit, 100), **wanted)
-    for event in islice(found, limit):
-        click.echo(_json(event) if as_json else _event_line(event))
+    try:
+        for event in islice(found, limit):
+            click.echo(_json(event) if as_json else _event_line(event))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def _event_line(event: Event) -> str:

@@ -6,12 +6,12 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from json import JSONEncoder
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import httpx2
 import orjson
@@ -22,6 +22,9 @@ from .tracing import trace_headers
 
 SILENCE_SECONDS = 45.0
 """After how long a stream is given up in which nothing comes, not even the beat of every 15 s."""
+
+HELD_SECONDS = 5.0
+"""How long a stream holds that did not fail."""
 
 BATCH = 1000
 """How many jobs the service creates in one request."""
@@ -320,50 +323,57 @@ class Client:
 
     def follow(
         self, workspace_id: int, *, after: str | None = None, **filters: Unpack[EventFilter]
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """What happens from now on and matches every filter, as soon as it does; without an end.
 
-        ``after`` is the ``event_id`` of the last that was seen. Once it has
-        begun, it outlives the connection and the service's stops, and goes on where
-        it was. Raises what ``request`` does, later on only what does not pass by
-        itself, such as the end of the access.
+        ``after`` is the ``event_id`` of the last that a stream has told. Once it
+        has begun, it outlives the connection and the service's stops, and goes on
+        where it was. Raises what ``request`` does, later on only what does not
+        pass by itself, such as the end of the access. Closed with ``close()``.
         """
-        path = f"{_events(workspace_id)}/stream"
-        params = _given(filters)
-        place = after
+        following = self._follow(f"{_events(workspace_id)}/stream", _given(filters), after)
+        # Now, and not when the first is asked for.
+        next(following)
+        return cast("Generator[Event]", following)
 
-        def begin() -> httpx2.Response:
-            headers = {} if place is None else {"Last-Event-ID": place}
-            stream = self._answer(
-                "GET", path, params=params, headers=headers, safe=True, lasting=True
-            )
-            if not stream.is_success:
-                _read(stream)
-            return stream
-
-        def again() -> httpx2.Response:
-            tries = 0
-            while True:
-                self._pause(tries, None)
-                try:
-                    return begin()
-                except (Unreachable, errors.JobApiError) as error:
-                    if not may_pass(error):
-                        raise
-                tries = min(tries + 1, 6)
-
-        def told(stream: httpx2.Response) -> Iterator[Event]:
-            nonlocal place
-            while True:
+    def _follow(
+        self, path: str, params: dict[str, Any], place: str | None
+    ) -> Generator[Event | None]:
+        """``follow``, but for a first None as soon as it has begun."""
+        begun, tries = False, 0
+        while True:
+            try:
+                stream = self._stream(path, params, place)
+            except (Unreachable, errors.JobApiError) as error:
+                if not begun or not may_pass(error):
+                    raise
+            else:
                 with closing(stream):
                     place = place or stream.headers.get("Last-Event-ID")
-                    for event in _streamed(stream):
-                        place = event.event_id
-                        yield event
-                stream = again()
+                    if not begun:
+                        begun = True
+                        yield None
+                    since = time.monotonic()
+                    for reached, event in _told(stream):
+                        place, tries = reached, 0
+                        if event is not None:
+                            yield event
+                    # One that held for a while did not fail.
+                    if time.monotonic() - since > HELD_SECONDS:
+                        tries = 0
+            self._pause(tries, None)
+            tries = min(tries + 1, 6)
 
-        # Now, and not when the first is asked for.
-        return told(begin())
+    def _stream(self, path: str, params: dict[str, Any], place: str | None) -> httpx2.Response:
+        headers = {} if place is None else {"Last-Event-ID": place}
+        stream = self._answer("GET", path, params=params, headers=headers, safe=True, lasting=True)
+        if not stream.is_success:
+            _read(stream)
+        if not stream.headers.get("Content-Type", "").startswith("text/event-stream"):
+            # Something in front answers instead of the service.
+            stream.close()
+            raise Unreachable(f"{stream.request.url}: the answer is no stream of events")
+        return stream
 
     # Work
 
@@ -555,16 +565,27 @@ def _read(response: httpx2.Response) -> Any:
     raise errors.from_problem({"status": response.status_code, **problem}, response.headers)
 
 
-def _streamed(stream: httpx2.Response) -> Iterator[Event]:
+def _told(stream: httpx2.Response) -> Iterator[tuple[str, Event | None]]:
+    """What a stream says, until it ends or breaks: where it is, with the event or without one."""
     # Not by lines as texts have them: a message may hold U+2028.
     rest = b""
+    place = None
     try:
         for part in stream.iter_bytes():
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
-                if line.startswith(b"data:"):
-                    yield Event.from_json(orjson.loads(line[5:]))
-    except httpx2.TransportError:
+                if line.startswith(b"id: "):
+                    # Not there before what it belongs to has come.
+                    place = line[4:].decode()
+                elif line.startswith(b"data: "):
+                    event = Event.from_json(orjson.loads(line[6:]))
+                    yield event.event_id, event
+                elif line.startswith(b":") and place is not None:
+                    yield place, None
+                    place = None
+                elif not line:
+                    place = None
+    except (httpx2.TransportError, ValueError):
         # It is made again.
         return
 

@@ -282,6 +282,8 @@ def _look_up(
     workspace_id: int | None,
     job_id: str | None,
     job: str | None,
+    *,
+    write: bool = True,
 ) -> Caller:
     kind, parameters = identity.kind, identity.parameters
     in_workspace = workspace_id is not None
@@ -300,7 +302,7 @@ def _look_up(
         if not error.connection_invalidated:
             raise
         row = lookup.first(connection, parameters)
-    if row is None and kind == "host":
+    if row is None and kind == "host" and write:
         # Nobody has seen this user here before, or they are disabled.
         accounts.host_user(
             connection, parameters["username"].removeprefix(accounts.HOST_USER_PREFIX)
@@ -308,19 +310,22 @@ def _look_up(
         row = lookup.first(connection, parameters)
     if row is None:
         raise errors.TokenRevoked(_REVOKED[kind])
-    return _caller(connection, identity, row, in_workspace, job)
+    return _caller(connection, identity, row, in_workspace, job, write=write)
 
 
 def may_still(
     identity: Identity, workspace_id: int, role: Role | None, job_types: Sequence[str] | None
 ) -> Callable[[Connection], bool]:
-    """Asks, later, whether a caller still may what they may in this request."""
+    """Asks, later, whether a caller still may what they may in this request.
+
+    It only reads, so that it never waits for anybody's lock.
+    """
 
     def may(connection: Connection) -> bool:
         if identity.until is not None and time.time() >= identity.until:
             return False
         try:
-            caller = _look_up(connection, identity, workspace_id, None, None)
+            caller = _look_up(connection, identity, workspace_id, None, None, write=False)
         except errors.JobApiError:
             return False
         return caller.role == role and caller.job_types == job_types
@@ -336,9 +341,15 @@ _REVOKED = {
 
 
 def _caller(
-    connection: Connection, identity: Identity, row: AnyRow, in_workspace: bool, job: str | None
+    connection: Connection,
+    identity: Identity,
+    row: AnyRow,
+    in_workspace: bool,
+    job: str | None,
+    *,
+    write: bool,
 ) -> Caller:
-    key = _check_key(connection, row) if identity.kind == "key" else {}
+    key = _check_key(connection, row, write=write) if identity.kind == "key" else {}
     if in_workspace and row.caller_workspace_id is None:
         raise errors.WorkspaceNotFound("There is no such workspace.")
     role = None
@@ -361,13 +372,13 @@ def _caller(
     )
 
 
-def _check_key(connection: Connection, row: AnyRow) -> dict[str, Any]:
+def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> dict[str, Any]:
     if row.key_revoked_at is not None:
         raise errors.TokenRevoked("This API key was revoked.")
     if row.key_expires_at is not None and row.key_expires_at <= row.now:
         raise errors.TokenExpired("This API key has expired.")
     last = row.key_last_used_at
-    if last is None or last <= row.now - USE_RESOLUTION:
+    if write and (last is None or last <= row.now - USE_RESOLUTION):
         note_use(connection, row.key_id, row.now)
     return {
         "key_id": row.key_id,

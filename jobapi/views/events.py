@@ -113,7 +113,7 @@ def list_job_events(
             "name": "Last-Event-ID",
             "in": "header",
             "schema": {"type": "string"},
-            "description": "The `event_id` after which to go on.",
+            "description": "The `id` of a stream after which to go on.",
         }
     ],
     responses={
@@ -139,13 +139,9 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     """
     streams = state().streams
     sock = _socket()
-    # Each may have a thread of the server's to itself.
-    most = streams.limit if sock else max(1, state().settings.server_threads // 4)
-    most = min(most, streams.limit)
-    if streams.full(caller.user_id, most):
-        raise _too_many()
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
-    begin = events.resume(caller.connection, given) if given else events.begin(caller.connection)
+    connection = caller.connection
+    begin = events.resume(connection, given) if given else events.begin(connection, workspace_id)
     stream = Stream(
         workspace_id=workspace_id,
         user_id=caller.user_id,
@@ -153,25 +149,20 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
         begin=begin,
         may=may_still(identify(), workspace_id, caller.role, caller.job_types),
     )
+    # Without the socket each has a thread of the server's to itself.
+    most = streams.limit if sock else max(1, state().settings.server_threads // 4)
+    if not streams.admit(stream, min(most, streams.limit)):
+        raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
     response = current_app.response_class(mimetype="text/event-stream")
     response.headers["Last-Event-ID"] = events.name_of(begin.place)
     # nginx would keep back what it has until there is more.
     response.headers["X-Accel-Buffering"] = "no"
-    if sock is not None:
+    response.call_on_close(lambda: streams.dismiss(stream))
+    if sock is None:
+        response.response = _passed_on(streams, stream)
+    else:
         response.response = _taken_over(streams, stream, response, sock)
-        return response
-    ours, theirs = socket.socketpair()
-    if not streams.add(theirs, stream, most=most):
-        ours.close()
-        theirs.close()
-        raise _too_many()
-    response.call_on_close(ours.close)
-    response.response = _received(ours)
     return response
-
-
-def _too_many() -> TooManyRequests:
-    return TooManyRequests("Too many streams are open; try again.", retry_after=5)
 
 
 def _socket() -> socket.socket | None:
@@ -180,8 +171,10 @@ def _socket() -> socket.socket | None:
     return sock if type(sock) is socket.socket else None
 
 
-def _received(ours: socket.socket) -> Iterator[bytes]:
+def _passed_on(streams: Streams, stream: Stream) -> Iterator[bytes]:
+    ours, theirs = socket.socketpair()
     with ours:
+        streams.add(theirs, stream)
         while data := ours.recv(65536):
             yield data
 
