@@ -6,6 +6,7 @@ import json
 import queue
 import random
 import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from sqlalchemy import delete, select, update
 from jobapi import events, jobs, streams
 from jobapi.events import EventFilters
 from jobapi.identity import Role
+from jobapi.lifecycle import EventKind
 from jobapi.models import api_keys, memberships
 from jobapi.models import events as table
 
@@ -496,3 +498,108 @@ def test_slow_listener_gets_everything_and_holds_nobody_up(
             if len(heard) == 4000:
                 break
     assert set(heard) == ids
+
+
+class Overheard:
+    """What a stream of ``Streams`` has sent, read by whoever is quick, or slow."""
+
+    def __init__(self, serving: streams.Streams, stream: streams.Stream, *, slow: bool) -> None:
+        self.stream, self.start = stream, stream.begin.place
+        self.sock, theirs = socket.socketpair()
+        self.slow = slow
+        self.text = b""
+        assert serving.admit(stream, 1000)
+        serving.add(theirs, stream)
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        while part := self.sock.recv(200 if self.slow else 65536):
+            self.text += part
+            if self.slow:
+                time.sleep(0.005)
+
+    def places(self, *, beats: bool) -> list[Any]:
+        """The ids that have come, also those that a beat says, or of events alone."""
+        said = self.text.split(b"\n")[:-1]
+        return [
+            tuple(map(int, line[4:].split(b"-")))
+            for line, following in zip(said, [*said[1:], b""], strict=True)
+            if line.startswith(b"id: ") and (beats or following not in (b":", b""))
+        ]
+
+    def close(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+        self.thread.join(10)
+        self.sock.close()
+
+
+def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: Any) -> None:
+    """Transactions that last, end in another order than they wrote, and come to nothing."""
+    while not stop.is_set():
+        with engine.connect() as connection:
+            postgres = connection.dialect.name == "postgresql"
+            connection.exec_driver_sql("BEGIN" if postgres else "BEGIN IMMEDIATE")
+            for _ in range(chance.randint(1, 8)):
+                kind = chance.choice([EventKind.MEMBER_ADDED, EventKind.KEY_CREATED])
+                events.note(connection, workspace_id, kind, by=None)
+                if chance.random() < 0.3:
+                    time.sleep(chance.random() * 0.03)
+            connection.exec_driver_sql("ROLLBACK" if chance.random() < 0.2 else "COMMIT")
+        time.sleep(chance.random() * 0.02)
+
+
+def test_random_streams_have_every_event_once_and_in_order(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("AT_ONCE", 7), ("MAX_BEHIND", 1500), ("HEARTBEAT_SECONDS", 0.2)):
+        monkeypatch.setattr(streams, name, value)
+    chance = random.Random(desk.user.id)
+    engine = desk.world.state.engine
+    serving = streams.Streams(
+        lambda: engine, lambda row: b"id: %d-%d\nx%b\n" % (row.xid, row.id, b"x" * 99), limit=1000
+    )
+    stop = threading.Event()
+    heard: list[Overheard] = []
+    with ThreadPoolExecutor(4) as pool:
+        writing = [
+            pool.submit(write_events, engine, desk.workspace_id, random.Random(n), stop)
+            for n in range(4)
+        ]
+        for number in range(30):
+            kinds = chance.choice([(), (EventKind.KEY_CREATED,)])
+            with engine.connect() as connection:
+                before = chance.choice(heard).places(beats=True) if number % 2 else []
+                if before:
+                    name = events.name_of(chance.choice(before))
+                    begin = events.resume(connection, name)
+                else:
+                    begin = events.begin(connection, desk.workspace_id)
+            filters = EventFilters(kind=kinds, owner=True)
+            stream = streams.Stream(
+                desk.workspace_id, number % 5, filters, begin, lambda connection: True
+            )
+            heard.append(Overheard(serving, stream, slow=chance.random() < 0.4))
+            time.sleep(0.05)
+        stop.set()
+        for future in writing:
+            future.result()
+    with engine.connect() as connection:
+        every = connection.execute(select(table).order_by(table.c.xid, table.c.id)).all()
+    assert len(every) > 50
+    for each in heard:
+        # What had happened before it began is told by its snapshot, which is tested elsewhere.
+        wanted = [
+            (event.xid, event.id)
+            for event in every
+            if (event.xid, event.id) > each.start and each.stream.wants(event)
+        ]
+        deadline = time.monotonic() + 30
+        while len(each.places(beats=False)) < len(wanted) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert each.places(beats=False) == wanted
+        each.close()
+    deadline = time.monotonic() + 5
+    while len(serving) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(serving) == 0
