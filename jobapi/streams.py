@@ -324,14 +324,18 @@ class Streams:
                 stream.waiting += _HEARTBEAT
             # Soon again, where it cannot be asked.
             stream.beat_at = _next_beat(1 / 15)
+        over = []
         try:
             with self._engine().connect() as connection:
                 for sock, stream in due:
                     if not stream.may(connection):
-                        self._drop(selector, sock)
+                        over.append(sock)
                     stream.beat_at = _next_beat()
         except SQLAlchemyError:
             logger.warning("cannot ask who may listen to streams", exc_info=True)
+        # When the connection is back: whoever sees the end may take the database away.
+        for sock in over:
+            self._drop(selector, sock)
 
     def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:
         now = time.monotonic()
