@@ -203,7 +203,8 @@ def test_stream_under_another_server_beats_and_ends_with_the_access(
     assert response.mimetype == "text/event-stream"
     assert response.headers["X-Accel-Buffering"] == "no"
     heard = lines(response)
-    assert [next(heard) for _ in range(2)] == [":", ":"]
+    # A beat may also say where the stream is.
+    assert [next(heard) for _ in range(3)].count(":") >= 2
     job = desk.create()
     while not (line := next(heard)).startswith("data:"):
         pass
@@ -224,7 +225,8 @@ def test_stream_ends_when_its_token_expires(desk: Desk, monkeypatch: pytest.Monk
     response = desk.world.call("GET", path, token)
     assert response.status_code == 200
     begun = time.monotonic()
-    assert set(lines(response)) == {":"}
+    assert ":" in (said := set(lines(response)))
+    assert not any(line.startswith("data:") for line in said)
     assert time.monotonic() - begun < 5
     assert desk.world.call("GET", path, token).status_code == 401
     response.close()
@@ -252,7 +254,7 @@ def test_failure_ends_the_streams_and_later_ones_work(
     response = desk.call("GET", path)
     with monkeypatch.context() as broken:
         broken.setattr(events, "after", lambda *_, **__: 1 / 0)
-        assert set(lines(response)) <= {":"}
+        assert not any(line.startswith("data:") for line in lines(response))
     response.close()
     response = desk.call("GET", path)
     mine = desk.create()["job_id"]
@@ -312,10 +314,9 @@ def test_beat_says_where_a_stream_is_that_wants_little(
     desk.create()
     (event,) = desk.call("GET", path).json["data"]
     heard = lines(response)
-    while not (line := next(heard)).startswith("id:"):
-        assert line == ":"
-    assert (line, next(heard)) == (f"id: {event['event_id']}", ":")
-    assert next(heard) == ":"  # and says it once
+    while (line := next(heard)) != f"id: {event['event_id']}":
+        assert not line.startswith("data:")
+    assert [next(heard) for _ in range(2)] == [":", ":"]  # and says it once
     response.close()
 
 
@@ -327,7 +328,7 @@ def test_beat_asks_without_writing(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     with desk.world.transaction() as tx:
         tx.execute(update(api_keys).values(last_used_at=datetime.now(UTC) - timedelta(days=1)))
     heard = lines(response)
-    assert [next(heard) for _ in range(5)].count(":") >= 4
+    assert [next(heard) for _ in range(8)].count(":") >= 4
     response.close()
     with desk.world.transaction() as tx:
         last = tx.execute(select(api_keys.c.last_used_at)).scalar_one()
@@ -494,7 +495,7 @@ def test_slow_listener_gets_everything_and_holds_nobody_up(
         ids = {event["event_id"] for event in quick.next(4000)}
         heard = []
         for line in slow.iter_lines():
-            heard += [line[4:]] if line.startswith("id: ") else []
+            heard += [json.loads(line[6:])["event_id"]] if line.startswith("data: ") else []
             if len(heard) == 4000:
                 break
     assert set(heard) == ids
