@@ -356,9 +356,10 @@ class Streams:
         stream = self._open.pop(sock, None)
         if stream is None:
             return
-        with contextlib.suppress(KeyError, ValueError):  # where it was not registered
-            selector.unregister(sock)
-        sock.close()
         with self._lock:
             self._leave(stream)
+        with contextlib.suppress(KeyError, ValueError):  # where it was not registered
+            selector.unregister(sock)
+        # Whoever sees the end can open another.
+        sock.close()
         self.count(-1)
