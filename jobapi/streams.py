@@ -14,6 +14,7 @@ import os
 import random
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -28,10 +29,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from . import events
 from .events import Begin, EventFilters, Place
 
-try:
+if sys.platform != "win32":  # where a host may be developed
     import resource
-except ImportError:  # Windows, where a host may be developed
-    resource = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.1
 WAKE_SECONDS = 0.02
@@ -133,7 +132,7 @@ class Streams:
     @property
     def limit(self) -> int:
         """How many may be open."""
-        if resource is None:
+        if sys.platform == "win32":
             return self._limit
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return self._limit if files == resource.RLIM_INFINITY else min(self._limit, files // 2)
