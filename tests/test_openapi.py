@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, Request
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from jobapi.lifecycle import JobStatus
+from jobapi.views.base import BLUEPRINT_PREFIX
 
 from .factories import Desk
+from .test_access import TABLE
 
 METHODS = ("get", "post", "patch", "put", "delete")
 PROBLEM = "application/problem+json"
@@ -40,6 +44,57 @@ def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     for part in node["$ref"].removeprefix("#/").split("/"):
         target = target[part]
     return dict(target)
+
+
+def views(app: Flask) -> Iterator[tuple[str, str, Any]]:
+    """Every documented view with its method and path."""
+    for rule in app.url_map.iter_rules():
+        view = app.view_functions[rule.endpoint]
+        documented = getattr(view, "_apidoc", {}).get("jobapi", {})
+        if rule.endpoint.startswith(BLUEPRINT_PREFIX) and "parameters" in documented:
+            (method,) = (rule.methods or set()) - {"HEAD", "OPTIONS"}
+            yield method.lower(), re.sub("<(.*?)>", r"{\1}", rule.rule), view
+
+
+def query_schema(view: Any) -> Any:
+    """The schema that loads a view's query parameters, or None."""
+    arguments = view._apidoc.get("arguments", {}).get("parameters", ())
+    return next((each["schema"] for each in arguments if each["in"] == "query"), None)
+
+
+def parameters_of(document: dict[str, Any], method: str, path: str) -> list[dict[str, Any]]:
+    """The documented parameters of an operation, those of its path included."""
+    item = document["paths"][path]
+    listed = [*item.get("parameters", ()), *item[method].get("parameters", ())]
+    return [resolved(document, parameter) for parameter in listed]
+
+
+def errors_of(document: dict[str, Any], schema: dict[str, Any], value: Any) -> list[str]:
+    """What a validator of JSON Schema 2020-12, formats included, has against a value."""
+    validator = Draft202012Validator(
+        {**schema, "components": document["components"]},
+        format_checker=Draft202012Validator.FORMAT_CHECKER,
+    )
+    return [error.message for error in validator.iter_errors(value)]
+
+
+def examples_in(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Every example with its schema: of bodies, parameters, headers and in schemas."""
+    if isinstance(node, list):
+        for number, each in enumerate(node):
+            yield from examples_in(each, f"{where}/{number}")
+    if not isinstance(node, dict):
+        return
+    schema = node.get("schema", node)
+    if "example" in node:
+        yield where, schema, node["example"]
+    given = node.get("examples", [])
+    named = given.values() if isinstance(given, dict) else given
+    for example in named:
+        yield where, schema, example["value"] if "schema" in node else example
+    for name, each in node.items():
+        if name not in ("example", "examples"):
+            yield from examples_in(each, f"{where}/{name}")
 
 
 def test_document_is_valid(app: Flask) -> None:
@@ -73,6 +128,90 @@ def test_operations_are_complete_for_a_generator_and_a_person(app: Flask) -> Non
             parameter = resolved(served, parameter)
             assert parameter.get("description"), f"{where}: {parameter['name']}"
     assert served["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def test_views_document_every_parameter_that_they_take(app: Flask) -> None:
+    served = document(app)
+    found = list(views(app))
+    assert len(found) == len(list(operations(served)))
+    for method, path, view in found:
+        taken = {("path", name) for name in re.findall("{(.*?)}", path)}
+        if (schema := query_schema(view)) is not None:
+            taken |= {("query", field.data_key or name) for name, field in schema.fields.items()}
+        declared = view._apidoc["jobapi"]["parameters"]
+        taken |= {(parameter["in"], parameter["name"]) for parameter in declared}
+        listed = [(each["in"], each["name"]) for each in parameters_of(served, method, path)]
+        assert sorted(listed) == sorted(taken), f"{method} {path}"
+
+
+class _Headers:
+    """Headers of a request that write down which of them are read."""
+
+    def __init__(self, headers: Any, read: set[str]) -> None:
+        self._headers, self._read = headers, read
+
+    def get(self, name: str, *default: Any, **kw: Any) -> Any:
+        self._read.add(name.title())
+        return self._headers.get(name, *default, **kw)
+
+    def __contains__(self, name: str) -> bool:
+        self._read.add(name.title())
+        return name in self._headers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._headers, name)
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_views_document_every_header_that_they_read(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = desk.world.app
+    read: set[str] = set()
+
+    class Watched(Request):
+        @property
+        def headers(self) -> Any:
+            return _Headers(self._given, read)
+
+        @headers.setter
+        def headers(self, headers: Any) -> None:
+            self._given = headers
+
+    monkeypatch.setattr(app, "request_class", Watched)
+    served = document(app)
+    token = desk.world.token(desk.world.user("boss", is_admin=True))
+    ended = desk.job_in("success")["job_id"]
+    ids = {"workspace_id": desk.workspace_id, "job_id": ended, "user_id": desk.user.id}
+    found = 0
+    for (method, rule), route in TABLE.items():
+        path = re.sub("<(.*?)>", r"{\1}", rule)
+        if path not in served["paths"] or path == "/auth/logout":
+            continue
+        read.clear()
+        url = re.sub("{(.*?)}", lambda name: str(ids.get(name[1], 1)), path)
+        body = {} if route.body is None else {"json": route.body}
+        # What an earlier one of these calls has deleted is of no use to those after it.
+        if method != "DELETE":
+            desk.world.call(method, url, token, **body).close()
+        parameters = parameters_of(served, method.lower(), path)
+        documented = {each["name"].title() for each in parameters if each["in"] == "header"}
+        found += len(read & documented)
+        read -= {"Authorization", "Content-Type", "X-Request-Id"}
+        assert read <= documented, f"{method} {path}"
+    assert found > 10
+
+
+def test_examples_are_valid(app: Flask) -> None:
+    served = document(app)
+    found = list(examples_in(served))
+    assert len(found) > 40
+    wrong = {
+        f"{where}: {example}": errors
+        for where, schema, example in found
+        if (errors := errors_of(served, schema, example))
+    }
+    assert wrong == {}
 
 
 def test_operations_document_their_errors_as_problems(app: Flask) -> None:

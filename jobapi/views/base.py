@@ -334,7 +334,7 @@ class Blueprint(SmorestBlueprint):
     def __init__(self, name: str, tag: str, description: str) -> None:
         super().__init__(f"{BLUEPRINT_PREFIX}{name}", __name__, description=description)
         self.tag = tag
-        self._prepare_doc_cbks.append(_document_errors)
+        self._prepare_doc_cbks += [_document_parameters, _document_errors]
         for kind, handler in error_handlers():
             self.register_error_handler(kind, handler)
 
@@ -348,13 +348,27 @@ class Blueprint(SmorestBlueprint):
         return cast(Callable[[View], View], super().response(status, schema, **kw))
 
     def operation(
-        self, rule: str, method: str = "GET", *, errors: tuple[int, ...] = (), **doc: Any
+        self,
+        rule: str,
+        method: str = "GET",
+        *,
+        errors: tuple[int, ...] = (),
+        parameters: Sequence[Mapping[str, Any]] = (),
+        **doc: Any,
     ) -> Callable[[View], View]:
-        """Route a view and document it: ``errors`` are those it has of its own."""
+        """Route a view and document it.
+
+        ``errors`` are the statuses of its own errors, ``parameters`` are those that
+        no schema loads: headers, and query parameters with names of the caller's.
+        """
 
         def decorator(view: View) -> View:
             apidoc: dict[str, Any] = view.__dict__.setdefault("_apidoc", {})
-            apidoc["jobapi"] = {**apidoc.get("jobapi", {}), "errors": errors}
+            apidoc["jobapi"] = {
+                **apidoc.get("jobapi", {}),
+                "errors": errors,
+                "parameters": parameters,
+            }
             apidoc["manual_doc"] = {
                 "operationId": view.__name__,
                 "description": inspect.getdoc(view) or "",
@@ -371,6 +385,18 @@ class Blueprint(SmorestBlueprint):
             return view
 
         return decorator
+
+
+def _document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
+    """Add to an operation the parameters that no schema loads.
+
+    They cannot be among what flask-smorest merges in last: it replaces lists, and
+    those of the query's schema would be lost.
+    """
+    declared = [dict(parameter) for parameter in info["jobapi"]["parameters"]]
+    if declared:
+        doc.setdefault("parameters", []).extend(declared)
+    return doc
 
 
 def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:

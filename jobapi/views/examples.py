@@ -93,7 +93,14 @@ RETRIED: dict[str, Any] = RUNNING | {
 
 LIST: dict[str, Any] = {
     "data": [RUNNING],
-    "pagination": {"page": 1, "limit": 50, "total": 1, "total_pages": 1},
+    "pagination": {
+        "page": 1,
+        "limit": 50,
+        "total": 1,
+        "total_pages": 1,
+        "total_is_capped": False,
+        "next_cursor": None,
+    },
 }
 
 UPDATE: dict[str, Any] = {
