@@ -17,6 +17,7 @@ from sqlalchemy import case, delete, exists, insert, select, update
 
 from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import (
+    LastAdministrator,
     LoginFailed,
     TokenRevoked,
     TooManyRequests,
@@ -133,12 +134,15 @@ def page_users(session: Executor, **paging: Any) -> Page:
 
 
 def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> AnyRow:
-    """Change ``password``, ``is_admin`` or ``disabled``.
+    """Change ``password``, ``is_admin`` or ``disabled``, in a transaction.
 
-    A new password and being disabled end the user's log-ins. Raises
-    ``UserNotFound``, ``ValidationFailed``.
+    A new password and being disabled end the user's log-ins; being enabled again
+    revives the API keys that act for the user, and no log-in. Raises
+    ``UserNotFound``, ``ValidationFailed``, ``LastAdministrator``.
     """
     values = dict(changes)
+    if values.get("disabled") or values.get("is_admin") is False:
+        _keep_an_administrator(session, user_id)
     if "password" in values:
         password = values.pop("password")
         check_password_form(password)
@@ -152,6 +156,22 @@ def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> An
     if "password_hash" in values or values.get("disabled"):
         session.execute(delete(sessions).where(sessions.c.user_id == user_id))
     return get_user(session, user_id)
+
+
+def _keep_an_administrator(session: Executor, user_id: int) -> None:
+    # Two administrators who disable each other at the same moment wait here for
+    # one another, and the second one sees what the first one did. (SQLite has one
+    # writer at a time.) The lock lets others refer to these users meanwhile.
+    enabled = session.execute(
+        select(users.c.id)
+        .where(users.c.is_admin, ~users.c.disabled)
+        .order_by(users.c.id)
+        .with_for_update(key_share=True)
+    ).scalars()
+    if list(enabled) == [user_id]:
+        raise LastAdministrator(
+            "This is the last enabled administrator; make another user an administrator first."
+        )
 
 
 def check_current_password(

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
@@ -21,12 +22,14 @@ import flask_migrate
 from flask import current_app
 from flask.cli import ScriptInfo, with_appcontext
 from flask_migrate.cli import db as migrate_group
+from marshmallow import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import accounts, config, counts, events, keys, logs, workspaces
 from .database import transaction
 from .errors import JobApiError, UserNotFound
+from .fields import Time
 from .identity import Role
 from .lifecycle import JobStatus, Priority
 
@@ -325,6 +328,16 @@ def disable_user(name: str) -> None:
     _note(f"Disabled {name!r}.")
 
 
+@users_group.command("enable")
+@click.argument("name")
+@with_appcontext
+def enable_user(name: str) -> None:
+    """Enable a user again: their keys work and they can log in; old log-ins stay ended."""
+    with _transaction() as tx:
+        accounts.edit_user(tx, accounts.find_user(tx, name).id, {"disabled": False})
+    _note(f"Enabled {name!r}.")
+
+
 def _password(given: str | None) -> str:
     if given is None:
         given = str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
@@ -364,15 +377,46 @@ def keys_group() -> None:
 )
 @click.option("--name", required=True, help="What it is for.")
 @click.option("--user", help="For whom it acts.  [default: the workspace's first owner]")
+@click.option(
+    "--job-type",
+    "job_types",
+    multiple=True,
+    help="The only job type that the key may see and use; repeat it for more.  [default: all]",
+)
+@click.option("--expires", metavar="TIME", help="When it stops working: 2030-01-31T00:00:00Z.")
 @with_appcontext
-def create_key(workspace_id: int, role: str, name: str, user: str | None) -> None:
+def create_key(
+    workspace_id: int,
+    role: str,
+    name: str,
+    user: str | None,
+    job_types: tuple[str, ...],
+    expires: str | None,
+) -> None:
     """Create an API key and print it. It is not shown again."""
+    expires_at = None if expires is None else _time(expires, "--expires")
     with _transaction() as tx:
         workspaces.get(tx, workspace_id)
         if user is None:
             user_id = workspaces.first_owner(tx, workspace_id)
         else:
             user_id = accounts.find_user(tx, user).id
-        _, key = keys.create(tx, workspace_id, user_id=user_id, name=name, role=Role[role.upper()])
+        _, key = keys.create(
+            tx,
+            workspace_id,
+            user_id=user_id,
+            name=name,
+            role=Role[role.upper()],
+            job_types=job_types or None,
+            expires_at=expires_at,
+        )
     _note(f"Created the key {name!r} for workspace {workspace_id}. It is not shown again:")
     click.echo(key)
+
+
+def _time(text: str, option: str) -> datetime:
+    try:
+        moment: datetime = Time().deserialize(text)
+    except ValidationError as error:
+        raise click.BadParameter(" ".join(error.messages), param_hint=option) from None
+    return moment

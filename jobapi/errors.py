@@ -20,7 +20,7 @@
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
     │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
     │   ├── LeaseRequired, LeaseLost, RequestInProgress, OperationEnded
-    │   └── UsernameTaken, AlreadyMember, LastOwner
+    │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
@@ -240,6 +240,10 @@ class AlreadyMember(Conflict):
 
 class LastOwner(Conflict):
     """Last owner of the workspace"""
+
+
+class LastAdministrator(Conflict):
+    """Last enabled administrator"""
 
 
 class PreconditionFailed(JobApiError):

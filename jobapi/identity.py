@@ -12,6 +12,7 @@ USERNAME_RULE = "Use 1 to 100 letters, digits and the characters _ . @ + -"
 MIN_PASSWORD_LENGTH = 8
 MAX_PASSWORD_LENGTH = 128
 MAX_NAME_LENGTH = 200
+MAX_KEY_JOB_TYPES = 100
 # At least one character that can be seen. Written out, because languages do not
 # agree on what a space is.
 NAME_PATTERN = r"[\s\S]*[^\s\ufeff\x00-\x1f\x7f-\x9f][\s\S]*"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -13,8 +14,8 @@ from sqlalchemy import exists, insert, or_, select, update
 from . import events
 from .database import AnyRow, DbNow, Executor
 from .errors import KeyNotFound, NotAMember, ValidationFailed
-from .identity import Role, check_name
-from .lifecycle import EventKind
+from .identity import MAX_KEY_JOB_TYPES, Role, check_name
+from .lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE, EventKind
 from .models import api_keys, memberships, users
 from .paging import Page, fetch_page
 
@@ -41,10 +42,13 @@ def create(
     """Make an API key, in a transaction; the second value is the key itself, not stored anywhere.
 
     It acts for ``user_id``, who must be a member of the workspace or an
-    administrator (``NotAMember``). Raises ``ValidationFailed`` for a name that
-    is none, an owner's role or an expiry in the past.
+    administrator (``NotAMember``). ``job_types`` of None means all. Raises
+    ``ValidationFailed`` for a name without a visible character, an owner's role,
+    job types that cannot exist or an expiry in the past.
     """
     check_name(name)
+    if job_types is not None:
+        _check_job_types(job_types)
     now = session.execute(select(DbNow())).scalar_one()
     if role is Role.OWNER:
         raise ValidationFailed({"role": ["An API key can be viewer, worker or member."]})
@@ -81,6 +85,14 @@ def create(
     ).one()
     _note(session, EventKind.KEY_CREATED, workspace_id, row, by)
     return row, key
+
+
+def _check_job_types(job_types: Sequence[str]) -> None:
+    if not 1 <= len(job_types) <= MAX_KEY_JOB_TYPES:
+        raise ValidationFailed({"job_types": [f"Give 1 to {MAX_KEY_JOB_TYPES} job types."]})
+    wrong = next((each for each in job_types if not re.fullmatch(JOB_TYPE_PATTERN, each)), None)
+    if wrong is not None:
+        raise ValidationFailed({"job_types": [f"{wrong!r}: {JOB_TYPE_RULE}"]})
 
 
 def _note(

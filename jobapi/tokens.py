@@ -1,12 +1,14 @@
-"""Access and refresh tokens: flask-jwt-extended, on an app of its own.
+"""Access and refresh tokens: made by flask-jwt-extended, on an app of its own.
 
 That extension keeps one configuration per application. A host application may
-have its own, so ours lives on a private application that serves nothing.
+have its own, so ours lives on a private application that serves nothing. PyJWT
+reads the tokens: unlike the extension it can require claims.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from datetime import timedelta
@@ -14,18 +16,23 @@ from typing import Any, Literal, NamedTuple
 
 import jwt
 from flask import Flask
-from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token, decode_token
-from flask_jwt_extended.exceptions import JWTExtendedException
+from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
 
 from .accounts import Login
 from .errors import TokenExpired, TokenInvalid
+from .models import MAX_ID
 
 TokenType = Literal["access", "refresh"]
 
+_ALGORITHM = "HS256"
+_CLAIMS = ["sub", "sid", "type", "exp", "iat", "jti"]
 _CACHE_SIZE = 4096
 # Nodes' clocks differ a little: a token from a node that is ahead must not be
 # refused as issued in the future. The expiry is checked without this leeway.
 _LEEWAY_SECONDS = 60
+
+_USER_ID = re.compile(r"[1-9][0-9]{0,9}")
+_RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Claims(NamedTuple):
@@ -44,14 +51,14 @@ class TokenMint:
     def __init__(self, private: Flask, secret: str, access_seconds: int, refresh_seconds: int):
         private.config |= {
             "JWT_SECRET_KEY": secret,
-            "JWT_ALGORITHM": "HS256",
+            "JWT_ALGORITHM": _ALGORITHM,
             "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=access_seconds),
             "JWT_REFRESH_TOKEN_EXPIRES": timedelta(seconds=refresh_seconds),
             "JWT_ENCODE_NBF": False,
-            "JWT_DECODE_LEEWAY": _LEEWAY_SECONDS,
         }
         JWTManager(private)
         self._private = private
+        self._secret = secret
         self._known: OrderedDict[bytes, Claims] = OrderedDict()
         self.access_seconds = access_seconds
         self.refresh_lifetime = timedelta(seconds=refresh_seconds)
@@ -95,16 +102,39 @@ class TokenMint:
 
     def _decode(self, token: str) -> Claims:
         try:
-            with self._private.app_context():
-                claims = decode_token(token)
-            return Claims(
-                user_id=int(claims["sub"]),
-                session_id=claims["sid"],
-                token_id=claims.get("rid", ""),
-                type=claims["type"],
-                expires=claims["exp"],
+            claims = jwt.decode(
+                token,
+                self._secret,
+                algorithms=[_ALGORITHM],
+                leeway=_LEEWAY_SECONDS,
+                options={"require": _CLAIMS},
             )
+            return _claims(claims)
         except jwt.ExpiredSignatureError:
             raise TokenExpired("The token has expired; refresh it or log in again.") from None
-        except (jwt.PyJWTError, JWTExtendedException, KeyError, ValueError, TypeError):
+        except (jwt.PyJWTError, *_UNREADABLE):
             raise TokenInvalid("The token is not one of ours; log in to get one.") from None
+
+
+# What PyJWT lets through for claims of a wrong type or size, and for JSON
+# that is nested too deeply.
+_UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
+def _claims(claims: Any) -> Claims:
+    """The claims of a token whose signature is right; ``ValueError`` where one is out of place."""
+    user_id, session_id, kind, expires, issued = (
+        claims[name] for name in ("sub", "sid", "type", "exp", "iat")
+    )
+    token_id = claims["rid"] if kind == "refresh" else ""
+    if (
+        kind not in ("access", "refresh")
+        or type(expires) is not int
+        or type(issued) is not int
+        or not _USER_ID.fullmatch(user_id)
+        or int(user_id) > MAX_ID
+        or not _RANDOM_ID.fullmatch(session_id)
+        or (kind == "refresh" and not _RANDOM_ID.fullmatch(token_id))
+    ):
+        raise ValueError("a claim is out of place")
+    return Claims(int(user_id), session_id, token_id, kind, expires)

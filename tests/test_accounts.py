@@ -327,6 +327,56 @@ def test_update_user_password_and_administrator(world: World) -> None:
     assert login(world, "anna", "a new password").status_code == 200
 
 
+GIVE_UP = [{"disabled": True}, {"is_admin": False}, {"is_admin": True, "disabled": True}]
+
+
+@pytest.mark.parametrize("body", GIVE_UP)
+def test_update_user_last_enabled_administrator_is_409_and_changes_nothing(
+    world: World, body: Any
+) -> None:
+    boss = world.user(is_admin=True)
+    disabled = world.user(is_admin=True)
+    world.user()
+    token = world.token(boss)
+    assert world.call("PATCH", f"/users/{disabled.id}", token, json={"disabled": True}).json
+    path = f"/users/{boss.id}"
+    refused = world.call("PATCH", path, token, json={**body, "password": "a new password"})
+    assert refused.status_code == 409
+    assert refused.json["type"].endswith(":last-administrator")
+    shown = world.call("GET", path, token).json
+    assert (shown["is_admin"], shown["disabled"]) == (True, False)
+    assert world.call("PATCH", f"/users/{disabled.id}", token, json={"is_admin": False}).json
+    enabled = world.user(is_admin=True)
+    assert world.call("PATCH", path, token, json=body).status_code == 200
+    found = world.call("GET", path, world.token(enabled)).json
+    assert body.items() <= found.items()
+
+
+@pytest.mark.parametrize("body", GIVE_UP)
+def test_update_user_administrators_at_the_same_moment_leave_one(world: World, body: Any) -> None:
+    for _ in range(4):
+        with world.transaction() as tx:
+            tx.execute(update(users).values(is_admin=False))
+        admins = [world.user(is_admin=True) for _ in range(3)]
+        tokens = [world.token(each) for each in admins]
+        # Each disables the next one.
+        calls = list(zip(tokens, [*admins[1:], admins[0]], strict=True))
+
+        def go(call: tuple[str, Any]) -> int:
+            token, victim = call
+            headers = {"Authorization": f"Bearer {token}"}
+            client = world.app.test_client()
+            path = f"/users/{victim.id}"
+            return int(client.patch(path, json=body, headers=headers).status_code)
+
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(go, calls))
+        assert set(answers) <= {200, 401, 403, 409}
+        with world.transaction() as tx:
+            left = select(func.count()).where(users.c.is_admin, ~users.c.disabled)
+            assert tx.execute(left.select_from(users)).scalar_one() >= 1, answers
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 
 from jobapi.commands import DEMO_PASSWORD, DEMO_USER
+from jobapi.identity import Role
 
 from .factories import PASSWORD, World
 from .served import environment, jobapi
@@ -67,6 +68,46 @@ def test_disable_user_ends_everything(world: World) -> None:
     assert login(world, "anna", PASSWORD) == 401
 
 
+def test_disable_user_refuses_the_last_administrator(world: World) -> None:
+    token = world.token(world.user("boss", is_admin=True))
+    refused = run(world, "users", "disable", "boss")
+    assert refused.exit_code == 1
+    assert "last enabled administrator" in refused.stderr
+    assert world.call("GET", "/auth/me", token).status_code == 200
+
+
+def test_enable_user_revives_keys_and_no_log_ins(world: World) -> None:
+    anna = world.user("anna", password=PASSWORD)
+    workspace = world.workspace(anna)
+    token, key = world.token(anna), world.key(workspace, anna, Role.VIEWER)
+    jobs = f"/workspace/{workspace}/jobs"
+    assert run(world, "users", "disable", "anna").exit_code == 0
+    assert [world.call("GET", jobs, each).status_code for each in (token, key)] == [401, 401]
+    for _ in range(2):
+        enabled = run(world, "users", "enable", "anna")
+        assert (enabled.exit_code, enabled.stdout) == (0, "")
+    assert [world.call("GET", jobs, each).status_code for each in (token, key)] == [401, 200]
+    assert login(world, "anna", PASSWORD) == 200
+
+
+def test_create_key_is_bound_to_job_types_and_to_a_time(world: World) -> None:
+    owner = world.user("anna")
+    workspace = world.workspace(owner)
+    made = ["keys", "create", "--workspace", str(workspace), "--role", "member", "--name", "k"]
+    key = run(
+        world,
+        *(*made, "--job-type", "a", "--job-type", "b.c"),
+        *("--expires", "2100-01-31T01:00:00+01:00"),
+    ).stdout.strip()
+    jobs = f"/workspace/{workspace}/jobs"
+    for job_type, status in (("a", 201), ("b.c", 201), ("d", 403)):
+        body = {"job_type": job_type, "workspace_id": workspace}
+        assert world.call("POST", jobs, key, json=body).status_code == status
+    (listed,) = world.call("GET", f"/workspace/{workspace}/keys", world.token(owner)).json["data"]
+    assert listed["job_types"] == ["a", "b.c"]
+    assert listed["expires_at"] == "2100-01-31T00:00:00Z"
+
+
 def test_create_key_acts_for_the_user_named(world: World) -> None:
     owner = world.user("anna")
     workspace = world.workspace(owner)
@@ -80,6 +121,9 @@ def test_create_key_acts_for_the_user_named(world: World) -> None:
     refused = run(world, *made, "--user", "stranger")
     assert refused.exit_code == 1
     assert "must be a member" in refused.stderr
+
+
+KEY = ("keys", "create", "--workspace", "1", "--role", "viewer", "--name", "k")
 
 
 @pytest.mark.parametrize(
@@ -98,10 +142,14 @@ def test_create_key_acts_for_the_user_named(world: World) -> None:
             ("keys", "create", "--workspace", "999", "--role", "viewer", "--name", "k"),
             "no workspace 999",
         ),
+        ((*KEY, "--job-type", "a b"), "'a b': Use 1 to 100 letters"),
+        ((*KEY, "--job-type", ""), "'': Use 1 to 100 letters"),
+        ((*KEY, *(("--job-type", "a") * 101)), "Give 1 to 100 job types"),
+        ((*KEY, "--expires", "2001-01-01T00:00:00Z"), "must lie in the future"),
     ],
 )
 def test_mistake_is_a_message_and_exit_code_1(world: World, arguments: Any, says: str) -> None:
-    world.user("anna")
+    world.workspace(world.user("anna"))
     done = run(world, *arguments)
     assert done.exit_code == 1, done.output
     assert done.stdout == ""
@@ -114,6 +162,9 @@ def test_mistake_is_a_message_and_exit_code_1(world: World, arguments: Any, says
     [
         ("keys", "create", "--workspace", "1", "--role", "owner", "--name", "k"),
         ("keys", "create", "--workspace", "0", "--role", "viewer", "--name", "k"),
+        (*KEY, "--expires", "30d"),
+        (*KEY, "--expires", "2100-01-01T00:00:00"),
+        (*KEY, "--expires", "2100-02-30T00:00:00Z"),
         ("workspaces", "create", "W"),
         ("serve", "--port", "99999"),
         ("nothing",),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+from base64 import urlsafe_b64encode
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from jobapi import jobs
 from jobapi.errors import ValidationFailed
 from jobapi.jobs import MAX_DOCUMENT_BYTES
 
+from .conftest import SECRET
 from .factories import Desk
 
 JSON = {"Content-Type": "application/json"}
@@ -201,6 +205,53 @@ def test_odd_authorization_is_401(desk: Desk, value: str) -> None:
         response = desk.world.call(method, path, headers=headers)
         assert response.status_code == 401
         assert response.headers["WWW-Authenticate"].startswith("Bearer")
+
+
+CLAIMS = {
+    "sub": [None, "9" * 30, "0", "-1", "1.0", " 1", "\u0661", "1\n", "", 1, True, ["1"], {}],
+    "sid": [None, "a\x00b", "\ud800", "x" * 32, "", 5, ["a"], {"a": 1}],
+    "rid": [None, "a\x00b", "", 7, ["a"]],
+    "exp": [None, "abc", "99999999999", 1e300, float("inf"), float("nan"), [1], {}, True, -1],
+    "iat": ["abc", "99999999999", 1e300, float("inf"), [1], {}, 10**30],
+    "type": [None, "king", ["access"], {}, 5],
+    "jti": [["a"], {}, 5, 10**4000],
+    "nbf": ["abc", [1], 10**30],
+    "aud": [5, ["a"], "x"],
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_claim_out_of_place_of_a_signed_token_is_401(desk: Desk, name: str) -> None:
+    tokens = desk.world.tokens(desk.user)
+    calls = [("GET", "/auth/me", "access_token"), ("POST", "/auth/refresh", "refresh_token")]
+    for method, path, kind in calls:
+        claims = jwt.decode(tokens[kind], options={"verify_signature": False})
+        changed: list[Any] = [{**claims, name: value} for value in CLAIMS[name]]
+        changed += [{k: v for k, v in claims.items() if k != name}, [claims], "x", 5, None]
+        for each in changed:
+            if each == claims or (kind == "access_token" and name == "rid"):
+                continue
+            response = desk.world.call(method, path, signed(each))
+            assert response.status_code == 401, (each, response.text)
+
+
+def signed(claims: Any) -> str:
+    """A token with the right signature, whatever it says."""
+    parts = [{"alg": "HS256", "typ": "JWT"}, claims]
+    text = ".".join(encoded(json.dumps(part).encode()) for part in parts)
+    return f"{text}.{encoded(hmac.digest(SECRET.encode(), text.encode(), 'sha256'))}"
+
+
+def encoded(part: bytes) -> str:
+    return urlsafe_b64encode(part).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "head", ["[" * 6000, '{"a":' * 1000, '{"alg": %s}' % ("9" * 5000), "5", "null", "[]", "\xff"]
+)
+def test_head_of_a_token_that_cannot_be_read_is_401(desk: Desk, head: str) -> None:
+    token = f"{encoded(head.encode('latin-1'))}.{encoded(b'{}')}.{encoded(b'x')}"
+    assert desk.world.call("GET", "/auth/me", token).status_code == 401
 
 
 @pytest.mark.parametrize("value", ["", '"', "W/", '"a" "b"', "\xff", "," * 1000, '"' * 999])

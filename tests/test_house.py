@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "config": {"database"},
     "models": {"database"},
     "fields": {"lifecycle"},
-    "tokens": {"accounts", "errors"},
+    "tokens": {"accounts", "errors", "models"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
     "maintenance": {"database", "leases", "lifecycle", "models", "counts", "events", "flow"}
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
@@ -69,7 +69,16 @@ MAY_IMPORT = {
         "cli",
         "views",
     },
-    "commands": {"config", "database", "errors", "identity", "lifecycle", "logs", "metrics"}
+    "commands": {
+        "config",
+        "database",
+        "errors",
+        "fields",
+        "identity",
+        "lifecycle",
+        "logs",
+        "metrics",
+    }
     | {"extension"}
     | SERVICES,
     "cli": {"client", "commands"},

@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..fields import Choice, Pattern, Text, Time, Whole
-from ..identity import MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
+from ..identity import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
 from .base import Base, Pagination, between, job_type_text, length
 
 
@@ -109,7 +109,7 @@ class KeyCreate(Base):
     job_types = fields.List(
         job_type_text(),
         allow_none=True,
-        validate=length(1, 100),
+        validate=length(1, MAX_KEY_JOB_TYPES),
         metadata={"description": "The only job types that the key has to do with."},
     )
     expires_at = Time(allow_none=True)

@@ -44,7 +44,7 @@ def get_user(caller: Caller, user_id: int) -> Any:
     return accounts.get_user(caller.connection, user_id)
 
 
-@blp.operation(USER, "PATCH", summary="Update user", errors=(404,))
+@blp.operation(USER, "PATCH", summary="Update user", errors=(404, 409))
 @guard(admin=True)
 @blp.arguments(schemas.UserUpdate)
 @blp.response(200, schemas.User)
@@ -52,7 +52,8 @@ def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
     """Disable or enable a user, set a new password, make them an administrator or not.
 
     Being disabled and a new password end the user's log-ins at once; while the
-    user is disabled, the API keys that act for them do not work.
+    user is disabled, the API keys that act for them do not work. The last enabled
+    administrator can neither be disabled nor stop being one.
     """
     with transaction(caller.connection) as tx:
         return accounts.edit_user(tx, user_id, body)
