@@ -124,8 +124,13 @@ def find_user(session: Executor, username: str) -> AnyRow:
     """One user by name. Raises ``UserNotFound``."""
     row = session.execute(select(users).where(users.c.username == username)).first()
     if row is None:
-        raise UserNotFound(f"There is no user {username!r}.")
+        raise UserNotFound(unknown_user(username))
     return row
+
+
+def unknown_user(username: str) -> str:
+    """What is said of a name that no user has."""
+    return f"There is no user {username!r}."
 
 
 def page_users(session: Executor, **paging: Any) -> Page:

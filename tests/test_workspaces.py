@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from jobapi import maintenance
+from jobapi import accounts, maintenance
 from jobapi import workspaces as workspaces_service
 from jobapi.database import transaction
 from jobapi.identity import Role
@@ -66,7 +66,7 @@ def test_list_workspaces_are_mine_with_my_role(world: World) -> None:
     hers, his = world.workspace(anna, "Hers"), world.workspace(bert, "His")
     shared = world.workspace(bert, "Shared")
     token = world.token(bert)
-    body = {"user_id": anna.id, "role": "viewer"}
+    body = {"username": anna.username, "role": "viewer"}
     assert world.call("POST", f"/workspace/{shared}/members", token, json=body).status_code == 201
 
     def listed(user: Any) -> list[tuple[int, str]]:
@@ -177,18 +177,68 @@ def test_delete_workspace_while_jobs_are_created_leaves_nothing(world: World) ->
         assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
 
-def test_add_member_by_id_and_by_name(desk: Desk) -> None:
-    anna, bert = desk.world.user("anna"), desk.world.user("bert")
-    by_id = desk.call("POST", members_path(desk), json={"user_id": anna.id, "role": "member"})
+def test_add_member_by_exact_name(desk: Desk) -> None:
+    bert = desk.world.user("bert")
     by_name = desk.call("POST", members_path(desk), json={"username": "bert", "role": "viewer"})
-    assert (by_id.status_code, by_name.status_code) == (201, 201)
+    assert by_name.status_code == 201
     assert by_name.json["user_id"] == bert.id
     where = by_name.headers["Location"]
     assert where == f"{members_path(desk)}/{bert.id}"
     assert desk.call("GET", where).json == by_name.json
-    again = desk.call("POST", members_path(desk), json={"user_id": anna.id, "role": "viewer"})
+    again = desk.call("POST", members_path(desk), json={"username": "bert", "role": "owner"})
     assert again.status_code == 409
     assert again.json["type"].endswith(":already-member")
+    for name in ("Bert", "bert ", "ber", "b%", "bert*"):
+        other = desk.call("POST", members_path(desk), json={"username": name, "role": "viewer"})
+        assert other.status_code == 404
+
+
+def test_add_member_by_number_is_for_administrators(desk: Desk) -> None:
+    anna = desk.world.user("anna")
+    refused = [
+        desk.call("POST", members_path(desk), json={"user_id": number, "role": "viewer"})
+        for number in (anna.id, desk.user.id, 999_999)
+    ]
+    assert {each.status_code for each in refused} == {403}
+    assert len({each.text for each in refused}) == 1
+    assert refused[0].json["type"].endswith(":administrator-only")
+    assert "username" in refused[0].json["detail"]
+    listed = desk.call("GET", members_path(desk)).json["data"]
+    assert [each["user_id"] for each in listed] == [desk.user.id]
+    admin = desk.world.token(desk.world.user(is_admin=True))
+    body = {"user_id": anna.id, "role": "member"}
+    added = desk.world.call("POST", members_path(desk), admin, json=body)
+    assert added.status_code == 201
+    assert added.json["username"] == "anna"
+    body = {"user_id": 999_999, "role": "member"}
+    assert desk.world.call("POST", members_path(desk), admin, json=body).status_code == 404
+
+
+def test_add_member_who_is_disabled_answers_as_if_unknown(desk: Desk) -> None:
+    anna = desk.world.user("anna")
+    with desk.world.transaction() as tx:
+        accounts.edit_user(tx, anna.id, {"disabled": True})
+    answers = [
+        desk.call("POST", members_path(desk), json={"username": name, "role": "viewer"})
+        for name in ("anna", "otto")
+    ]
+    assert [each.status_code for each in answers] == [404, 404]
+    assert answers[0].text.replace("anna", "otto") == answers[1].text
+
+
+def test_users_cannot_be_found_by_counting(desk: Desk) -> None:
+    other = Desk(desk.world)
+    other.create()
+    for path in (
+        "/users/{}",
+        f"{members_path(desk)}/{{}}",
+        f"{desk.jobs_path}?created_by={{}}",
+        "/jobs?created_by={}",
+    ):
+        there, nowhere = (
+            desk.call("GET", path.format(number)) for number in (other.user.id, 999_999)
+        )
+        assert (there.status_code, there.text) == (nowhere.status_code, nowhere.text), path
 
 
 @pytest.mark.parametrize(
@@ -202,7 +252,7 @@ def test_add_member_by_id_and_by_name(desk: Desk) -> None:
         ({"user_id": "1", "role": "member"}, 422),
         ({"user_id": 0, "role": "member"}, 422),
         ({"user_id": True, "role": "member"}, 422),
-        ({"user_id": 999, "role": "member"}, 404),
+        ({"user_id": 999, "role": "member"}, 403),
         ({"username": "nobody", "role": "member"}, 404),
     ],
 )

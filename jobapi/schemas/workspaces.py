@@ -62,20 +62,22 @@ class WorkspaceList(Base):
 
 
 class MemberAdd(Base):
-    """A user, by id or by name, and the role to have."""
+    """A user, by name or by id, and the role to have. Give exactly one of the two."""
 
-    DOCUMENTED = {
-        "oneOf": [{"required": ["user_id"]}, {"required": ["username"]}],
-    }
-
-    user_id = Whole(validate=between(1, 2**31 - 1))
-    username = Text(validate=length(1, 255))
+    username = Text(
+        validate=length(1, 255),
+        metadata={"description": "The exact name. Give this, or `user_id`, not both."},
+    )
+    user_id = Whole(
+        validate=between(1, 2**31 - 1),
+        metadata={"description": "For administrators only. Give this, or `username`, not both."},
+    )
     role = Choice(Role, required=True)
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """The user is named in one way."""
         if ("user_id" in data) == ("username" in data):
-            raise ValidationError("Give either user_id or username.", "user_id")
+            raise ValidationError("Give either username or user_id.", "username")
         return data
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import accounts, keys, workspaces
 from ..database import transaction
-from ..errors import RoleTooLow
+from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
 from ..identity import Role
 from ..lifecycle import JobStatus
 from ..schemas import workspaces as schemas
@@ -108,15 +108,30 @@ def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> An
 @blp.arguments(schemas.MemberAdd)
 @blp.response(201, schemas.Member)
 def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Make a user, named by id or by name, a member."""
-    if "user_id" in body:
-        user = accounts.get_user(caller.connection, body["user_id"])
-    else:
-        user = accounts.find_user(caller.connection, body["username"])
+    """Make a user a member, named by the exact `username`.
+
+    Administrators may give `user_id` instead; from others it is 403, so that users
+    cannot be listed by counting. An unknown and a disabled user are both 404.
+    """
+    user = _named(caller, body)
     with transaction(caller.connection) as tx:
         row = workspaces.add_member(tx, workspace_id, user.id, body["role"], by=caller.name)
     headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
     return row, 201, headers
+
+
+def _named(caller: Caller, body: dict[str, Any]) -> Any:
+    if "username" in body:
+        user = accounts.find_user(caller.connection, body["username"])
+    elif caller.is_admin:
+        user = accounts.get_user(caller.connection, body["user_id"])
+    else:
+        raise AdministratorOnly(
+            "Only an administrator may add a member by user_id; send the exact username instead."
+        )
+    if user.disabled and not caller.is_admin:
+        raise UserNotFound(accounts.unknown_user(user.username))
+    return user
 
 
 @blp.operation(MEMBER, summary="Get member", errors=(404,))
