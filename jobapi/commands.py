@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -32,6 +32,7 @@ from .errors import JobApiError, UserNotFound
 from .fields import Time
 from .identity import Role
 from .lifecycle import JobStatus, Priority
+from .signals import StopSignals
 
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # public on purpose; refused in production
@@ -195,10 +196,12 @@ def _metrics_folder(settings: config.Settings) -> Iterator[None]:
 def maintain() -> None:
     """Look after leases that have run out, until stopped; any number of these may run."""
     maintenance = _state().maintenance
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: maintenance.stop())
-    _note("Looking after leases.")
-    maintenance.run()
+    with StopSignals() as signals:
+        _note("Looking after leases.")
+        maintenance.start()
+        while not signals.asked:
+            time.sleep(0.2)
+        maintenance.stop()
 
 
 @group.command("db-check")

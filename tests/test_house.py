@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "leases": {"errors", "lifecycle"},
     "identity": {"errors"},
     "logs": set(),
+    "signals": set(),
     "database": set(),
     "config": {"database"},
     "models": {"database"},
@@ -79,12 +80,12 @@ MAY_IMPORT = {
         "logs",
         "metrics",
     }
-    | {"extension"}
+    | {"extension", "signals"}
     | SERVICES,
     "cli": {"client", "commands"},
 }
 SCHEMAS = {"fields", "identity", "lifecycle", "schemas"}
-CLIENT = {"client", "errors", "lifecycle"}
+CLIENT = {"client", "errors", "lifecycle", "signals"}
 VIEWS = STORE | SERVICES | {"schemas", "streams", "waiting", "views", "extension"}
 
 

@@ -1,0 +1,85 @@
+"""SIGTERM and SIGINT as a request to stop, safe in programs with threads and forked children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """While it is entered, the first SIGTERM or SIGINT sets ``asked``, a second ends the process.
+
+    The handler takes no lock, so that it cannot wait for the code that it
+    interrupts. A second signal ends the process at once with 128 + its number.
+    Children that are forked meanwhile get the handlers that were there before.
+    Entered outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._process = os.getpid()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            _entered.append(self)
+            for number in STOPPING:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self in _entered:
+            _entered.remove(self)
+            self.restore()
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            # None: a handler that was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # Forked by code that runs no hooks of Python.
+            self.restore()
+            os.kill(os.getpid(), number)
+        elif self.asked:
+            os._exit(128 + number)
+        else:
+            self.asked = True
+
+
+_entered: list[StopSignals] = []
+_masks = threading.local()
+
+
+def _hold() -> None:
+    # A signal to the child must not arrive between the fork and the restored handlers.
+    if _entered:
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+
+def _release() -> None:
+    before = getattr(_masks, "before", None)
+    if before is not None:
+        _masks.before = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _restore_in_child() -> None:
+    while _entered:
+        _entered.pop().restore()
+    _release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_restore_in_child)
