@@ -37,7 +37,7 @@ The body that they become over HTTP is RFC 9457, Problem Details for HTTP APIs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 PROBLEM_TYPE_PREFIX = "urn:jobapi:problem:"
@@ -47,6 +47,9 @@ class JobApiError(Exception):
     """Request failed"""
 
     status = 500
+
+    created: Sequence[Any] = ()
+    """Raised by ``Client.create_many``: the jobs that were created before."""
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)

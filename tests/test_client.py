@@ -24,6 +24,7 @@ from jobapi.client import (
     Operation,
     Progress,
     Unreachable,
+    retries,
 )
 from jobapi.identity import Role
 
@@ -97,6 +98,69 @@ def test_many_jobs_are_created_and_listed_over_pages(desk: Desk, client: Client)
     assert sum(1 for _ in client.jobs(desk.workspace_id, job_type=["t1"], status="pending")) == 601
 
 
+def large(number: int, size: int) -> dict[str, Any]:
+    return {"job_type": "a", "metadata": {"n": number, "text": "x" * size}}
+
+
+def test_create_many_splits_by_bytes_and_keeps_the_order(desk: Desk, client: Client) -> None:
+    items = [large(n, 300_000 if n % 3 == 0 else 10) for n in range(20)]
+    made = client.create_many(desk.workspace_id, items)
+    assert [job.metadata["n"] for job in made] == list(range(20))
+    assert sum(1 for _ in client.jobs(desk.workspace_id)) == 20
+    assert client.create_many(desk.workspace_id, []) == []
+
+
+class Small(Flaky):
+    """A proxy that takes smaller bodies than the service, and says so in its own way."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        super().__init__(app, [])
+        self.most = most
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if len(request.read()) > self.most:
+            return httpx2.Response(413, html="<h1>413 Request Entity Too Large</h1>")
+        return super().handle_request(request)
+
+
+def test_create_many_splits_further_where_less_is_taken(desk: Desk) -> None:
+    network = Small(desk.world.app, 5_000)
+    with connected(desk, network) as client:
+        made = client.create_many(desk.workspace_id, [large(n, 1000) for n in range(50)])
+        assert [job.metadata["n"] for job in made] == list(range(50))
+        assert sum(1 for _ in client.jobs(desk.workspace_id)) == 50
+
+
+def test_create_many_that_fails_on_the_way_says_what_was_created(desk: Desk) -> None:
+    network = Small(desk.world.app, 5_000)
+    items = [large(n, 6_000 if n == 7 else 1000) for n in range(10)]
+    with connected(desk, network) as client:
+        with pytest.raises(errors.BodyTooLarge) as caught:
+            client.create_many(desk.workspace_id, items, idempotency_key="k" * 255)
+        created = caught.value.created
+        assert [job.metadata["n"] for job in created] == list(range(7))
+        items[7] = large(7, 1000)
+        again = client.create_many(desk.workspace_id, items, idempotency_key="other")
+        same = client.create_many(desk.workspace_id, items, idempotency_key="other")
+        assert [job.metadata["n"] for job in again] == list(range(10))
+        assert [job.job_id for job in again] == [job.job_id for job in same]
+
+
+def test_create_many_whose_answer_is_lost_can_be_repeated_with_its_key(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [], after=True)
+    items = [{"job_type": "a"}] * 1500
+    with connected(desk, network, token=desk.token, retries=0) as client:
+        first = client.create_many(desk.workspace_id, items[:1000], idempotency_key="one")
+        assert network.requests[-1].headers["Idempotency-Key"] == "one"
+        network.failures = [httpx2.ReadError("lost")]
+        with pytest.raises(Unreachable) as caught:
+            client.create_many(desk.workspace_id, items, idempotency_key="two")
+        assert caught.value.created == []
+        made = client.create_many(desk.workspace_id, items, idempotency_key="two")
+        assert len({job.job_id for job in [*first, *made]}) == 2500
+        assert sum(1 for _ in client.jobs(desk.workspace_id)) == 2500
+
+
 def test_claim_and_report(desk: Desk, client: Client) -> None:
     assert client.claim(desk.workspace_id) == []
     client.create(desk.workspace_id, "a")
@@ -146,13 +210,40 @@ def test_errors_of_the_service_are_raised(desk: Desk, client: Client) -> None:
 
 
 def test_error_of_something_else_in_front_is_raised(desk: Desk) -> None:
-    network = Flaky(desk.world.app, [502])
+    network = Flaky(desk.world.app, [501])
     with connected(desk, network) as client, pytest.raises(errors.JobApiError) as caught:
         client.get(desk.workspace_id, "job_x")
-    assert caught.value.status == 502
+    assert caught.value.status == 501
 
 
-@pytest.mark.parametrize("failure", [httpx2.ReadError("lost"), httpx2.ConnectError("no"), 503, 429])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (413, errors.BodyTooLarge),
+        (429, errors.TooManyRequests),
+        (503, errors.Unavailable),
+        (502, errors.JobApiError),
+    ],
+)
+def test_read_page_of_a_proxy_raises_an_error_that_can_be_read(status: int, kind: Any) -> None:
+    page = (
+        "<html><head><style>p {color: red}</style><title>Sorry</title></head>\r\n"
+        "<body><h1>The site is down &amp; out</h1><hr>nginx</body></html>"
+    )
+    proxy = httpx2.MockTransport(lambda request: httpx2.Response(status, html=page))
+    with (
+        Client("http://service", token="x", transport=proxy, retries=0) as client,
+        pytest.raises(errors.JobApiError) as caught,
+    ):
+        client.get(1, "job_x")
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+    assert str(caught.value).endswith(": Sorry The site is down & out nginx")
+
+
+@pytest.mark.parametrize(
+    "failure", [httpx2.ReadError("lost"), httpx2.ConnectError("no"), 503, 429, 502, 504]
+)
 def test_create_whose_answer_is_lost_is_repeated_and_done_once(desk: Desk, failure: Any) -> None:
     network = Flaky(desk.world.app, [failure, failure], after=not isinstance(failure, int))
     with connected(desk, network) as client:
@@ -179,6 +270,81 @@ def test_what_may_have_happened_is_not_repeated(desk: Desk) -> None:
     network = Flaky(desk.world.app, [httpx2.ConnectError("no")])
     with connected(desk, network) as client:
         assert client.retry(desk.workspace_id, job["job_id"]).status == "pending"
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_cancel_that_a_proxy_may_have_passed_on_is_not_repeated(desk: Desk, status: int) -> None:
+    job = desk.create()
+    network = Flaky(desk.world.app, [status])
+    with connected(desk, network) as client, pytest.raises(errors.JobApiError):
+        client.cancel(desk.workspace_id, job["job_id"])
+    assert len(network.requests) == 1
+
+
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "3"}, 3),
+        ({"retry-after": " 0 "}, 0),
+        ({"Retry-After": "9" * 400}, float("inf")),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:09 GMT", "date": DATE}, 9),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:09 -0000", "Date": DATE}, 9),
+        # Long ago, by the clock here.
+        ({"Retry-After": DATE}, 0),
+        *[({"Retry-After": text}, None) for text in ("", "-1", "1.5", "soon", "\u00b2")],
+    ],
+)
+def test_retry_after_is_read_as_a_number_or_a_date(headers: Any, seconds: float | None) -> None:
+    assert retries.retry_after(headers) == seconds
+
+
+def answering(status: int, retry_after: str) -> httpx2.MockTransport:
+    answers = iter([httpx2.Response(status, headers={"Retry-After": retry_after})])
+    well = {"status": "pending"}
+    return httpx2.MockTransport(lambda request: next(answers, httpx2.Response(200, json=well)))
+
+
+def test_request_waits_as_long_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with Client("http://service", token="x", transport=answering(503, "7")) as client:
+        assert client.get(1, "job_x").status == "pending"
+    assert pauses == [7]
+
+
+def test_request_that_is_asked_to_wait_for_long_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with (
+        Client("http://service", token="x", transport=answering(429, "3600")) as client,
+        pytest.raises(errors.TooManyRequests) as caught,
+    ):
+        client.get(1, "job_x")
+    assert caught.value.headers["retry-after"] == "3600"
+    assert pauses == []
+
+
+def test_wait_survives_an_outage(desk: Desk) -> None:
+    job = desk.create()
+    failures = [502, 504, httpx2.ConnectError("no"), 500, 429, httpx2.ReadError("lost")]
+    network = Flaky(desk.world.app, failures)
+    with connected(desk, network, token=desk.token, retries=0) as client:
+        there = Job.from_json(job)
+        desk.post(f"/{there.job_id}/cancel")
+        assert client.wait(there, poll_seconds=0).status == "cancelled"
+        assert network.failures == []
+        ended = client.operate(desk.workspace_id, "delete", status="failed")
+        network.failures = [500, 502]
+        before = Operation.from_json({**ended.to_json(), "status": "running"})
+        assert client.wait_for_operation(before, poll_seconds=0) == ended
+        assert network.failures == []
+        network.failures = [httpx2.ConnectError("no")] * 1000
+        with pytest.raises(TimeoutError, match="does not answer"):
+            client.wait(there, timeout=0.1, poll_seconds=0.01)
 
 
 def test_nobody_there_is_unreachable(desk: Desk) -> None:

@@ -4,13 +4,25 @@ It speaks plain HTTP and knows nothing of Flask. The exceptions are those of
 ``jobapi.errors``; where no answer comes at all it is ``Unreachable``.
 """
 
-from .http import Client, Unreachable
-from .models import Attempt, ClaimedJob, Event, EventFilter, Job, JobFilter, Operation, Progress
+from .http import Client
+from .models import (
+    Attempt,
+    ClaimedJob,
+    ClaimedJobs,
+    Event,
+    EventFilter,
+    Job,
+    JobFilter,
+    Operation,
+    Progress,
+)
+from .retries import Unreachable
 from .worker import Permanent, Task, Worker
 
 __all__ = [
     "Attempt",
     "ClaimedJob",
+    "ClaimedJobs",
     "Client",
     "Event",
     "EventFilter",

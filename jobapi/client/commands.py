@@ -20,8 +20,9 @@ from rich.table import Table
 
 from ..errors import JobApiError
 from ..lifecycle import Action, EventKind, JobStatus, Priority
-from .http import Client, Unreachable
+from .http import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
+from .retries import Unreachable
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}

@@ -1,8 +1,12 @@
-"""The client for whoever wants work done."""
+"""The client of programs that want work done."""
 
 from __future__ import annotations
 
-import random
+import hashlib
+import html
+import math
+import os
+import re
 import threading
 import time
 import uuid
@@ -11,13 +15,34 @@ from contextlib import closing
 from datetime import datetime
 from json import JSONEncoder
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx2
 import orjson
 
 from .. import errors
-from .models import Attempt, ClaimedJob, Event, EventFilter, Job, JobFilter, Operation, Progress
+from .models import (
+    Attempt,
+    ClaimedJob,
+    ClaimedJobs,
+    Event,
+    EventFilter,
+    Job,
+    JobFilter,
+    Operation,
+    Progress,
+)
+from .retries import (
+    NOT_DONE,
+    RETRIED,
+    Bounds,
+    Unreachable,
+    bounded,
+    bounds,
+    may_pass,
+    pause,
+    retry_after,
+)
 from .tracing import trace_headers
 
 SILENCE_SECONDS = 45.0
@@ -29,21 +54,23 @@ HELD_SECONDS = 5.0
 BATCH = 1000
 """How many jobs the service creates in one request."""
 
+BATCH_BYTES = 1_000_000
+"""How large a request with many jobs is; the service takes 1 MiB unless it is set up otherwise."""
+
+OUTAGE_SECONDS = 300.0
+"""For how long ``wait`` and ``wait_for_operation`` bear a service that does not answer well."""
+
 # Not orjson, which writes NaN as null and dates as texts: what is no JSON is refused.
 _STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_AGAIN = (429, 503)
 _JSON = {"Content-Type": "application/json"}
 _LASTING = httpx2.Timeout(30.0, read=SILENCE_SECONDS)
-_CHANCE = random.SystemRandom()
+_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+# What a proxy says without a problem type, and the client acts on.
+_KINDS = {
+    kind.status: kind for kind in (errors.BodyTooLarge, errors.TooManyRequests, errors.Unavailable)
+}
 
-
-class Unreachable(ConnectionError):
-    """No answer came from the service, however often it was tried."""
-
-
-def may_pass(error: Unreachable | errors.JobApiError) -> bool:
-    """Whether the same request may go well later, without anybody's doing."""
-    return isinstance(error, Unreachable) or error.status >= 500 or error.status == 429
+T = TypeVar("T")
 
 
 def written(value: Any) -> bytes:
@@ -52,14 +79,18 @@ def written(value: Any) -> bytes:
 
 
 class Client:
-    """Talks to one service as one caller; may be used by many threads.
+    """Talks to one service as one caller; threads and forked processes may share it.
 
     With a ``token`` (an API key, ``jk_…``, or an access token), or with
     ``username`` and ``password``, with which it logs in when first needed and
     again when its log-in has ended. ``timeout`` is in seconds, for each answer.
-    Connection errors, 429 and 503 are tried again up to ``retries`` times, with
-    growing pauses; creates and claims carry an ``Idempotency-Key``, so that
-    nothing happens twice. ``transport`` is httpx2's, for tests.
+
+    Connection errors and the answers 429, 502, 503 and 504 are tried again up to
+    ``retries`` times, with growing pauses of 10 seconds at most. A ``Retry-After``
+    of up to a minute is waited for; after a longer one the error is raised. What
+    may have been carried out is only repeated where that does no harm: reads,
+    reports, and creates, claims and operations, which carry an
+    ``Idempotency-Key``. ``transport`` is httpx2's, for tests.
     """
 
     def __init__(
@@ -81,20 +112,31 @@ class Client:
         self._refresh_token: str | None = None
         self._login = None if username is None else {"username": username, "password": password}
         self._lock = threading.Lock()
-        self._options: dict[str, Any] = {"timeout": timeout, "transport": transport}
+        self._timeout = timeout
+        self._transport = transport
         self._http = self._connect()
 
     def _connect(self) -> httpx2.Client:
-        return httpx2.Client(base_url=self.url, **self._options)
+        self._process = os.getpid()
+        return httpx2.Client(base_url=self.url, timeout=self._timeout, transport=self._transport)
 
     def forked(self) -> None:
-        """To be called in a process that was forked: it must not share connections."""
+        """Take no connection, lock or refresh token over from the parent of a forked process.
+
+        It happens by itself with the first request of a process.
+        """
+        # Kept open, for its connections are the parent's.
+        self._inherited = self._http
         self._lock = threading.Lock()
+        if self._login is not None:
+            # Used by two processes, it would end the log-in of both.
+            self._refresh_token = None
         self._http = self._connect()
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        if self._process == os.getpid():
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -138,15 +180,52 @@ class Client:
         made = self._post(_jobs(workspace_id), body, key=key, headers=trace_headers())
         return Job.from_json(made)
 
-    def create_many(self, workspace_id: int, items: Sequence[Mapping[str, Any]]) -> list[Job]:
-        """Create jobs, a thousand at a time all or none; items are as the service takes them."""
-        made: list[Job] = []
-        for start in range(0, len(items), BATCH):
-            body = {"jobs": list(items[start : start + BATCH])}
-            path = f"{_jobs(workspace_id)}/batch"
-            answer = self._post(path, body, key=_key(), headers=trace_headers())
-            made += map(Job.from_json, answer["data"])
-        return made
+    def create_many(
+        self,
+        workspace_id: int,
+        items: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+    ) -> list[Job]:
+        """Create any number of jobs; the answer has their order.
+
+        ``items`` are as the service takes them. They are sent in parts of up to
+        1,000 jobs and 1 MB, smaller ones where the service takes less; each part is
+        created as a whole or not at all. With an ``idempotency_key`` (1 to 255
+        characters) the call may be repeated with the same items within 24 hours:
+        what was created stays, and the rest is added.
+
+        Raises what ``request`` does. Its attribute ``created`` then has the jobs of
+        the parts before, those of the first items.
+        """
+        key = idempotency_key or _key()
+        texts = [written(item) for item in items]
+        created: list[Job] = []
+        start, most = 0, BATCH_BYTES
+        while start < len(texts):
+            end, size = _part(texts, start, most)
+            try:
+                created += self._create_part(workspace_id, texts, start, end, key)
+            except (errors.JobApiError, Unreachable) as error:
+                too_large = isinstance(error, errors.BodyTooLarge)
+                if too_large and end - start > 1:
+                    most = size // 2
+                    continue
+                error.created = list(created)
+                raise
+            start = end
+        return created
+
+    def _create_part(
+        self, workspace_id: int, texts: Sequence[bytes], start: int, end: int, key: str
+    ) -> Iterator[Job]:
+        if (start, end) != (0, len(texts)):
+            # Of the same length, however long the caller's is.
+            key = hashlib.sha256(f"{key}:{start}-{end}".encode()).hexdigest()
+        body = b'{"jobs":[%b]}' % b",".join(texts[start:end])
+        path = f"{_jobs(workspace_id)}/batch"
+        answer = self._post(path, body, key=key, headers=trace_headers())
+        return map(Job.from_json, answer["data"])
 
     def get(self, workspace_id: int, job_id: str) -> Job:
         """Read a job."""
@@ -220,6 +299,7 @@ class Client:
     ) -> Job:
         """Wait until a job has ended, and return it as it is then.
 
+        It asks each ``poll_seconds``, and bears an outage of five minutes.
         ``progress`` draws a bar. Raises ``TimeoutError`` after ``timeout`` seconds.
         """
         if progress:
@@ -229,16 +309,20 @@ class Client:
                 return self._wait(job, timeout, poll_seconds, show)
         return self._wait(job, timeout, poll_seconds, lambda status: None)
 
-    def _wait(self, job: Job, timeout: float | None, poll_seconds: float, show: Any) -> Job:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
+    def _wait(
+        self,
+        job: Job,
+        timeout: float | None,
+        poll_seconds: float,
+        show: Callable[[Progress], None],
+    ) -> Job:
+        def read() -> tuple[str, Job | None]:
             status = self.status(job.workspace_id, job.job_id)
             show(status)
-            if status.ended:
-                return self.get(job.workspace_id, job.job_id)
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise TimeoutError(f"The job is still {status.status}.")
-            time.sleep(poll_seconds)
+            ended = self.get(job.workspace_id, job.job_id) if status.ended else None
+            return f"The job is still {status.status}.", ended
+
+        return _poll(read, timeout, poll_seconds)
 
     # Operations
 
@@ -289,18 +373,19 @@ class Client:
     ) -> Operation:
         """Wait until an operation has ended, and return it as it is then.
 
-        ``show`` is called with it as it goes on. Raises ``TimeoutError`` after
-        ``timeout`` seconds.
+        ``show`` is called with it as it goes on. It asks each ``poll_seconds``, and
+        bears an outage of five minutes. Raises ``TimeoutError`` after ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        show(operation)
-        while not operation.ended and operation.operation_id is not None:
-            if deadline is not None and time.monotonic() + poll_seconds > deadline:
-                raise TimeoutError(f"The operation is still {operation.status}.")
-            time.sleep(poll_seconds)
-            operation = self.operation(operation.workspace_id, operation.operation_id)
-            show(operation)
-        return operation
+
+        def state(now: Operation) -> tuple[str, Operation | None]:
+            show(now)
+            ended = now.ended or now.operation_id is None
+            return f"The operation is still {now.status}.", now if ended else None
+
+        def read() -> tuple[str, Operation | None]:
+            return state(self.operation(operation.workspace_id, operation.operation_id or 0))
+
+        return _poll(read, timeout, poll_seconds, first=state(operation))
 
     def stats(self, workspace_id: int) -> dict[str, Any]:
         """How a workspace is doing: totals, rates, durations, as the service says it."""
@@ -361,7 +446,7 @@ class Client:
                     # One that held for a while did not fail.
                     if time.monotonic() - since > HELD_SECONDS:
                         tries = 0
-            self._pause(tries, None)
+            pause(tries)
             tries = min(tries + 1, 6)
 
     def _stream(self, path: str, params: dict[str, Any], place: str | None) -> httpx2.Response:
@@ -386,8 +471,15 @@ class Client:
         lease_seconds: int = 60,
         worker: str | None = None,
         wait_seconds: int = 0,
-    ) -> list[ClaimedJob]:
-        """Lease due jobs; empty where there are none within ``wait_seconds``."""
+        begin: bool = True,
+    ) -> ClaimedJobs:
+        """Lease due jobs; empty where there are none within ``wait_seconds``.
+
+        With ``begin=False`` the attempts begin with the first report that says
+        ``begun``, or anything about the work: for workers that fetch ahead.
+        ``retry_after`` of an empty answer says how many seconds to wait before the
+        next claim, where the service asks for that.
+        """
         body = {
             "job_types": None if job_types is None else list(job_types),
             "limit": limit,
@@ -395,8 +487,18 @@ class Client:
             "worker": worker,
             "wait_seconds": wait_seconds,
         }
-        answer = self._post(f"{_jobs(workspace_id)}/claim", body, key=_key())
-        return list(map(ClaimedJob.from_json, answer["data"]))
+        if not begin:
+            body["begin"] = False
+        response = self._answer(
+            "POST",
+            f"{_jobs(workspace_id)}/claim",
+            written(body),
+            params=None,
+            headers={**_JSON, "Idempotency-Key": _key()},
+            safe=True,
+        )
+        jobs = map(ClaimedJob.from_json, _read(response)["data"])
+        return ClaimedJobs(jobs, retry_after=retry_after(response.headers))
 
     def report(
         self, workspace_id: int, reports: Sequence[Mapping[str, Any]] | bytes
@@ -467,14 +569,20 @@ class Client:
         lasting: bool = False,
     ) -> httpx2.Response:
         """The last answer; one that is ``lasting`` is a stream, to be closed by the caller."""
-        more: dict[str, Any] = {"timeout": _LASTING} if lasting else {}
+        if self._process != os.getpid():
+            self.forked()
         renewed = False
         tries = 0
         while True:
             token = self._access_token()
             sent = {**headers, "Authorization": f"Bearer {token}"}
             request = self._http.build_request(
-                method, path, content=body, params=params, headers=sent, **more
+                method,
+                path,
+                content=body,
+                params=params,
+                headers=sent,
+                timeout=_LASTING if lasting else bounds().timeout(self._timeout),
             )
             try:
                 response = self._http.send(request, stream=lasting)
@@ -483,26 +591,18 @@ class Client:
                 response.read()
             except httpx2.TransportError as error:
                 never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-                if tries >= self.retries or not (safe or never_sent):
+                again = tries < self.retries and (safe or never_sent)
+                if not (again and pause(tries)):
                     raise Unreachable(f"{method} {self.url}{path}: {error!r}") from error
-                self._pause(tries, None)
-                tries += 1
-                continue
-            if response.status_code in _AGAIN and tries < self.retries:
-                self._pause(tries, response.headers.get("Retry-After"))
                 tries += 1
                 continue
             if response.status_code == 401 and not renewed and self._renew(token):
                 renewed = True
                 continue
-            return response
-
-    def _pause(self, tries: int, retry_after: str | None) -> None:
-        longest = min(10.0, 0.2 * 2**tries)
-        seconds = longest * _CHANCE.uniform(0.5, 1)
-        if retry_after is not None and retry_after.isdigit():
-            seconds = max(seconds, float(retry_after))
-        time.sleep(seconds)
+            again = tries < self.retries and _is_retried(response, safe)
+            if not (again and pause(tries, retry_after(response.headers))):
+                return response
+            tries += 1
 
     def _access_token(self) -> str:
         token = self._token
@@ -534,18 +634,64 @@ class Client:
         return _read(self._send("/auth/login", json=self._login))
 
     def _send(self, path: str, **kw: Any) -> httpx2.Response:
-        for tries in range(self.retries + 1):
+        tries = 0
+        while True:
+            timeout = bounds().timeout(self._timeout)
             try:
-                response = self._http.post(path, **kw)
+                response = self._http.post(path, timeout=timeout, **kw)
             except httpx2.TransportError as error:
-                if tries == self.retries:
+                if tries >= self.retries or not pause(tries):
                     raise Unreachable(f"POST {self.url}{path}: {error!r}") from error
-                self._pause(tries, None)
-                continue
-            if response.status_code not in _AGAIN or tries == self.retries:
-                break
-            self._pause(tries, response.headers.get("Retry-After"))
-        return response
+            else:
+                again = tries < self.retries and _is_retried(response, True)
+                if not (again and pause(tries, retry_after(response.headers))):
+                    return response
+            tries += 1
+
+
+def _is_retried(response: httpx2.Response, safe: bool) -> bool:
+    return response.status_code in (RETRIED if safe else NOT_DONE)
+
+
+def _part(texts: Sequence[bytes], start: int, most: int) -> tuple[int, int]:
+    """Where the next part of a batch ends, and how large it is; it has one item at least."""
+    end, size = start + 1, len(texts[start])
+    while end < min(start + BATCH, len(texts)) and size + len(texts[end]) + 1 <= most:
+        size += len(texts[end]) + 1
+        end += 1
+    return end, size
+
+
+def _poll(
+    read: Callable[[], tuple[str, T | None]],
+    timeout: float | None,
+    poll_seconds: float,
+    *,
+    first: tuple[str, T | None] | None = None,
+) -> T:
+    """Read each ``poll_seconds`` until there is an answer.
+
+    ``read`` returns it, or None, and what to say where there is no more time;
+    ``first`` is what was read before. Raises ``TimeoutError``.
+    """
+    answered = time.monotonic()
+    deadline = math.inf if timeout is None else answered + timeout
+    limits = Bounds(deadline=deadline)
+    state, found = first or ("", None)
+    while found is None:
+        if state:
+            if time.monotonic() + poll_seconds > deadline:
+                raise TimeoutError(state)
+            time.sleep(poll_seconds)
+        try:
+            with bounded(limits):
+                state, found = read()
+            answered = time.monotonic()
+        except (Unreachable, errors.JobApiError) as error:
+            if not may_pass(error) or time.monotonic() - answered > OUTAGE_SECONDS:
+                raise
+            state = f"The service does not answer: {error}"
+    return found
 
 
 def _read(response: httpx2.Response) -> Any:
@@ -561,8 +707,17 @@ def _read(response: httpx2.Response) -> Any:
         problem = None
     if not isinstance(problem, dict) or "type" not in problem:
         # Not from the service: a proxy in front, or another server.
-        problem = {"detail": f"{response.status_code} {response.reason_phrase}"}
-    raise errors.from_problem({"status": response.status_code, **problem}, response.headers)
+        kind = _KINDS.get(response.status_code, errors.JobApiError)
+        problem = {"type": kind.kind(), "detail": _plain(response)}
+    raise errors.from_problem({**problem, "status": response.status_code}, response.headers)
+
+
+def _plain(response: httpx2.Response) -> str:
+    """What an answer says that is not the service's own, such as a proxy's page, in one line."""
+    said = f"{response.status_code} {response.reason_phrase}".strip()
+    text = " ".join(html.unescape(_MARKUP.sub(" ", response.text[:10_000])).split())
+    text = text.removeprefix(said).strip()
+    return f"{said}: {text[:200]}" if text else said
 
 
 def _told(stream: httpx2.Response) -> Iterator[tuple[str, Event | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, overload
 
@@ -118,6 +118,19 @@ class ClaimedJob(Job):
     lease_expires_at = _Time[datetime]()
     attempt = _Field[int]()
     traceparent = _Field[str | None]()
+
+
+class ClaimedJobs(list[ClaimedJob]):
+    """What a claim got: a list.
+
+    ``retry_after`` is how many seconds the service asks to wait before the next claim, or None.
+    """
+
+    def __init__(
+        self, jobs: Iterable[ClaimedJob] = (), *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(jobs)
+        self.retry_after = retry_after
 
 
 class Progress(_Answer):

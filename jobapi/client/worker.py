@@ -20,8 +20,9 @@ from typing import Any
 import orjson
 
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
-from .http import Client, Unreachable, may_pass, written
+from .http import Client, written
 from .models import ClaimedJob
+from .retries import Unreachable, may_pass
 from .tracing import span
 
 WAIT_SECONDS = 5
