@@ -19,7 +19,8 @@
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
     │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
-    │   ├── LeaseRequired, LeaseLost, RequestInProgress, OperationEnded
+    │   ├── LeaseRequired, LeaseLost, AlreadyBegun
+    │   ├── RequestInProgress, OperationEnded
     │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
@@ -223,6 +224,10 @@ class LeaseRequired(Conflict):
 
 class LeaseLost(Conflict):
     """Lease does not hold the job"""
+
+
+class AlreadyBegun(Conflict):
+    """Attempt was begun by another run"""
 
 
 class OperationEnded(Conflict):

@@ -74,6 +74,8 @@ _BLANK: Mapping[str, Any] = {
     "retry_count": 0,
     "max_retries": DEFAULT_MAX_RETRIES,
     "attempt": 0,
+    "prefetched": False,
+    "suspect": False,
 }
 _CREATED = (
     *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),

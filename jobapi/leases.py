@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from .errors import LeaseLost
-from .lifecycle import NO_LEASE, JobStatus, Outcome, end, work_values
+from .errors import AlreadyBegun, LeaseLost
+from .lifecycle import NO_LEASE, WORK_FIELDS, JobStatus, Outcome, end, work_values
 
 LEASE_EXPIRED = "lease expired"
 TIMED_OUT = "timed out"
@@ -30,6 +30,14 @@ class Backoff:
         # 2**40 seconds are more than any limit.
         longest = min(self.max_seconds, self.first_seconds * 2 ** min(retry - 1, 40))
         return timedelta(seconds=longest * (0.5 + chance / 2))
+
+
+def _begin(job: Any, now: datetime) -> dict[str, Any]:
+    values: dict[str, Any] = {"prefetched": False, "started_at": now}
+    if job.timeout_seconds is not None:
+        # From now on its time runs; a renewed lease is left to whoever looks at it.
+        values["reap_at"] = min(job.reap_at, now + timedelta(seconds=job.timeout_seconds))
+    return values
 
 
 def _put_back(now: datetime) -> dict[str, Any]:
@@ -57,18 +65,32 @@ def report(
     No status, or ``running``, renews the lease for its own time from now;
     ``pending`` hands the job back; ``success`` and ``failed`` end the attempt,
     and ``failed`` is retried where ``max_retries`` and ``retryable`` let it.
-    Raises ``LeaseLost`` where the token is not that of the lease.
+    A prefetched job's attempt begins with ``begun``, with any of ``WORK_FIELDS``
+    or with its end. Raises ``LeaseLost`` where the token is not that of the
+    lease, ``AlreadyBegun`` where another ``run_id`` has begun the attempt.
     """
     if job.status != JobStatus.RUNNING or job.lease_token != lease_token:
         raise LeaseLost(_why_lost(job))
+    run_id = changes.get("run_id")
+    if run_id is not None and job.run_id not in (None, run_id):
+        raise AlreadyBegun(
+            f"The run {job.run_id!r} has begun this attempt; stop the run {run_id!r}, "
+            "it was started a second time."
+        )
     target = JobStatus(changes.get("status", JobStatus.RUNNING))
     values = work_values(job, changes, target)
+    if target is JobStatus.PENDING:
+        return values | _put_back(now)
+    begun = changes.get("begun", False)
     if target is JobStatus.RUNNING:
+        if job.prefetched and (begun or any(name in changes for name in WORK_FIELDS)):
+            begun = True
+            values |= _begin(job, now)
+        if begun and run_id is not None:
+            values["run_id"] = run_id
         # When to look at it stays: whoever looks then sees that it was renewed,
         # and a heartbeat changes nothing that is in an index.
         return values | {"lease_expires_at": now + timedelta(seconds=job.lease_seconds)}
-    if target is JobStatus.PENDING:
-        return values | _put_back(now)
     if target is JobStatus.FAILED and changes.get("retryable", True):
         retry_after = changes.get("retry_after")
         delay = None if retry_after is None else timedelta(seconds=retry_after)
@@ -83,13 +105,16 @@ def expire(job: Any, *, backoff: Backoff, chance: float, now: datetime) -> dict[
 
     Where the lease was renewed it is to be looked at later; nothing where it is
     not time to look. With a lease it is retried like a failure; without one
-    nobody would do it again, so that it fails.
+    nobody would do it again, so that it fails. An attempt that has not begun
+    costs no retry: its job goes back, suspected of what became of the worker.
     """
     if job.status != JobStatus.RUNNING or job.reap_at is None or job.reap_at > now:
         return {}
     if job.lease_token is not None and job.lease_expires_at > now and not _timed_out(job, now):
         return {"reap_at": _reap_at(job, job.lease_expires_at)}
     error = {"error": TIMED_OUT if _timed_out(job, now) else LEASE_EXPIRED}
+    if job.prefetched:
+        return error | _put_back(now) | {"suspect": True}
     if job.lease_token is None:
         return error | end(job, JobStatus.FAILED, now)
     return error | _fail_attempt(job, backoff, chance, now, None)
@@ -124,6 +149,7 @@ def ended_attempt(job: Any, values: Mapping[str, Any], now: datetime) -> dict[st
         outcome = Outcome.FAILED if retried else Outcome.RELEASED
     else:
         outcome = Outcome[JobStatus(status).name]
+    ends_at_once = job.prefetched and outcome is Outcome.FAILED
     return {
         "job": job.id,
         "attempt": attempt,
@@ -131,18 +157,18 @@ def ended_attempt(job: Any, values: Mapping[str, Any], now: datetime) -> dict[st
         "worker": job.worker if attempt == job.attempt else None,
         "lease_token": job.lease_token,
         "error": error,
-        "started_at": job.started_at or now,
+        "started_at": now if ends_at_once else job.started_at or now,
         "ended_at": now,
     }
 
 
 def is_renewal(values: Mapping[str, Any]) -> bool:
-    """Whether that is only about how long a lease lives: the job itself stays as it is."""
-    return values.keys() <= {"lease_expires_at", "reap_at"}
+    """Whether that is only about the lease: what is shown of the job stays as it is."""
+    return values.keys() <= {"lease_expires_at", "reap_at", "run_id"}
 
 
 def _reap_at(job: Any, lease_expires_at: datetime) -> datetime:
-    if job.timeout_seconds is None:
+    if job.timeout_seconds is None or job.prefetched:
         return lease_expires_at
     times_out: datetime = job.started_at + timedelta(seconds=job.timeout_seconds)
     return min(lease_expires_at, times_out)
@@ -151,6 +177,7 @@ def _reap_at(job: Any, lease_expires_at: datetime) -> datetime:
 def _timed_out(job: Any, now: datetime) -> bool:
     return (
         job.timeout_seconds is not None
+        and not job.prefetched
         and job.started_at + timedelta(seconds=job.timeout_seconds) <= now
     )
 

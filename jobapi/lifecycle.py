@@ -177,6 +177,8 @@ PENDING_FIELDS: Mapping[str, Any] = {
     "timeout_seconds": None,
     "metadata": None,
 }
+# What only the holder of a lease can say of an attempt.
+LEASE_FIELDS = ("begun", "run_id")
 WORK_FIELDS = ("progress_percent", "progress_message", "result", "error")
 
 
@@ -277,10 +279,20 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
             f"The job is {status.label}; {', '.join(work)} can be set only while it is "
             "running, or together with a change of status."
         )
-    if job.lease_token is not None and (work or target not in (None, JobStatus.CANCELLED)):
+    of_lease = [name for name in LEASE_FIELDS if changes.get(name)]
+    if job.lease_token is not None and (
+        work or of_lease or target not in (None, JobStatus.CANCELLED)
+    ):
         raise LeaseRequired(
             "A worker has leased the job; only with its Lease-Token can this be changed. "
             "It can be cancelled."
+        )
+    if of_lease:
+        raise ValidationFailed(
+            {
+                name: ["Only the holder of a lease says this: send its Lease-Token."]
+                for name in of_lease
+            }
         )
     if target is JobStatus.SUCCESS and changes.get("error") is not None:
         raise ValidationFailed({"error": ["A job that succeeds has no error."]})
@@ -292,6 +304,7 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
             values |= {
                 "attempt": job.attempt + 1,
                 "worker": None,
+                "suspect": False,
                 "reap_at": None if timeout is None else now + timedelta(seconds=timeout),
             }
     elif target is not None:
@@ -348,14 +361,21 @@ NO_LEASE: Mapping[str, Any] = {
     "lease_seconds": None,
     "lease_expires_at": None,
     "reap_at": None,
+    "prefetched": False,
+    "suspect": False,
+    "run_id": None,
 }
 
 
 def end(job: Any, status: JobStatus, now: datetime) -> dict[str, Any]:
     """What changes when a job ends in ``status``."""
+    started_at = job.started_at
+    if started_at is None or (job.prefetched and status is not JobStatus.CANCELLED):
+        # What ends without a word before begins there.
+        started_at = now
     values = {
         "status": status,
-        "started_at": job.started_at or now,
+        "started_at": started_at,
         "completed_at": now,
         "actual_duration": actual_duration(job.due_at, now),
         **NO_LEASE,

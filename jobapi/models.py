@@ -23,6 +23,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -197,6 +198,11 @@ class JobRecord(Base):
         CheckConstraint("lease_token IS NULL OR reap_at <= lease_expires_at", "reap_at"),
         CheckConstraint("reap_at IS NULL OR status = 1", "reaped"),
         CheckConstraint("succeeded_by IS NULL OR status = 2", "succeeded_by"),
+        CheckConstraint(
+            "CASE WHEN lease_token IS NULL THEN run_id IS NULL AND NOT prefetched"
+            " ELSE run_id IS NULL OR NOT prefetched END",
+            "begun",
+        ),
         # Claims: a workspace's pending jobs of one priority, by when they are due.
         Index(
             "ix_jobapi_jobs_claim",
@@ -287,6 +293,16 @@ class JobRecord(Base):
     )
     traceparent: Mapped[str | None] = mapped_column(
         String(55), comment="W3C trace context of whoever created it"
+    )
+    prefetched: Mapped[bool] = mapped_column(
+        server_default=false(), comment="leased, and its attempt has not begun"
+    )
+    suspect: Mapped[bool] = mapped_column(
+        server_default=false(),
+        comment="its lease expired before its attempt began: the next lease is given alone",
+    )
+    run_id: Mapped[str | None] = mapped_column(
+        String(64), comment="what began the attempt, as it named itself"
     )
 
 

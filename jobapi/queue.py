@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    and_,
     bindparam,
     case,
     cast,
     exists,
     extract,
     func,
+    not_,
     or_,
     select,
     true,
@@ -102,6 +104,7 @@ def claim(
     lease_seconds: int = 60,
     worker: str | None = None,
     job_types: Sequence[str] | None = None,
+    begin: bool = True,
     now: datetime | None = None,
     by: str | None = None,
 ) -> list[AnyRow]:
@@ -109,12 +112,17 @@ def claim(
 
     They are ``running`` then, and nobody else's until ``lease_seconds`` after
     ``now``, the database's time. ``job_types`` of None means all. ``by`` is who
-    it is: ``user:1``, ``key:1``. One statement, in which rows that others are
-    just claiming are stepped over.
+    it is: ``user:1``, ``key:1``. Their attempts begin at once, or with ``begin``
+    of False when a report says so; a suspect job's begins at once in any case, and
+    it comes alone. One statement, in which rows that others are just claiming
+    are stepped over.
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
-    claimed = _claim(job_types is not None, dialect_name(session)).all(
+    statement = _claim(
+        dialect_name(session), typed=job_types is not None, several=limit > 1, begin=begin
+    )
+    claimed = statement.all(
         session,
         {
             "of_workspace": workspace_id,
@@ -136,17 +144,18 @@ def _urgency(job: Any) -> Any:
 
 
 @cache
-def _claim(typed: bool, dialect: str) -> Statement:
+def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement:
     allowed, target = TRANSITIONS["claim"]
     (status,) = allowed
     # Of each priority by itself, so that each is the head of an index and the
     # scheduled jobs of a higher one are not walked through. The lower ones are
     # looked at only while there are too few.
     heads = []
+    looked_at = [jobs.c.suspect] if several else []
     wanted = select(func.unnest(bindparam("types", type_=Texts)).label("job_type")).subquery()
     for priority in sorted(Priority, reverse=True):
         head = (
-            select(jobs.c.id, jobs.c.due_at)
+            select(jobs.c.id, jobs.c.due_at, *looked_at)
             .where(
                 jobs.c.workspace_id == bindparam("of_workspace"),
                 jobs.c.status == status,
@@ -162,7 +171,7 @@ def _claim(typed: bool, dialect: str) -> Statement:
             # Of each type by itself, too: a worker walks past nobody else's jobs.
             of_type = head.lateral()
             heads.append(
-                select(of_type.c.id)
+                select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
                 .select_from(wanted.join(of_type, true()))
                 .order_by(of_type.c.due_at, of_type.c.id)
                 .limit(bindparam("most"))
@@ -170,12 +179,28 @@ def _claim(typed: bool, dialect: str) -> Statement:
                 .select()
             )
         else:
-            heads.append(select(head.subquery().c.id))
-    queue = union_all(*heads).subquery()
-    picked = select(queue.c.id).limit(bindparam("most"))
+            first = head.subquery()
+            heads.append(select(first.c.id, *(first.c[column.name] for column in looked_at)))
+    queue = union_all(*heads).limit(bindparam("most")).subquery()
+    picked = select(queue.c.id)
+    if several:
+        # A suspect job is given alone: where it comes first nothing else is, and where
+        # others come first it is left for a later claim.
+        place = select(
+            queue.c.id,
+            queue.c.suspect,
+            # With the same frame it is one pass.
+            func.row_number().over(rows=(None, 0)).label("number"),
+            func.first_value(queue.c.suspect).over(rows=(None, 0)).label("alone"),
+        ).subquery()
+        picked = select(place.c.id).where(
+            or_(place.c.number == 1, not_(or_(place.c.suspect, place.c.alone)))
+        )
     until: Any = bindparam("until", type_=jobs.c.lease_expires_at.type)
     moment: Any = bindparam("moment", type_=jobs.c.started_at.type)
     seconds: Any = bindparam("seconds")
+    # A suspect job's attempt begins in any case.
+    begins = true() if begin else jobs.c.suspect
     claim = (
         update(jobs)
         .where(IsAmong(jobs.c.id, picked.scalar_subquery()), jobs.c.status == status)
@@ -190,8 +215,13 @@ def _claim(typed: bool, dialect: str) -> Statement:
             lease_token=bindparam("token"),
             lease_seconds=seconds,
             lease_expires_at=until,
+            prefetched=not_(begins),
+            suspect=False,
             reap_at=case(
-                (jobs.c.timeout_seconds < seconds, SecondsAfter(moment, jobs.c.timeout_seconds)),
+                (
+                    and_(begins, jobs.c.timeout_seconds < seconds),
+                    SecondsAfter(moment, jobs.c.timeout_seconds),
+                ),
                 else_=until,
             ),
         )
@@ -265,7 +295,7 @@ def report(
 
 
 _SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
-_PLAIN_SUCCESS = {"job_id", "lease_token", "status", "result"}
+_PLAIN_SUCCESS = {"job_id", "lease_token", "status", "result", "begun"}
 
 
 def _succeed(
@@ -339,6 +369,7 @@ def _success(typed: bool) -> Statement:
             result=func.coalesce(report.c.result, jobs.c.result),
             error=None,
             updated_at=now,
+            started_at=case((jobs.c.prefetched, now), else_=jobs.c.started_at),
             completed_at=now,
             actual_duration=case((jobs.c.due_at <= now, since_due)),
             succeeded_by=jobs.c.lease_token,
@@ -370,7 +401,7 @@ def _judge(
         if job is None or (only_job_types is not None and job.job_type not in only_job_types):
             answers.append(Answer(problem=not_found()))
             continue
-        started_at = job.started_at
+        started_at = job.now if job.prefetched else job.started_at
         try:
             values = leases.report(
                 job, each["lease_token"], each, backoff=backoff, chance=chance(), now=job.now

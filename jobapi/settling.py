@@ -39,6 +39,9 @@ _SETTLED = (
     "reap_at",
     "succeeded_by",
     "changed_by",
+    "prefetched",
+    "suspect",
+    "run_id",
 )
 _ATTEMPT = tuple(column.name for column in attempts.c)
 

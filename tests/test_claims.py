@@ -24,7 +24,7 @@ def soon(seconds: float) -> str:
 def test_claim_gives_the_whole_job_and_its_lease(desk: Desk) -> None:
     made = desk.create(metadata={"file": "a.csv"})
     (job,) = desk.claim(worker="w1", lease_seconds=30)
-    names = ("lease_token", "lease_expires_at", "attempt", "traceparent")
+    names = ("lease_token", "lease_expires_at", "attempt", "begun", "traceparent")
     lease = {name: job.pop(name) for name in names}
     assert job == desk.get(f"/{made['job_id']}").json
     assert job["status"] == "running"

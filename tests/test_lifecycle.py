@@ -39,6 +39,9 @@ def job(status: JobStatus, **values: Any) -> Any:
             "lease_token": None,
             "lease_seconds": None,
             "reap_at": None,
+            "prefetched": False,
+            "suspect": False,
+            "run_id": None,
             **values,
         }
     )

@@ -117,6 +117,7 @@ class ClaimedJob(Job):
     lease_token = _Field[str]()
     lease_expires_at = _Time[datetime]()
     attempt = _Field[int]()
+    begun = _Field[bool]()
     traceparent = _Field[str | None]()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
-from ..fields import Choice, Document, Many, QueryInteger, StatusInput, Text, Time, Whole
+from ..fields import Choice, Document, Flag, Many, QueryInteger, StatusInput, Text, Time, Whole
 from ..lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_TEXT,
@@ -113,6 +113,29 @@ class JobCreate(Base):
         return {name: value for name, value in data.items() if value is not None}
 
 
+def begun_flag() -> Flag:
+    """Whether the attempt at a leased job has begun."""
+    return Flag(
+        allow_none=True,
+        metadata={
+            "description": "Only with a lease: `true` begins the attempt at a job that was "
+            "claimed with `begin` of `false`."
+        },
+    )
+
+
+def run_id_text() -> Text:
+    """What names the run that begins an attempt."""
+    return Text(
+        allow_none=True,
+        validate=length(1, 64),
+        metadata={
+            "description": "Only with a lease: names the run that begins the attempt. Any other "
+            "run is refused with `already-begun`."
+        },
+    )
+
+
 class JobUpdate(Base):
     """What to change of a job; what is left out stays."""
 
@@ -147,6 +170,9 @@ class JobUpdate(Base):
             "description": "Merged into the metadata (RFC 7396); only while the job is pending."
         },
     )
+
+    begun = begun_flag()
+    run_id = run_id_text()
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Progress is taken out of the result."""

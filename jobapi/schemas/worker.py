@@ -9,7 +9,7 @@ from marshmallow import ValidationError, fields
 from ..fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
 from ..lifecycle import JobStatus, Outcome
 from .base import MAX_SECONDS, MAX_TEXT, Base, between, job_type_text, length, percent
-from .jobs import Job, progress_out_of_result
+from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
 
 
 class Claim(Base):
@@ -39,6 +39,15 @@ class Claim(Base):
         validate=between(0, 20),
         metadata={"description": "How long to wait for a first job.", "default": 0},
     )
+    begin = Flag(
+        allow_none=True,
+        metadata={
+            "description": "Whether the attempts begin with the claim, as they do where this is "
+            "left out. `false` fetches ahead: an attempt begins with the first report that says "
+            "`begun`, carries progress or a result, or ends it. Until then `timeout_seconds` does "
+            "not run, and a lease that expires costs no retry."
+        },
+    )
 
 
 class ClaimedJob(Job):
@@ -47,6 +56,13 @@ class ClaimedJob(Job):
     lease_token = fields.String(required=True, metadata={"description": "Reports need it."})
     lease_expires_at = Time(required=True)
     attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    begun = fields.Boolean(
+        required=True,
+        metadata={
+            "description": "Whether the attempt has begun. A job whose last lease expired before "
+            "its attempt began comes alone and has begun, whatever `begin` says."
+        },
+    )
     traceparent = fields.String(
         required=True,
         allow_none=True,
@@ -88,6 +104,8 @@ class Report(Base):
         validate=between(0, MAX_SECONDS),
         metadata={"description": "Seconds until the retry, instead of the usual backoff."},
     )
+    begun = begun_flag()
+    run_id = run_id_text()
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Here null is the same as absence; in a PATCH it takes something away."""

@@ -150,6 +150,7 @@ CLAIMED: dict[str, Any] = PENDING | {
     "lease_token": _LEASE_TOKEN,
     "lease_expires_at": "2024-01-15T15:01:01Z",
     "attempt": 1,
+    "begun": True,
     "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 }
 

@@ -142,6 +142,7 @@ def _claimed(rows: Any, headers: dict[str, str]) -> Response:
             "lease_token": row.lease_token,
             "lease_expires_at": row.lease_expires_at,
             "attempt": row.attempt,
+            "begun": not row.prefetched,
             "traceparent": row.traceparent,
         }
         for row in rows
