@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -59,13 +59,31 @@ class Time(fields.Field[datetime]):
 
 
 class Choice(fields.Field[Any]):
-    """One of an enumeration's labels; ``also`` are other names taken on input."""
+    """One of an enumeration's labels.
 
-    def __init__(self, enum: Any, *, also: Mapping[str, Any] | None = None, **kw: Any) -> None:
+    ``also`` are other names that are accepted on input. ``component`` names the
+    enumeration in the OpenAPI document; by default it has the name of its class.
+    ``grows`` is for responses: a later version may send a label that is not
+    documented, so clients must not refuse one that they do not know.
+    """
+
+    def __init__(
+        self,
+        enum: Any,
+        *,
+        also: Mapping[str, Any] | None = None,
+        component: str | None = None,
+        grows: bool = False,
+        **kw: Any,
+    ) -> None:
         self.labels: dict[Any, str] = {member: member.label for member in enum}
         self.accepted = {member.label: member for member in enum} | dict(also or {})
-        documented = [*self.accepted, *([None] if kw.get("allow_none") else [])]
-        metadata = {"enum": documented, **kw.pop("metadata", {})}
+        metadata = {
+            "enum": list(self.accepted),
+            "component": component or enum.__name__,
+            "grows": grows,
+            **kw.pop("metadata", {}),
+        }
         super().__init__(metadata=metadata, **kw)
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kw: Any) -> Any:
@@ -85,7 +103,20 @@ class StatusInput(Choice):
     """A job's status as callers may write it; ``completed`` means ``success``."""
 
     def __init__(self, **kw: Any) -> None:
-        super().__init__(JobStatus, also={"completed": JobStatus.SUCCESS}, **kw)
+        super().__init__(
+            JobStatus, also={"completed": JobStatus.SUCCESS}, component="JobStatusInput", **kw
+        )
+
+
+class Word(fields.String):
+    """One of a few fixed words; ``component`` names their list in the OpenAPI document."""
+
+    def __init__(
+        self, component: str, words: Sequence[str], *, metadata: Mapping[str, Any], **kw: Any
+    ) -> None:
+        super().__init__(
+            validate=validate.OneOf(words), metadata={"component": component, **metadata}, **kw
+        )
 
 
 class Whole(fields.Integer):
@@ -101,6 +132,10 @@ class Whole(fields.Integer):
 
 class Document(fields.Dict):
     """A JSON object with anything in it."""
+
+    def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kw: Any) -> None:
+        documented = {"component": "JsonObject", "additionalProperties": True}
+        super().__init__(keys=fields.String(), metadata={**documented, **(metadata or {})}, **kw)
 
 
 class Text(fields.String):

@@ -115,6 +115,10 @@ class Scene:
                 body["current_password"] = PASSWORD
             if body.get("status") in ("success", "completed"):
                 body.pop("error", None)  # the two contradict each other
+            if case.path.endswith("/members") and ("user_id" in body) == ("username" in body):
+                # Exactly one of the two, which the document says in words.
+                body.pop("user_id", None)
+                body["username"] = "nobody"
             if "action" in body:
                 fit_filter(body["filter"])
             expires = body.get("expires_at")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from marshmallow import fields, validate
+from marshmallow import fields
 
 from ..fields import Flag, Pattern, Time
 from ..identity import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, USERNAME_PATTERN, USERNAME_RULE
-from .base import Base, Pagination, length
+from .base import Base, Pagination, Response, length
 
 
 class LoginRequest(Base):
@@ -16,12 +16,12 @@ class LoginRequest(Base):
     password = fields.String(required=True, metadata={"format": "password"})
 
 
-class Tokens(Base):
+class Tokens(Response):
     """What a log-in gives."""
 
     access_token = fields.String(required=True)
     refresh_token = fields.String(required=True)
-    token_type = fields.String(required=True, validate=validate.OneOf(["bearer"]))
+    token_type = fields.String(required=True, metadata={"description": "Always `bearer`."})
     expires_in = fields.Integer(
         required=True, metadata={"description": "Seconds until the access token expires."}
     )
@@ -63,7 +63,7 @@ class UserUpdate(Base):
     disabled = Flag()
 
 
-class User(Base):
+class User(Response):
     """A user."""
 
     user_id = fields.Integer(attribute="id", required=True)
@@ -73,7 +73,7 @@ class User(Base):
     created_at = Time(required=True)
 
 
-class UserList(Base):
+class UserList(Response):
     """A page of users."""
 
     data = fields.List(fields.Nested(User), required=True)

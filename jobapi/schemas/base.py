@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
 
-from ..fields import Pattern, QueryInteger, Text, Whole
+from ..fields import Pattern, QueryInteger, Text, Whole, Word
 from ..lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 
 MAX_SECONDS = 10 * 365 * 24 * 3600
@@ -44,13 +43,10 @@ def seconds(least: int, doc: str) -> Whole:
 
 
 class Base(Schema):
-    """A request body, or a response: a field that is not known is refused."""
+    """What a request carries: a field that is not known is refused."""
 
     class Meta:
         unknown = RAISE
-
-    # What JSON Schema can say of a schema and marshmallow cannot.
-    DOCUMENTED: ClassVar[Mapping[str, Any]] = {}
 
     PATHS: ClassVar[str] = ""
     """The name whose paths may be query parameters, too: see ``query_paths``."""
@@ -89,11 +85,25 @@ class Base(Schema):
         return {name for name, field in self.fields.items() if field.required}
 
 
+class Response(Base):
+    """A response body: a later version may add fields, so clients skip what they do not know."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+
+def sort_order(default: str, doc: str) -> Word:
+    """Ascending or descending."""
+    return Word("SortOrder", ["asc", "desc"], load_default=default, metadata={"description": doc})
+
+
 class PagingQuery(Base):
     """Which page of a list."""
 
+    # Without a documented default: generated clients would send it with each cursor.
     page = QueryInteger(
-        validate=between(1, MAX_PAGE), metadata={"description": "Page number.", "default": 1}
+        validate=between(1, MAX_PAGE),
+        metadata={"description": "Page number; the first page is 1. Not together with `cursor`."},
     )
     limit = QueryInteger(
         load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
@@ -112,7 +122,7 @@ class PagingQuery(Base):
         return data
 
 
-class Pagination(Base):
+class Pagination(Response):
     """Where in a list a page lies, and where it goes on."""
 
     page = fields.Integer(
@@ -131,17 +141,14 @@ def percent() -> Whole:
     return Whole(allow_none=True, validate=between(0, 100))
 
 
-class Health(Base):
+class Health(Response):
     """That the service is well."""
 
-    status = fields.String(required=True, validate=validate.OneOf(["ok"]))
+    status = fields.String(required=True, metadata={"description": "Always `ok`."})
 
 
-class Problem(Base):
+class Problem(Response):
     """An error, as RFC 9457 has it."""
-
-    class Meta:
-        unknown = EXCLUDE
 
     type = fields.String(
         required=True,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from marshmallow import fields, validate
+from marshmallow import fields
 
-from ..fields import Choice, QueryInteger, Text, Time
+from ..fields import Choice, Document, QueryInteger, Text, Time
 from ..lifecycle import EventKind, JobStatus
-from .base import Base, between, job_type_text, length
+from .base import Base, Response, between, job_type_text, length, sort_order
 
 _KIND = {"description": "Only these kinds; may be repeated."}
 _OF_JOB = {"description": "Only this job's."}
@@ -19,11 +19,7 @@ class JobEventQuery(Base):
     limit = QueryInteger(
         load_default=100, validate=between(1, 100), metadata={"description": "Items per page."}
     )
-    order = fields.String(
-        load_default="asc",
-        validate=validate.OneOf(["asc", "desc"]),
-        metadata={"description": "The oldest first, or the newest."},
-    )
+    order = sort_order("asc", "Oldest or newest first.")
     cursor = Text(
         validate=length(1, 500), metadata={"description": "The `next_cursor` of the page before."}
     )
@@ -35,11 +31,7 @@ class EventQuery(JobEventQuery):
     limit = QueryInteger(
         load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
     )
-    order = fields.String(
-        load_default="desc",
-        validate=validate.OneOf(["asc", "desc"]),
-        metadata={"description": "The oldest first, or the newest."},
-    )
+    order = sort_order("desc", "Oldest or newest first.")
     kind = fields.List(Choice(EventKind), metadata=_KIND)
     job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
     job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
@@ -57,12 +49,17 @@ class StreamQuery(Base):
     )
 
 
-class Event(Base):
+class Event(Response):
     """Something that happened."""
 
     event_id = fields.String(required=True)
     at = Time(required=True)
-    kind = Choice(EventKind, required=True)
+    kind = Choice(
+        EventKind,
+        required=True,
+        grows=True,
+        metadata={"description": "`unknown` where only a newer version of the service knows it."},
+    )
     workspace_id = fields.Integer(required=True)
     job_id = fields.String(required=True, allow_none=True)
     job_type = fields.String(required=True, allow_none=True)
@@ -76,15 +73,14 @@ class Event(Base):
         required=True, allow_none=True, metadata={"description": "Or the API key that did it."}
     )
     worker = fields.String(required=True, allow_none=True)
-    data = fields.Dict(
-        keys=fields.String(),
+    data = Document(
         required=True,
         allow_none=True,
         metadata={"description": "More of it: progress, an error, a reason, what was edited."},
     )
 
 
-class EventPagination(Base):
+class EventPagination(Response):
     """Where in a list of events a page lies."""
 
     limit = fields.Integer(required=True)
@@ -95,7 +91,7 @@ class EventPagination(Base):
     next_cursor = fields.String(required=True, allow_none=True)
 
 
-class EventList(Base):
+class EventList(Response):
     """A page of events."""
 
     data = fields.List(fields.Nested(Event), required=True)

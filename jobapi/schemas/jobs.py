@@ -4,20 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError, fields, validate
+from marshmallow import ValidationError, fields
 
-from ..fields import Choice, Document, Flag, Many, QueryInteger, StatusInput, Text, Time, Whole
+from ..fields import (
+    Choice,
+    Document,
+    Flag,
+    Many,
+    QueryInteger,
+    StatusInput,
+    Text,
+    Time,
+    Whole,
+    Word,
+)
 from ..lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_TEXT,
     Base,
     Pagination,
     PagingQuery,
+    Response,
     between,
     job_type_text,
     length,
     percent,
     seconds,
+    sort_order,
 )
 
 
@@ -44,16 +57,13 @@ class JobListQuery(PagingQuery):
     priority = fields.List(
         Choice(Priority), metadata={"description": "Only these priorities; may be repeated."}
     )
-    sort = fields.String(
+    sort = Word(
+        "JobSort",
+        ["created_at", "updated_at", "priority", "status"],
         load_default="created_at",
-        validate=validate.OneOf(["created_at", "updated_at", "priority", "status"]),
         metadata={"description": "Field to sort by; equal values stay in the order of creation."},
     )
-    order = fields.String(
-        load_default="desc",
-        validate=validate.OneOf(["asc", "desc"]),
-        metadata={"description": "Sort order."},
-    )
+    order = sort_order("desc", "Sort order.")
 
 
 class LegacyJobListQuery(JobListQuery):
@@ -89,7 +99,6 @@ class JobCreate(Base):
     )
     priority = Choice(Priority, allow_none=True, metadata={"default": "normal"})
     metadata = Document(
-        keys=fields.String(),
         allow_none=True,
         metadata={"description": "What the job needs to know; given back as it is."},
     )
@@ -143,7 +152,6 @@ class JobUpdate(Base):
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
     result = Document(
-        keys=fields.String(),
         allow_none=True,
         metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
     )
@@ -164,7 +172,6 @@ class JobUpdate(Base):
     )
     timeout_seconds = seconds(1, "Only while the job is pending.")
     metadata = Document(
-        keys=fields.String(),
         allow_none=True,
         metadata={
             "description": "Merged into the metadata (RFC 7396); only while the job is pending."
@@ -207,7 +214,7 @@ class Reason(Base):
     reason = Text(validate=length(1, 1000), allow_none=True)
 
 
-class Job(Base):
+class Job(Response):
     """A job, whole."""
 
     job_id = fields.String(required=True)
@@ -216,9 +223,8 @@ class Job(Base):
     priority = Choice(Priority, required=True)
     workspace_id = fields.Integer(required=True)
     created_by = fields.Integer(required=True, metadata={"description": "The creator's user id."})
-    metadata = Document(keys=fields.String(), required=True, allow_none=True)
+    metadata = Document(required=True, allow_none=True)
     result = Document(
-        keys=fields.String(),
         required=True,
         allow_none=True,
         metadata={"description": "While the job runs, with its progress in it."},
@@ -249,18 +255,18 @@ class Job(Base):
 class ListedJob(Job):
     """A job in a list; a light one has neither `metadata` nor `result`."""
 
-    metadata = Document(keys=fields.String(), allow_none=True)
-    result = Document(keys=fields.String(), allow_none=True)
+    metadata = Document(allow_none=True)
+    result = Document(allow_none=True)
 
 
-class JobList(Base):
+class JobList(Response):
     """A page of jobs."""
 
     data = fields.List(fields.Nested(ListedJob), required=True)
     pagination = fields.Nested(JobPagination, required=True)
 
 
-class JobProgress(Base):
+class JobProgress(Response):
     """A job's status and progress."""
 
     job_id = fields.String(required=True)
@@ -270,11 +276,11 @@ class JobProgress(Base):
     updated_at = Time(required=True)
 
 
-class JobResult(Base):
+class JobResult(Response):
     """What a job that has ended leaves."""
 
     job_id = fields.String(required=True)
-    result = Document(keys=fields.String(), required=True, allow_none=True)
+    result = Document(required=True, allow_none=True)
     status = Choice(JobStatus, required=True)
     completed_at = Time(required=True)
 
@@ -291,7 +297,7 @@ class JobBatch(Base):
     jobs = Many(JobBatchItem, required=True, validate=length(1, 1000))
 
 
-class JobBatchCreated(Base):
+class JobBatchCreated(Response):
     """The new jobs, in the order in which they were given."""
 
     data = fields.List(fields.Nested(Job), required=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from marshmallow import fields
 
 from ..fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
-from ..lifecycle import Action, OperationStatus, Priority
-from .base import Base, Pagination, between, job_type_text, length
+from ..lifecycle import Action, JobStatus, OperationStatus, Priority
+from .base import Base, Pagination, Response, between, job_type_text, length
 
 
 class JobFilter(Base):
@@ -42,17 +42,32 @@ class OperationCreate(Base):
     )
 
 
-class Operation(Base):
+class OperationFilter(JobFilter):
+    """The filter of an operation, as it was given."""
+
+    class Meta(Response.Meta):
+        pass
+
+    status = fields.List(Choice(JobStatus))
+
+
+class Operation(Response):
     """What is being done to many jobs; of a dry run, what would be."""
 
     operation_id = fields.Integer(
         attribute="id", required=True, allow_none=True, metadata={"description": "null: a dry run."}
     )
     workspace_id = fields.Integer(required=True)
-    action = Choice(Action, required=True)
-    filter = fields.Nested(JobFilter, required=True)
+    action = Choice(Action, required=True, grows=True)
+    filter = fields.Nested(OperationFilter, required=True)
     reason = fields.String(required=True, allow_none=True)
-    status = Choice(OperationStatus, required=True, allow_none=True)
+    status = Choice(
+        OperationStatus,
+        required=True,
+        allow_none=True,
+        grows=True,
+        metadata={"description": "null: a dry run."},
+    )
     matched = fields.Integer(
         required=True, metadata={"description": "How many jobs matched when it began."}
     )
@@ -72,7 +87,7 @@ class Operation(Base):
     ended_at = Time(required=True, allow_none=True)
 
 
-class OperationList(Base):
+class OperationList(Response):
     """A page of operations."""
 
     data = fields.List(fields.Nested(Operation), required=True)

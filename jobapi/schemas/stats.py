@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from marshmallow import fields, validate
+from marshmallow import fields
 
-from ..fields import Time
-from .base import Base
+from ..fields import Time, Word
+from .base import Base, Response
 
 
 class HistoryQuery(Base):
     """How far back."""
 
-    window = fields.String(
+    window = Word(
+        "Window",
+        ["hour", "day", "month"],
         load_default="day",
-        validate=validate.OneOf(["hour", "day", "month"]),
         metadata={"description": "By the minute, by ten minutes, by four hours."},
     )
 
@@ -22,7 +23,7 @@ def _number(doc: str) -> fields.Integer:
     return fields.Integer(required=True, metadata={"description": doc})
 
 
-class JobTotals(Base):
+class JobTotals(Response):
     """How many jobs there are in each status."""
 
     pending = fields.Integer(required=True)
@@ -32,7 +33,7 @@ class JobTotals(Base):
     cancelled = fields.Integer(required=True)
 
 
-class JobRates(Base):
+class JobRates(Response):
     """How many jobs did that within the window."""
 
     queued = _number("Were created, or put back.")
@@ -42,7 +43,7 @@ class JobRates(Base):
     cancelled = fields.Integer(required=True)
 
 
-class Windows(Base):
+class Windows(Response):
     """The last minute (to ten seconds), hour (to a minute) and day (to ten minutes)."""
 
     minute = fields.Nested(JobRates, required=True)
@@ -50,7 +51,7 @@ class Windows(Base):
     day = fields.Nested(JobRates, required=True)
 
 
-class JobDurations(Base):
+class JobDurations(Response):
     """How long the newest jobs that succeeded ran, from start to end."""
 
     jobs = _number("Over how many of them.")
@@ -60,7 +61,7 @@ class JobDurations(Base):
     )
 
 
-class Stats(Base):
+class Stats(Response):
     """How a workspace is doing."""
 
     workspace_id = fields.Integer(required=True)
@@ -99,7 +100,7 @@ class HistoryPoint(JobRates):
     by_status = fields.Nested(JobTotals, required=True)
 
 
-class History(Base):
+class History(Response):
     """How a workspace came to be as it is."""
 
     workspace_id = fields.Integer(required=True)

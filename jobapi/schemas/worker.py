@@ -8,7 +8,7 @@ from marshmallow import ValidationError, fields
 
 from ..fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
 from ..lifecycle import JobStatus, Outcome
-from .base import MAX_SECONDS, MAX_TEXT, Base, between, job_type_text, length, percent
+from .base import MAX_SECONDS, MAX_TEXT, Base, Response, between, job_type_text, length, percent
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
 
 
@@ -70,7 +70,7 @@ class ClaimedJob(Job):
     )
 
 
-class ClaimedJobs(Base):
+class ClaimedJobs(Response):
     """What a claim got."""
 
     data = fields.List(fields.Nested(ClaimedJob), required=True)
@@ -84,13 +84,13 @@ class Report(Base):
     status = Choice(
         [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
         also={"completed": JobStatus.SUCCESS},
+        component="ReportStatus",
         allow_none=True,
         metadata={"description": "`pending` hands the job back. Default: `running`."},
     )
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
     result = Document(
-        keys=fields.String(),
         allow_none=True,
         metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
     )
@@ -122,7 +122,7 @@ class Reports(Base):
     reports = fields.List(Unjudged(Report), required=True, validate=length(1, 100))
 
 
-class ReportAnswer(Base):
+class ReportAnswer(Response):
     """What became of a report."""
 
     job_id = fields.String(required=True, allow_none=True)
@@ -134,13 +134,13 @@ class ReportAnswer(Base):
     problem = fields.Nested("Problem", required=True, allow_none=True)
 
 
-class ReportAnswers(Base):
+class ReportAnswers(Response):
     """What became of each report, in their order."""
 
     data = fields.List(fields.Nested(ReportAnswer), required=True)
 
 
-class Attempt(Base):
+class Attempt(Response):
     """One attempt at a job."""
 
     attempt = fields.Integer(required=True, metadata={"description": "From 1."})
@@ -149,6 +149,7 @@ class Attempt(Base):
     ended_at = Time(required=True, allow_none=True)
     outcome = Choice(
         Outcome,
+        grows=True,
         required=True,
         allow_none=True,
         metadata={"description": "How it ended; null while it is under way."},
@@ -156,7 +157,7 @@ class Attempt(Base):
     error = fields.String(required=True, allow_none=True)
 
 
-class Attempts(Base):
+class Attempts(Response):
     """A job's attempts in their order."""
 
     data = fields.List(fields.Nested(Attempt), required=True)

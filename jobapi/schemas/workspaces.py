@@ -8,7 +8,7 @@ from marshmallow import ValidationError, fields
 
 from ..fields import Choice, Pattern, Text, Time, Whole
 from ..identity import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
-from .base import Base, Pagination, between, job_type_text, length
+from .base import Base, Pagination, Response, between, job_type_text, length
 
 
 def _name(**kw: Any) -> Text:
@@ -26,8 +26,8 @@ def _days() -> Whole:
     return Whole(allow_none=True, validate=between(1, 36_500))
 
 
-class Retention(Base):
-    """For how many days jobs that ended so, and events, are kept; null: for ever."""
+class RetentionUpdate(Base):
+    """Days to keep jobs, by how they ended, and events; null keeps them without a limit."""
 
     success = _days()
     failed = _days()
@@ -35,14 +35,27 @@ class Retention(Base):
     events = _days()
 
 
+def _kept() -> fields.Integer:
+    return fields.Integer(required=True, allow_none=True)
+
+
+class Retention(Response):
+    """Days for which jobs, by how they ended, and events are kept; null: without a limit."""
+
+    success = _kept()
+    failed = _kept()
+    cancelled = _kept()
+    events = _kept()
+
+
 class WorkspaceUpdate(Base):
     """What to change of a workspace."""
 
     name = _name()
-    retention = fields.Nested(Retention)
+    retention = fields.Nested(RetentionUpdate)
 
 
-class Workspace(Base):
+class Workspace(Response):
     """A workspace, and one's role there."""
 
     workspace_id = fields.Integer(attribute="id", required=True)
@@ -54,7 +67,7 @@ class Workspace(Base):
     retention = fields.Nested(Retention, required=True)
 
 
-class WorkspaceList(Base):
+class WorkspaceList(Response):
     """A page of workspaces."""
 
     data = fields.List(fields.Nested(Workspace), required=True)
@@ -87,7 +100,7 @@ class MemberUpdate(Base):
     role = Choice(Role, required=True)
 
 
-class Member(Base):
+class Member(Response):
     """A member of a workspace."""
 
     user_id = fields.Integer(required=True)
@@ -96,7 +109,7 @@ class Member(Base):
     created_at = Time(required=True)
 
 
-class MemberList(Base):
+class MemberList(Response):
     """A page of members."""
 
     data = fields.List(fields.Nested(Member), required=True)
@@ -107,7 +120,9 @@ class KeyCreate(Base):
     """A new API key."""
 
     name = _name(required=True)
-    role = Choice([role for role in Role if role is not Role.OWNER], required=True)
+    role = Choice(
+        [role for role in Role if role is not Role.OWNER], component="KeyRole", required=True
+    )
     job_types = fields.List(
         job_type_text(),
         allow_none=True,
@@ -117,7 +132,7 @@ class KeyCreate(Base):
     expires_at = Time(allow_none=True)
 
 
-class Key(Base):
+class Key(Response):
     """An API key, without the key itself."""
 
     key_id = fields.Integer(attribute="id", required=True)
@@ -140,7 +155,7 @@ class NewKey(Key):
     key = fields.String(required=True)
 
 
-class KeyList(Base):
+class KeyList(Response):
     """A page of API keys."""
 
     data = fields.List(fields.Nested(Key), required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import inspect
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask, Response, current_app, got_request_exception, request, url_for
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
+from marshmallow.fields import Field
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
@@ -214,8 +216,61 @@ def _log_fault(error: Exception) -> None:
 
 
 class _Converter(OpenAPIConverter):
-    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
-        return {**super().schema2jsonschema(schema), **getattr(schema, "DOCUMENTED", {})}
+    """Writes schemas so that client generators make usable types of them.
+
+    A field with a ``component`` in its metadata refers to that component, which all
+    such fields share. Defaults of bodies are part of the description, because some
+    generators make fields with a ``default`` required.
+    """
+
+    def field2property(self, field: Field[Any]) -> dict[str, Any]:
+        prop: dict[str, Any] = super().field2property(field)
+        prop.pop("default", None)
+        name = field.metadata.get("component")
+        if name is None:
+            return prop
+        types = [{"type": "null"}] if field.allow_none else []
+        if field.metadata.get("grows"):
+            types.insert(0, {"type": "string"})
+        shared = {key: prop.pop(key) for key in _SHARED & prop.keys()}
+        reference = self._component(name, {**shared, "type": _not_null(shared["type"])})
+        prop |= {"anyOf": [reference, *types]} if types else reference
+        return prop
+
+    def _component(self, name: str, schema: dict[str, Any]) -> dict[str, str]:
+        components = self.spec.components
+        if name not in components.schemas:
+            components.schema(name, schema)
+        elif components.schemas[name] != schema:
+            raise ValueError(f"Two different schemas are named {name}")
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    def field2default(self, field: Field[Any], **kw: Any) -> dict[str, Any]:
+        return {}
+
+    def _field2parameter(self, field: Field[Any], **kw: Any) -> dict[str, Any]:
+        parameter: dict[str, Any] = super()._field2parameter(field, **kw)
+        parameter["schema"] |= super().field2default(field)
+        return parameter
+
+    def fields2jsonschema(self, fields: Any, **kw: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = super().fields2jsonschema(fields, **kw)
+        for name, field in fields.items():
+            if default := super().field2default(field):
+                value = default["default"]
+                text = value if isinstance(value, str) else json.dumps(value)
+                prop = schema["properties"][field.data_key or name]
+                words = (prop.get("description"), f"Default: `{text}`.")
+                prop["description"] = " ".join(filter(None, words))
+        return schema
+
+
+_SHARED = {"type", "enum", "additionalProperties"}
+
+
+def _not_null(types: Any) -> Any:
+    """The type of a nullable field without the null."""
+    return types if isinstance(types, str) else next(each for each in types if each != "null")
 
 
 class _MarshmallowPlugin(MarshmallowPlugin):

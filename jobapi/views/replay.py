@@ -24,7 +24,7 @@ IDEMPOTENCY_KEY = {
 }
 REPLAYED_HEADER = {
     "Idempotency-Replayed": {
-        "schema": {"type": "string", "enum": ["true"]},
+        "schema": {"type": "string", "const": "true"},
         "description": "The answer of an earlier request with the same key.",
     }
 }
