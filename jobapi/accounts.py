@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import case, delete, exists, insert, select, update
+from sqlalchemy import case, delete, insert, literal, select, true, update
 
 from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
 from .errors import (
@@ -30,12 +32,21 @@ from .identity import (
     MIN_PASSWORD_LENGTH,
     USERNAME_PATTERN,
     USERNAME_RULE,
+    normal_password,
 )
 from .models import login_failures, sessions, users
 from .paging import Page, fetch_page
 
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)
+LOGIN_LIFETIME = timedelta(days=90)
+"""How long after the password was given a log-in ends, however often it is refreshed."""
+
+REFRESH_GRACE = timedelta(seconds=30)
+"""For how long a refresh token may be used again: an answer may have been lost."""
+
+MAX_REPLACED = 100
+FORGET_AT_ONCE = 100
 
 # Argon2id with the second of the settings that OWASP's Password Storage Cheat
 # Sheet gives as equally strong: 19 MiB, 2 passes, 1 lane; some 30 ms.
@@ -48,8 +59,11 @@ def _nobodys_hash() -> str:
 
 
 def check_password_form(password: str, field: str = "password") -> None:
-    """Refuse a new password that is too short or too long (``ValidationFailed``)."""
-    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+    """Refuse a new password that is too short or too long (``ValidationFailed``).
+
+    Characters are counted in NFC.
+    """
+    if not MIN_PASSWORD_LENGTH <= len(normal_password(password)) <= MAX_PASSWORD_LENGTH:
         raise ValidationFailed(
             {field: [f"Use {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters."]}
         )
@@ -80,7 +94,7 @@ def _insert_user(
         insert_or_ignore(dialect_name(session), users)
         .values(
             username=username,
-            password_hash=None if password is None else _hasher.hash(password),
+            password_hash=None if password is None else _hash(password),
             is_admin=is_admin,
             disabled=False,
             created_at=now,
@@ -151,7 +165,7 @@ def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> An
     if "password" in values:
         password = values.pop("password")
         check_password_form(password)
-        values["password_hash"] = _hasher.hash(password)
+        values["password_hash"] = _hash(password)
     if values:
         session.execute(
             update(users)
@@ -207,7 +221,7 @@ def replace_password(
     changed = session.execute(
         update(users)
         .where(users.c.id == user_id, users.c.password_hash == old_hash)
-        .values(password_hash=_hasher.hash(new), updated_at=now)
+        .values(password_hash=_hash(new), updated_at=now)
         .returning(users.c.id)
     ).first()
     if changed is None:
@@ -217,20 +231,39 @@ def replace_password(
     )
 
 
+def _hash(password: str) -> str:
+    return _hasher.hash(normal_password(password))
+
+
 def _verify(password_hash: str | None, password: str) -> bool:
-    """Check a password, in the same time whether there is a hash or not."""
+    """Check a password, in the same time whether there is a hash or not.
+
+    Older hashes were made from what was typed, whatever its form.
+    """
+    forms = dict.fromkeys([normal_password(password), password])
+    return any(_is_right(password_hash, form) for form in forms)
+
+
+def _is_right(password_hash: str | None, form: str) -> bool:
     try:
-        _hasher.verify(password_hash or _nobodys_hash(), password)
+        _hasher.verify(password_hash or _nobodys_hash(), form)
     except (VerificationError, InvalidHashError):
         return False
     return password_hash is not None
 
 
 class Attempts(NamedTuple):
-    """How many log-ins may fail in a minute, for one name from one address."""
+    """How many log-ins may fail in a minute, and from where this one comes.
 
-    limit: int
+    ``address`` is what counts as one caller, see ``identity.address_bucket``. The
+    limit of a name over all addresses is the loosest: only there can attempts from
+    elsewhere lock a user out.
+    """
+
     address: str
+    per_name_and_address: int
+    per_address: int
+    per_name: int
 
 
 def authenticate(
@@ -239,14 +272,13 @@ def authenticate(
     """The user with this name and password.
 
     A wrong name, a wrong password and a disabled user are refused alike
-    (``LoginFailed``). Only failures count towards the limit: each try is
-    counted before the password is looked at, so that tries at the same moment
-    count too, and taken back if it was right. Raises ``TooManyRequests``.
+    (``LoginFailed``). Only failures count towards the limits: each try is
+    counted before the password is checked, so that tries at the same moment
+    count too, and the count is taken back if the password was right. Raises
+    ``TooManyRequests``. Not to be called in a transaction, which would undo the
+    counting.
     """
-    subject = None
-    if attempts is not None:
-        subject = hashlib.sha256(f"{attempts.address} {username}".encode()).hexdigest()
-        _count_attempt(session, subject, attempts.limit)
+    counted = _count_attempt(session, username, attempts) if attempts is not None else {}
     known = re.fullmatch(USERNAME_PATTERN, username) is not None
     user = (
         session.execute(select(users).where(users.c.username == username)).first()
@@ -255,99 +287,232 @@ def authenticate(
     )
     right = _verify(user.password_hash if user is not None else None, password)
     if user is None or not right or user.disabled:
-        raise LoginFailed("The user name or the password is wrong.")
-    if subject is not None:
-        session.execute(
-            update(login_failures)
-            .where(login_failures.c.subject == subject, login_failures.c.count > 0)
-            .values(count=login_failures.c.count - 1)
-        )
-    if _hasher.check_needs_rehash(user.password_hash):
-        session.execute(
-            update(users)
-            .where(users.c.id == user.id, users.c.password_hash == user.password_hash)
-            .values(password_hash=_hasher.hash(password))
-        )
+        raise LoginFailed(_WRONG)
+    _take_back(session, counted)
     return user
 
 
-def _count_attempt(session: Executor, subject: str, limit: int) -> None:
+_WRONG = "The user name or the password is wrong."
+
+
+class _Limit(NamedTuple):
+    failures: int
+    where: str
+
+
+def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict[str, datetime]:
+    """Count an attempt; returns what was counted, each with the begin of its minute."""
+    limits = {
+        _subject(attempts.address, username): _Limit(
+            attempts.per_name_and_address, "for this name from your address"
+        ),
+        _subject(attempts.address, None): _Limit(attempts.per_address, "from your address"),
+        _subject(None, username): _Limit(attempts.per_name, "for this name"),
+    }
+    c = login_failures.c
     now = session.execute(select(DbNow())).scalar_one()
-    session.execute(delete(login_failures).where(login_failures.c.since <= now - LOGIN_WINDOW))
+    old = c.since <= now - LOGIN_WINDOW
+    # What is refused counts nowhere: attempts from one address must not use up
+    # the limit of a name for all others.
+    columns = c.subject, c.count.label("failures"), c.since
+    found = session.execute(select(*columns).where(c.subject.in_(limits), ~old)).all()
+    _refuse([row for row in found if row.failures >= limits[row.subject].failures], limits, now)
+    some = select(c.subject).where(old).limit(FORGET_AT_ONCE).with_for_update(skip_locked=True)
+    session.execute(delete(login_failures).where(c.subject.in_(some)))
+    # In one order, so that two of these never wait for each other in a circle.
     attempt = insert_or_ignore(dialect_name(session), login_failures).values(
-        subject=subject, count=1, since=now
+        [{"subject": subject, "count": 1, "since": now} for subject in sorted(limits)]
     )
-    # At the limit the count stays, and so does the end of the window.
-    row = session.execute(
+    rows = session.execute(
         attempt.on_conflict_do_update(
-            index_elements=[login_failures.c.subject],
+            index_elements=[c.subject],
             set_={
-                "count": case(
-                    (login_failures.c.count > limit, login_failures.c.count),
-                    else_=login_failures.c.count + 1,
-                )
+                "count": case((old, 1), else_=c.count + 1),
+                "since": case((old, attempt.excluded.since), else_=c.since),
             },
-        ).returning(login_failures.c.count.label("failures"), login_failures.c.since)
-    ).one()
-    if row.failures > limit:
-        wait = max(1, -int((now - row.since - LOGIN_WINDOW).total_seconds() // 1))
-        raise TooManyRequests(
-            f"Too many log-ins failed for this name from your address; "
-            f"try again in {wait} seconds.",
-            retry_after=wait,
+        ).returning(*columns)
+    ).all()
+    counted = {row.subject: row.since for row in rows}
+    over = [row for row in rows if row.failures > limits[row.subject].failures]
+    if over:
+        _take_back(session, counted)
+        _refuse(over, limits, now)
+    return counted
+
+
+def _subject(address: str | None, username: str | None) -> str:
+    return hashlib.sha256(repr((address, username)).encode()).hexdigest()
+
+
+def _refuse(over: Sequence[AnyRow], limits: Mapping[str, _Limit], now: datetime) -> None:
+    if not over:
+        return
+    last = max(over, key=attrgetter("since"))
+    wait = max(1, math.ceil((last.since + LOGIN_WINDOW - now).total_seconds()))
+    raise TooManyRequests(
+        f"Too many log-ins failed {limits[last.subject].where}; try again in {wait} seconds.",
+        retry_after=wait,
+    )
+
+
+def _take_back(session: Executor, counted: Mapping[str, datetime]) -> None:
+    if not counted:
+        return
+    c = login_failures.c
+    same = insert_or_ignore(dialect_name(session), login_failures).values(
+        [{"subject": s, "count": 0, "since": since} for s, since in sorted(counted.items())]
+    )
+    session.execute(
+        same.on_conflict_do_update(
+            index_elements=[c.subject],
+            set_={"count": c.count - 1},
+            where=(c.since == same.excluded.since) & (c.count > 0),
         )
+    )
+
+
+def log_in(
+    session: Executor,
+    username: str,
+    password: str,
+    attempts: Attempts | None,
+    lifetime: timedelta,
+) -> Login:
+    """Check a name and a password and start a log-in, see ``authenticate`` and ``open_session``.
+
+    A password that was changed, or a user who was disabled, while it was checked
+    gives no log-in.
+    """
+    user = authenticate(session, username, password, attempts)
+    login = _open_session(session, user.id, lifetime, user.password_hash)
+    if login is None:
+        # Another log-in may have renewed the hash at the same moment.
+        user = authenticate(session, username, password, attempts)
+        login = _open_session(session, user.id, lifetime, user.password_hash)
+    if login is None:
+        raise LoginFailed(_WRONG)
+    normal = normal_password(password)
+    if _hasher.check_needs_rehash(user.password_hash) or (
+        normal != password and not _is_right(user.password_hash, normal)
+    ):
+        session.execute(
+            update(users)
+            .where(users.c.id == user.id, users.c.password_hash == user.password_hash)
+            .values(password_hash=_hasher.hash(normal))
+        )
+    return login
 
 
 class Login(NamedTuple):
-    """A log-in and the id of its one living refresh token."""
+    """A log-in, the id of its refresh token, and for how many seconds it goes on at most."""
 
     user_id: int
     session_id: str
     refresh_id: str
+    seconds: float
 
 
 def open_session(session: Executor, user_id: int, lifetime: timedelta) -> Login:
-    """Start a log-in that can be refreshed for ``lifetime``."""
+    """Start a log-in that ends when it is not refreshed for ``lifetime``.
+
+    Raises ``LoginFailed`` for a disabled user.
+    """
+    login = _open_session(session, user_id, lifetime, None)
+    if login is None:
+        raise LoginFailed("This user is disabled.")
+    return login
+
+
+def _open_session(
+    session: Executor, user_id: int, lifetime: timedelta, password_hash: str | None
+) -> Login | None:
     now = session.execute(select(DbNow())).scalar_one()
     # Each log-in clears away what has run out, so the table stays as large as
     # the log-ins that live.
     session.execute(delete(sessions).where(sessions.c.expires_at <= now))
-    login = Login(user_id, uuid4().hex, uuid4().hex)
-    session.execute(
-        insert(sessions).values(
-            id=login.session_id,
-            user_id=user_id,
-            refresh_id=login.refresh_id,
-            created_at=now,
-            expires_at=now + lifetime,
+    login = Login(user_id, uuid4().hex, uuid4().hex, LOGIN_LIFETIME.total_seconds())
+    row = {
+        "id": login.session_id,
+        "refresh_id": login.refresh_id,
+        "created_at": now,
+        "expires_at": now + min(lifetime, LOGIN_LIFETIME),
+    }
+    values = [literal(value, sessions.c[name].type) for name, value in row.items()]
+    same = true() if password_hash is None else users.c.password_hash == password_hash
+    # The lock makes whoever disables the user, or changes the password, end this
+    # log-in too, or come before it.
+    opened = session.execute(
+        insert(sessions)
+        .from_select(
+            [*row, "user_id"],
+            select(*values, users.c.id)
+            .where(users.c.id == user_id, ~users.c.disabled, same)
+            .with_for_update(read=True),
         )
-    )
-    return login
+        .returning(sessions.c.id)
+    ).first()
+    return None if opened is None else login
 
 
 def refresh_session(
     session: Executor, session_id: str, refresh_id: str, lifetime: timedelta
 ) -> Login:
-    """Exchange a refresh token for a new one; the old one stops working.
+    """Exchange a refresh token for the next one of its log-in.
 
-    Raises ``TokenRevoked``.
+    Within ``REFRESH_GRACE`` a token that was exchanged gives the same next one
+    again: an answer may have been lost, and two tabs or processes may ask at the
+    same moment. Used again later, it may have been stolen, and ends the log-in
+    (RFC 9700, section 4.14.2). Raises ``TokenRevoked``. Not to be called in a
+    transaction, which would undo the end.
     """
-    now = session.execute(select(DbNow())).scalar_one()
-    new = uuid4().hex
+    found = _live(session, session_id)
+    if found is not None and found.refresh_id == refresh_id:
+        replaced = _recent(found) | {refresh_id: found.now.timestamp()}
+        login = _login(found, uuid4().hex)
+        rotated = session.execute(
+            update(sessions)
+            .where(sessions.c.id == session_id, sessions.c.refresh_id == refresh_id)
+            .values(
+                refresh_id=login.refresh_id,
+                replaced=dict(list(replaced.items())[-MAX_REPLACED:]),
+                expires_at=found.now + min(lifetime, timedelta(seconds=login.seconds)),
+            )
+            .returning(sessions.c.id)
+        ).first()
+        if rotated is not None:
+            return login
+        # Another process has exchanged it meanwhile.
+        found = _live(session, session_id)
+    if found is None:
+        raise TokenRevoked("This log-in has ended; log in again.")
+    if refresh_id in _recent(found):
+        return _login(found, found.refresh_id)
+    close_session(session, session_id)
+    raise TokenRevoked(
+        "This refresh token was exchanged before. Somebody else may have it, so the log-in has "
+        "ended; log in again."
+    )
+
+
+def _live(session: Executor, session_id: str) -> AnyRow | None:
+    now = DbNow()
     row = session.execute(
-        update(sessions)
-        .where(
-            sessions.c.id == session_id,
-            sessions.c.refresh_id == refresh_id,
-            sessions.c.expires_at > now,
-            exists().where(users.c.id == sessions.c.user_id, ~users.c.disabled),
-        )
-        .values(refresh_id=new, expires_at=now + lifetime)
-        .returning(sessions.c.user_id)
+        select(sessions, now.label("now"))
+        .join_from(sessions, users, users.c.id == sessions.c.user_id)
+        .where(sessions.c.id == session_id, sessions.c.expires_at > now, ~users.c.disabled)
     ).first()
-    if row is None:
-        raise TokenRevoked("This refresh token was used before or revoked; log in again.")
-    return Login(row.user_id, session_id, new)
+    return None if row is None or row.now >= row.created_at + LOGIN_LIFETIME else row
+
+
+def _recent(found: AnyRow) -> dict[str, float]:
+    since = (found.now - REFRESH_GRACE).timestamp()
+    return {token: at for token, at in (found.replaced or {}).items() if at > since}
+
+
+def _login(found: AnyRow, refresh_id: str) -> Login:
+    ends_at = found.created_at + LOGIN_LIFETIME
+    seconds = (ends_at - found.now).total_seconds()
+    return Login(found.user_id, found.id, refresh_id, seconds)
 
 
 def close_session(session: Executor, session_id: str) -> None:

@@ -66,11 +66,26 @@ class Settings:
     )
     access_token_seconds: int = _setting(3600, "How long an access token works.", least=1)
     refresh_token_seconds: int = _setting(
-        30 * 24 * 3600, "How long after its last refresh a log-in can be refreshed.", least=1
+        30 * 24 * 3600,
+        "Lifetime of a refresh token. A log-in ends at the latest 90 days after the password was "
+        "given.",
+        least=1,
     )
     ratelimit_enabled: bool = _setting(True, "Whether failed log-ins are limited.")
     login_failures_per_minute: int = _setting(
         20, "How many log-ins may fail in a minute, for one user name from one address.", least=1
+    )
+    login_failures_per_address: int = _setting(
+        30,
+        "How many log-ins may fail in a minute from one address, for all names together. Of IPv6 "
+        "a /64 counts as one address.",
+        least=1,
+    )
+    login_failures_per_name: int = _setting(
+        100,
+        "How many log-ins may fail in a minute for one user name, from all addresses together. "
+        "Beyond it the right password is refused too, for the rest of the minute.",
+        least=1,
     )
     retry_backoff_seconds: int = _setting(
         5,

@@ -79,15 +79,18 @@ class LoginSession(Base):
     user_id: Mapped[int] = mapped_column(
         ForeignKey("jobapi_users.id", ondelete="CASCADE"), index=True
     )
-    refresh_id: Mapped[str] = mapped_column(
-        String(32), comment="the id of the one refresh token that still works"
+    refresh_id: Mapped[str] = mapped_column(String(32), comment="the id of its refresh token")
+    replaced: Mapped[dict[str, float] | None] = mapped_column(
+        _Json,
+        comment="refresh tokens that were replaced a moment ago: their ids, and when, in seconds"
+        " since 1970",
     )
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, comment="when the password was given")
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class LoginFailures(Base):
-    """Log-ins that failed within the last minute, by name and address."""
+    """Log-ins that failed within a minute, by name, by address, and by both."""
 
     __tablename__ = "jobapi_login_failures"
 

@@ -52,8 +52,6 @@ class TokenMint:
         private.config |= {
             "JWT_SECRET_KEY": secret,
             "JWT_ALGORITHM": _ALGORITHM,
-            "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=access_seconds),
-            "JWT_REFRESH_TOKEN_EXPIRES": timedelta(seconds=refresh_seconds),
             "JWT_ENCODE_NBF": False,
         }
         JWTManager(private)
@@ -64,17 +62,23 @@ class TokenMint:
         self.refresh_lifetime = timedelta(seconds=refresh_seconds)
 
     def pair(self, login: Login) -> dict[str, Any]:
-        """The answer to a log-in or a refresh."""
+        """The answer to a log-in or a refresh. No token outlives its log-in."""
         claims = {"sid": login.session_id}
         subject = str(login.user_id)
+        access = max(1, min(self.access_seconds, int(login.seconds)))
+        refresh = max(1, min(self.refresh_lifetime.total_seconds(), login.seconds))
         with self._private.app_context():
             return {
-                "access_token": create_access_token(subject, additional_claims=claims),
+                "access_token": create_access_token(
+                    subject, additional_claims=claims, expires_delta=timedelta(seconds=access)
+                ),
                 "refresh_token": create_refresh_token(
-                    subject, additional_claims={**claims, "rid": login.refresh_id}
+                    subject,
+                    additional_claims={**claims, "rid": login.refresh_id},
+                    expires_delta=timedelta(seconds=refresh),
                 ),
                 "token_type": "bearer",
-                "expires_in": self.access_seconds,
+                "expires_in": access,
             }
 
     def read(self, token: str, wanted: TokenType) -> Claims:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
+import jwt
 import pytest
 from sqlalchemy import func, select, update
 
 from jobapi import accounts
 from jobapi.database import DbNow
 from jobapi.errors import UsernameTaken, ValidationFailed
+from jobapi.identity import address_bucket, client_address
 from jobapi.models import login_failures, sessions, users
 
 from .factories import PASSWORD, Desk, World
@@ -128,34 +134,303 @@ def test_login_many_failures_at_once_are_all_counted(world: World) -> None:
     assert answers.count(429) == 20
 
 
+def fails(world: World, username: str, address: str, password: str = "wrong") -> int:
+    environ = {"REMOTE_ADDR": address}
+    return int(login(world, username, password, environ_overrides=environ).status_code)
+
+
+def limited(make_app: Any, url: str, **limits: int) -> World:
+    settings = {f"JOBAPI_LOGIN_FAILURES_{name.upper()}": n for name, n in limits.items()}
+    return World(make_app(url, migrate=False, **settings))
+
+
+def test_login_many_names_from_one_address_answer_429(world: World) -> None:
+    world.user("anna", password=PASSWORD)
+    answers = [fails(world, f"name{n}", "203.0.113.9") for n in range(40)]
+    assert answers == [401] * 30 + [429] * 10
+    refused = login(world, "anna", environ_overrides={"REMOTE_ADDR": "203.0.113.9"})
+    assert refused.status_code == 429
+    assert "from your address" in refused.json["detail"]
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert fails(world, "anna", "203.0.113.10", PASSWORD) == 200
+
+
+@pytest.mark.parametrize(
+    ("addresses", "limit"),
+    [
+        (["203.0.113.9:{}", "203.0.113.9", "::ffff:203.0.113.9", "[::ffff:cb00:7109]:{}"], 20),
+        (["2001:db8:1:2::{}", "[2001:db8:1:2:a:b:c:{}]:443", "2001:db8:1:2:ffff::{}%eth0"], 20),
+    ],
+)
+def test_login_ports_and_addresses_of_one_64_are_one_address(
+    world: World, addresses: list[str], limit: int
+) -> None:
+    answers = Counter(
+        fails(world, "anna", addresses[n % len(addresses)].format(n)) for n in range(40)
+    )
+    assert answers == {401: limit, 429: 40 - limit}
+    assert fails(world, "anna", "2001:db8:1:3::1") == 401
+
+
+def test_login_name_is_limited_over_all_addresses(service_url: str, make_app: Any) -> None:
+    world = limited(make_app, service_url, per_name=6, per_minute=4)
+    assert [fails(world, "boss", f"198.51.100.{n}") for n in range(6)] == [401] * 6
+    refused = login(world, "boss")
+    assert refused.status_code == 429
+    assert "for this name;" in refused.json["detail"]
+    assert fails(world, "otto", "198.51.100.1") == 401
+
+
+def test_login_refused_attempts_do_not_use_up_the_limits_of_others(
+    service_url: str, make_app: Any
+) -> None:
+    world = limited(make_app, service_url, per_name=6, per_address=6, per_minute=4)
+    answers = [fails(world, "boss", "203.0.113.9") for _ in range(20)]
+    assert answers == [401] * 4 + [429] * 16
+    for _ in range(10):
+        assert fails(world, "boss", "198.51.100.1", PASSWORD) == 200
+    assert fails(world, "otto", "203.0.113.9") == 401
+
+
+def test_login_refused_hashes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.user("anna", password=PASSWORD)
+    hashed = Counter[str]()
+    verify = accounts._verify
+
+    def counting(password_hash: str | None, password: str) -> bool:
+        hashed[password] += 1
+        return verify(password_hash, password)
+
+    monkeypatch.setattr(accounts, "_verify", counting)
+    with ThreadPoolExecutor(8) as pool:
+        answers = Counter(pool.map(lambda n: fails(world, f"name{n}", "203.0.113.9"), range(40)))
+    assert answers == {401: 30, 429: 10}
+    assert hashed == {"wrong": 30}
+
+
+def test_login_right_passwords_at_once_leave_no_failures(world: World) -> None:
+    for name in ("anna", "bert", "carl"):
+        world.user(name, password=PASSWORD)
+    names = ["anna", "bert", "carl"] * 6
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda name: login(world, name).status_code, names))
+    assert answers == [200] * 18
+    with world.transaction() as tx:
+        assert set(tx.execute(select(login_failures.c.count)).scalars()) <= {0}
+
+
+def test_login_failures_that_are_old_are_deleted_and_count_for_nothing(world: World) -> None:
+    for n in range(25):
+        fails(world, f"name{n}", f"198.51.100.{n}")
+    with world.transaction() as tx:
+        now = tx.execute(select(DbNow())).scalar_one()
+        tx.execute(update(login_failures).values(since=now - accounts.LOGIN_WINDOW, count=99))
+    assert fails(world, "name1", "198.51.100.1") == 401
+    assert fails(world, "name1", "198.51.100.1") == 401
+    with world.transaction() as tx:
+        assert list(tx.execute(select(login_failures.c.count)).scalars()) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "bucket"),
+    [
+        ("203.0.113.9", "203.0.113.9", "203.0.113.9"),
+        ("203.0.113.9:50000", "203.0.113.9", "203.0.113.9"),
+        (" 203.0.113.9:", "203.0.113.9", "203.0.113.9"),
+        ("2001:db8::1", "2001:db8::1", "2001:db8::/64"),
+        ("2001:DB8:0:0:ff::1", "2001:db8::ff:0:0:1", "2001:db8::/64"),
+        ("[2001:db8::1]", "2001:db8::1", "2001:db8::/64"),
+        ("[2001:db8::1]:443", "2001:db8::1", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::1", "fe80::/64"),
+        ("[fe80::1%25eth0]:80", "fe80::1", "fe80::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9", "203.0.113.9"),
+        ("[::FFFF:203.0.113.9]:80", "203.0.113.9", "203.0.113.9"),
+        ("64:ff9b::203.0.113.9", "203.0.113.9", "203.0.113.9"),
+        ("", "", ""),
+        (None, "", ""),
+        ("unknown", "unknown", "unknown"),
+        ("203.0.113.999:80", "203.0.113.999:80", "203.0.113.999:80"),
+        ("[]:80", "[]:80", "[]:80"),
+        ("x" * 5000, "x" * 64, "x" * 64),
+    ],
+)
+def test_address_is_read_without_port_and_zone(text: str | None, address: str, bucket: str) -> None:
+    assert client_address(text) == address
+    assert address_bucket(text) == bucket
+
+
+def test_log_has_the_address_without_its_port(world: World, caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    with caplog.at_level("INFO", "jobapi"):
+        environ = {"REMOTE_ADDR": "[2001:db8::1]:443"}
+        world.call("GET", "/health/live", environ_overrides=environ)
+    assert caplog.records[-1].address == "2001:db8::1"
+
+
 def test_login_limit_switched_off_does_not_limit(make_app: Any, new_database: Any) -> None:
     app = make_app(new_database("sqlite"), JOBAPI_RATELIMIT_ENABLED="false")
     world = World(app)
     assert {login(world, "anna", "wrong").status_code for _ in range(25)} == {401}
 
 
-def test_refresh_exchanges_the_token_once(world: World) -> None:
+def claims(token: str) -> dict[str, Any]:
+    return jwt.decode(token, options={"verify_signature": False})
+
+
+def pass_by(world: World, seconds: float) -> None:
+    """Move all log-ins into the past, as if so many seconds had gone by."""
+    with world.transaction() as tx:
+        for row in tx.execute(select(sessions)).all():
+            ago = timedelta(seconds=seconds)
+            replaced = {key: at - seconds for key, at in (row.replaced or {}).items()}
+            moved = {"created_at": row.created_at - ago, "expires_at": row.expires_at - ago}
+            where = update(sessions).where(sessions.c.id == row.id)
+            tx.execute(where.values(**moved, replaced=replaced or None))
+
+
+def works(world: World, pair: dict[str, Any]) -> list[int]:
+    """What an access token is answered."""
+    return int(world.call("GET", "/auth/me", pair["access_token"]).status_code)
+
+
+def test_refresh_gives_another_pair_and_the_old_one_works_for_30_seconds(world: World) -> None:
     first = world.tokens(world.user())
     second = refresh(world, first["refresh_token"])
     assert second.status_code == 200
-    assert world.call("GET", "/auth/me", second.json["access_token"]).status_code == 200
+    assert second.json["refresh_token"] != first["refresh_token"]
+    assert works(world, second.json) == 200
+    pass_by(world, 28)
     again = refresh(world, first["refresh_token"])
-    assert again.status_code == 401
-    assert again.json["type"].endswith(":token-revoked")
+    assert again.status_code == 200
+    rids = [claims(each.json["refresh_token"])["rid"] for each in (second, again)]
+    assert rids[0] == rids[1] != claims(first["refresh_token"])["rid"]
+    assert [works(world, pair) for pair in (first, second.json, again.json)] == [200] * 3
+    third = refresh(world, again.json["refresh_token"])
+    assert third.status_code == 200
     assert refresh(world, second.json["refresh_token"]).status_code == 200
 
 
-def test_refresh_at_the_same_moment_succeeds_once(world: World) -> None:
-    token = world.tokens(world.user())["refresh_token"]
-    headers = {"Authorization": f"Bearer {token}"}
+def test_refresh_token_used_again_later_ends_the_log_in(world: World) -> None:
+    user = world.user()
+    other = world.tokens(user)
+    first = world.tokens(user)
+    second = refresh(world, first["refresh_token"]).json
+    pass_by(world, 31)
+    for _ in range(2):
+        again = refresh(world, first["refresh_token"])
+        assert again.status_code == 401
+        assert again.json["type"].endswith(":token-revoked")
+        assert [works(world, pair) for pair in (first, second, other)] == [401, 401, 200]
+    assert refresh(world, second["refresh_token"]).status_code == 401
+    assert refresh(world, other["refresh_token"]).status_code == 200
 
-    def exchange(_: int) -> int:
-        client = world.app.test_client()
-        return int(client.post("/auth/refresh", headers=headers).status_code)
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(exchange, range(8)))
-    assert sorted(answers) == [200] + [401] * 7
+def test_refresh_several_times_within_30_seconds_converges(world: World) -> None:
+    pairs = [world.tokens(world.user())]
+    for _ in range(4):
+        pairs.append(refresh(world, pairs[-1]["refresh_token"]).json)
+        pass_by(world, 6)
+    rids = [claims(pair["refresh_token"])["rid"] for pair in pairs]
+    assert len(set(rids)) == 5
+    for pair in pairs[:-1]:
+        assert claims(refresh(world, pair["refresh_token"]).json["refresh_token"])["rid"] == rids[4]
+    # 24, 18, 12 and 6 seconds ago; then 32 and less.
+    pass_by(world, 8)
+    assert refresh(world, pairs[1]["refresh_token"]).status_code == 200
+    assert refresh(world, pairs[4]["refresh_token"]).status_code == 200
+    assert refresh(world, pairs[0]["refresh_token"]).status_code == 401
+    assert refresh(world, pairs[4]["refresh_token"]).status_code == 401
+
+
+def test_refresh_at_the_same_moment_gives_one_next_token(world: World) -> None:
+    for _ in range(3):
+        token = world.tokens(world.user())["refresh_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+
+        def exchange(_: int, headers: dict[str, str] = headers) -> Any:
+            return world.app.test_client().post("/auth/refresh", headers=headers)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(exchange, range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({claims(answer.json["refresh_token"])["rid"] for answer in answers}) == 1
+        assert {works(world, answer.json) for answer in answers} == {200}
+
+
+def test_refresh_remembers_a_bounded_number_of_tokens(world: World) -> None:
+    pair = world.tokens(world.user())
+    for _ in range(accounts.MAX_REPLACED + 5):
+        pair = refresh(world, pair["refresh_token"]).json
+    with world.transaction() as tx:
+        (replaced,) = tx.execute(select(sessions.c.replaced)).scalars()
+    assert len(replaced) == accounts.MAX_REPLACED
+    pass_by(world, 31)
+    refresh(world, pair["refresh_token"])
+    with world.transaction() as tx:
+        (replaced,) = tx.execute(select(sessions.c.replaced)).scalars()
+    assert len(replaced) == 1
+
+
+def test_log_in_ends_90_days_after_the_password_was_given(world: World) -> None:
+    days = 24 * 3600
+    pair = world.tokens(world.user())
+    for _ in range(4):
+        pass_by(world, 22 * days)
+        answer = refresh(world, pair["refresh_token"])
+        assert answer.status_code == 200
+        pair = answer.json
+    pass_by(world, 2 * days - 100)
+    answer = refresh(world, pair["refresh_token"])
+    assert answer.status_code == 200
+    assert 0 < answer.json["expires_in"] <= 100
+    for kind in ("access_token", "refresh_token"):
+        assert claims(answer.json[kind])["exp"] <= time.time() + 100
+    pass_by(world, 101)
+    assert refresh(world, answer.json["refresh_token"]).status_code == 401
+
+
+def test_refresh_token_that_was_not_used_for_30_days_is_401(world: World) -> None:
+    pair = world.tokens(world.user())
+    pass_by(world, 31 * 24 * 3600)
+    assert refresh(world, pair["refresh_token"]).status_code == 401
+
+
+def test_refresh_within_30_seconds_after_the_log_in_ended_is_401(world: World) -> None:
+    user = world.user("anna", password=PASSWORD)
+    admin = world.token(world.user(is_admin=True))
+    for end in ("logout", "password", "disable"):
+        with world.transaction() as tx:
+            accounts.edit_user(tx, user.id, {"disabled": False})
+        first = world.tokens(user)
+        second = refresh(world, first["refresh_token"]).json
+        if end == "logout":
+            world.call("POST", "/auth/logout", second["access_token"])
+        else:
+            body = {"disabled": True} if end == "disable" else {"password": PASSWORD}
+            assert world.call("PATCH", f"/users/{user.id}", admin, json=body).status_code == 200
+        for pair in (first, second):
+            assert refresh(world, pair["refresh_token"]).status_code == 401
+            assert works(world, pair) == 401
+
+
+@pytest.mark.parametrize("change", [{"disabled": True}, {"password": "another password"}])
+def test_login_while_the_user_changes_gives_no_log_in(
+    world: World, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change comes between the check of the password and the log-in."""
+    user = world.user("anna", password=PASSWORD)
+    check = accounts.authenticate
+
+    def late(*arguments: Any) -> Any:
+        found = check(*arguments)
+        with world.transaction() as tx:
+            accounts.edit_user(tx, user.id, change)
+        return found
+
+    monkeypatch.setattr(accounts, "authenticate", late)
+    assert login(world, "anna").status_code == 401
+    with world.transaction() as tx:
+        assert tx.execute(select(func.count()).select_from(sessions)).scalar_one() == 0
 
 
 @pytest.mark.parametrize("token", [None, "", "nonsense", "a.b.c"])
@@ -253,6 +528,57 @@ def test_passwords_are_stored_as_argon2id_and_take_all_characters(world: World) 
         user = world.user(f"user-{number}", password=password)
         assert user.password_hash.startswith("$argon2id$")
         assert login(world, user.username, password).status_code == 200
+
+
+WORDS = "Müllerstraße-é"
+NFC, NFD = (unicodedata.normalize(form, WORDS) for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("set_as", "typed"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+def test_password_is_the_same_in_all_forms(world: World, set_as: str, typed: str) -> None:
+    user = world.user("anna", password=set_as)
+    pair = login(world, "anna", typed)
+    assert pair.status_code == 200
+    assert change(world, pair.json["access_token"], typed, PASSWORD).status_code == 204
+    assert change(world, pair.json["access_token"], PASSWORD, set_as).status_code == 204
+    assert login(world, "anna", typed).status_code == 200
+    admin = world.token(world.user(is_admin=True))
+    body = {"password": typed}
+    assert world.call("PATCH", f"/users/{user.id}", admin, json=body).status_code == 200
+    assert login(world, "anna", set_as).status_code == 200
+    assert login(world, "anna", WORDS.upper()).status_code == 401
+
+
+def test_password_whose_hash_is_of_another_form_is_right_and_hashed_anew(world: World) -> None:
+    user = world.user("anna")
+    with world.transaction() as tx:
+        old = accounts._hasher.hash(NFD)
+        tx.execute(update(users).where(users.c.id == user.id).values(password_hash=old))
+    assert login(world, "anna", NFC).status_code == 401
+    assert change(world, world.token(user), NFD, NFD).status_code == 204
+    with world.transaction() as tx:
+        tx.execute(update(users).where(users.c.id == user.id).values(password_hash=old))
+    for typed in (NFD, NFD, NFC):
+        assert login(world, "anna", typed).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("password", "right"),
+    [
+        ("e\u0301" * 128, True),
+        ("e\u0301" * 129, False),
+        ("e\u0301" * 4, False),
+        ("e\u0301" * 8, True),
+        ("\U0001f600" * 8, True),
+        # So many marks would take long to be sorted.
+        ("e" + "\u0301\u0323" * 40_000, False),
+    ],
+)
+def test_password_length_is_counted_in_nfc(world: World, password: str, right: bool) -> None:
+    admin = world.token(world.user(is_admin=True))
+    body = {"username": "anna", "password": password}
+    assert world.call("POST", "/users", admin, json=body).status_code == (201 if right else 422)
+    assert login(world, "anna", password).status_code == (200 if right else 401)
 
 
 def test_create_user_answers_the_user_and_where_it_is(world: World) -> None:

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from marshmallow import fields
+from typing import Any
+
+from marshmallow import fields, validate
 
 from ..fields import Flag, Pattern, Time
-from ..identity import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH, USERNAME_PATTERN, USERNAME_RULE
-from .base import Base, Pagination, Response, length
+from ..identity import (
+    MAX_PASSWORD_LENGTH,
+    MIN_PASSWORD_LENGTH,
+    USERNAME_PATTERN,
+    USERNAME_RULE,
+    normal_password,
+)
+from .base import Base, Pagination, Response
+
+
+class _Length(validate.Length):
+    def __call__(self, value: Any) -> Any:
+        super().__call__(normal_password(value))
+        return value
+
+
+def _new_password(**kw: Any) -> fields.String:
+    return fields.String(
+        validate=_Length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
+        metadata={
+            "format": "password",
+            "description": f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters, counted "
+            "and compared in the Unicode form NFC.",
+        },
+        **kw,
+    )
 
 
 class LoginRequest(Base):
@@ -31,11 +57,7 @@ class PasswordChange(Base):
     """One's own password, old and new."""
 
     current_password = fields.String(required=True, metadata={"format": "password"})
-    new_password = fields.String(
-        required=True,
-        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
-        metadata={"format": "password"},
-    )
+    new_password = _new_password(required=True)
 
 
 class UserCreate(Base):
@@ -45,20 +67,14 @@ class UserCreate(Base):
         required=True,
         validate=Pattern(f"^{USERNAME_PATTERN}$", error=USERNAME_RULE),
     )
-    password = fields.String(
-        required=True,
-        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
-        metadata={"format": "password"},
-    )
+    password = _new_password(required=True)
     is_admin = Flag(load_default=False)
 
 
 class UserUpdate(Base):
     """What to change of a user."""
 
-    password = fields.String(
-        validate=length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH), metadata={"format": "password"}
-    )
+    password = _new_password()
     is_admin = Flag()
     disabled = Flag()
 

@@ -9,6 +9,7 @@ from flask import Response, request
 from .. import accounts
 from ..database import transaction
 from ..errors import TokenMissing
+from ..identity import address_bucket
 from ..schemas import accounts as schemas
 from . import examples
 from .access import Caller, connect, guard, public
@@ -27,8 +28,13 @@ _NO_STORE = {"Cache-Control": "no-store"}
 def login(body: dict[str, Any]) -> Response:
     """Exchange a name and a password for an access token and a refresh token."""
     with connect() as connection:
-        user = accounts.authenticate(connection, body["username"], body["password"], _attempts())
-        session = accounts.open_session(connection, user.id, state().mint.refresh_lifetime)
+        session = accounts.log_in(
+            connection,
+            body["username"],
+            body["password"],
+            _attempts(),
+            state().mint.refresh_lifetime,
+        )
     return json_response(state().mint.pair(session), headers=_NO_STORE)
 
 
@@ -37,7 +43,10 @@ def login(body: dict[str, Any]) -> Response:
     "POST",
     summary="Refresh tokens",
     errors=(401,),
-    description="Send the refresh token as Bearer, no body. The old one stops working.",
+    description="Send the refresh token as Bearer, no body. The old one stops working 30 seconds "
+    "later. Until then it gets an equivalent pair of the same log-in, because an answer may be "
+    "lost; used again later, it ends the log-in. A log-in ends 90 days after the password was "
+    "given.",
     security=[{"bearer": []}],
 )
 @public
@@ -83,7 +92,12 @@ def _attempts() -> accounts.Attempts | None:
     settings = state().settings
     if not settings.ratelimit_enabled:
         return None
-    return accounts.Attempts(settings.login_failures_per_minute, request.remote_addr or "")
+    return accounts.Attempts(
+        address_bucket(request.remote_addr),
+        settings.login_failures_per_minute,
+        settings.login_failures_per_address,
+        settings.login_failures_per_name,
+    )
 
 
 @own_blp.operation("/auth/me", summary="Who am I")

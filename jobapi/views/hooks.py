@@ -14,6 +14,7 @@ from flask_cors.core import serialize_options, set_cors_headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as UnknownRoute
 
+from ..identity import client_address
 from .base import BLUEPRINT_PREFIX, error_handlers, render, translate
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _log(status: int, started: float) -> None:
             "status": status,
             "duration_ms": duration,
             "caller": g.get("jobapi_caller", "-"),
-            "address": request.remote_addr,
+            "address": client_address(request.remote_addr),
             "request_id": g.jobapi_request_id,
         },
     )
