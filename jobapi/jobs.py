@@ -19,6 +19,7 @@ import uuid_utils
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     bindparam,
     func,
@@ -34,15 +35,17 @@ from .database import (
     AnyRow,
     DbNow,
     Executor,
-    IsAmong,
+    JsonBytes,
     Statement,
     dialect_name,
+    is_picked,
     record_source,
     records,
 )
 from .errors import JobNotEnded, JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
 from .lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
 from .models import attempts, jobs, memberships, workspaces
+from .paging import MAX_BYTES
 
 MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""
@@ -53,6 +56,34 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
 
 COLUMNS = tuple(jobs.c)
+_TEXTS = ("metadata", "result", "error", "progress_message")
+_OTHER_BYTES = 1_000
+
+
+def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
+    """At most how many bytes of JSON a job takes in an answer with these columns."""
+    return JsonBytes(*(c for c in columns if c.name in _TEXTS)) + _OTHER_BYTES
+
+
+def fitting(query: Select[Any], order: Sequence[Any]) -> Select[Any]:
+    """The first jobs that a query finds, in an order: as many as an answer holds, but one at least.
+
+    ``query`` selects columns of the table. Each row has ``n_found``, too: how many it finds.
+    """
+    columns = list(query.selected_columns)
+    so_far = func.sum(answer_bytes(columns)).over(order_by=order, rows=(None, 0))
+    first = func.row_number().over(order_by=order)
+    found = query.add_columns(
+        func.count().over().label("n_found"), so_far.label("so_far"), first.label("place")
+    ).subquery()
+    shown = [found.c[column.name] for column in columns]
+    return (
+        select(*shown, found.c.n_found)
+        .where((found.c.so_far <= MAX_BYTES) | (found.c.place == 1))
+        .order_by(found.c.place)
+    )
+
+
 GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
 """What is noted of jobs that are deleted."""
 
@@ -437,8 +468,9 @@ def delete_old(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    gone = sql_delete(jobs).where(IsAmong(jobs.c.id, old.scalar_subquery()))
-    rows = session.execute(gone.where(jobs.c.status == status).returning(*GONE)).all()
+    picked = is_picked(dialect_name(session), jobs, old, workspace_id=workspace_id)
+    # Its own row is locked: the status is as it was found.
+    rows = session.execute(sql_delete(jobs).where(picked).returning(*GONE)).all()
     events.note_deleted(session, rows, by=None)
     return len(rows)
 

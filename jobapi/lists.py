@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from . import counts
 from .database import (
-    BY_BITMAP,
+    BY_KEY,
     IN_ORDER,
     AnyRow,
     Executor,
@@ -347,7 +347,7 @@ def _counted(
     session: Executor, where: Sequence[ColumnElement[bool]], by_content: bool
 ) -> tuple[int, bool]:
     if by_content:
-        plan_without(session, BY_BITMAP)
+        plan_without(session, BY_KEY)
     some = select(literal(1)).select_from(jobs).where(*where).limit(MAX_COUNTED + 1)
     n = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
     return min(n, MAX_COUNTED), n > MAX_COUNTED

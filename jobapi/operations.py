@@ -11,18 +11,18 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy import delete as sql_delete
+from sqlalchemy import insert, select, update
 
 from . import events, lifecycle, lists
 from . import jobs as verbs
-from .database import AnyRow, DbNow, Executor, dialect_name
+from .database import AnyRow, DbNow, Executor, dialect_name, is_picked, record_source, records
 from .errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
 from .lifecycle import Action, OperationStatus
 from .lists import Filters
 from .models import jobs, operations
 from .paging import Page, fetch_page
-from .settling import DECIDING, Settling
+from .settling import Settling, lock
 
 AT_ONCE = 500
 """How many jobs one transaction looks at."""
@@ -155,22 +155,15 @@ def _act(
     session: Executor, operation: AnyRow, action: Action, filters: Filters, job_ids: list[str]
 ) -> tuple[int, int]:
     """Do it to these jobs, where they still match; returns how many it was done to, and not."""
-    locked = (
-        select(*DECIDING, DbNow().label("now"))
-        .where(
-            jobs.c.workspace_id == operation.workspace_id,
-            jobs.c.job_id.in_(bindparam("ids", expanding=True)),
-            *filters.kind(jobs.c),
-            *filters.rest(dialect_name(session)),
-        )
-        # Whoever changes more than one job locks them in the same order.
-        .order_by(jobs.c.job_id)
-        .with_for_update()
-    )
-    found = session.execute(locked, {"ids": job_ids}).all()
+    matches = [*filters.kind(jobs.c), *filters.rest(dialect_name(session))]
+    found = lock(session, operation.workspace_id, job_ids, *matches)
     by = operation.actor or f"user:{operation.created_by}"
     if action is Action.DELETE:
-        session.execute(sql_delete(jobs).where(jobs.c.id.in_([row.id for row in found])))
+        dialect = dialect_name(session)
+        ids = select(record_source(dialect, {"id": jobs.c.id.type}).c.id)
+        these = is_picked(dialect, jobs, ids, workspace_id=operation.workspace_id)
+        given = records(session, [{"id": row.id} for row in found])
+        session.execute(sql_delete(jobs).where(these), given)
         events.note_deleted(session, found, by=by)
         return len(found), 0
     rule = lifecycle.cancel if action is Action.CANCEL else lifecycle.retry

@@ -12,6 +12,9 @@ from sqlalchemy import ColumnElement, FromClause, func, select
 from .database import AnyRow, Executor
 from .errors import ValidationFailed
 
+MAX_BYTES = 8 * 1024 * 1024
+"""How large an answer with many jobs may be, as JSON."""
+
 MAX_NUMBER = 2**63
 """No number in a cursor reaches it: what a database cannot hold is no place in a list."""
 

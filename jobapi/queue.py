@@ -43,21 +43,22 @@ from .database import (
     AnyRow,
     DbNow,
     Executor,
-    IsAmong,
     OneOf,
     SecondsAfter,
     Statement,
     Texts,
     dialect_name,
+    is_picked,
     record_source,
     records,
 )
 from .errors import JobApiError
-from .jobs import COLUMNS, limit_documents, not_found, wrong_document
+from .jobs import COLUMNS, answer_bytes, fitting, limit_documents, not_found, wrong_document
 from .leases import Backoff
 from .lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
 from .models import attempts, jobs
-from .settling import DECIDING, Settling
+from .paging import MAX_BYTES
+from .settling import DECIDING, Settling, lock
 
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
@@ -114,8 +115,9 @@ def claim(
     ``now``, the database's time. ``job_types`` of None means all. ``by`` is who
     it is: ``user:1``, ``key:1``. Their attempts begin at once, or with ``begin``
     of False when a report says so; a suspect job's begins at once in any case, and
-    it comes alone. One statement, in which rows that others are just claiming
-    are stepped over.
+    it comes alone. They end at ``MAX_BYTES``, but there is one at least: what the
+    answer does not hold is not leased. One statement, in which rows that others are
+    just claiming are stepped over.
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
@@ -151,7 +153,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     # scheduled jobs of a higher one are not walked through. The lower ones are
     # looked at only while there are too few.
     heads = []
-    looked_at = [jobs.c.suspect] if several else []
+    looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
     wanted = select(func.unnest(bindparam("types", type_=Texts)).label("job_type")).subquery()
     for priority in sorted(Priority, reverse=True):
         head = (
@@ -185,17 +187,19 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     picked = select(queue.c.id)
     if several:
         # A suspect job is given alone: where it comes first nothing else is, and where
-        # others come first it is left for a later claim.
+        # others come first it is left for a later claim. What would make the answer
+        # too large is left, too.
         place = select(
             queue.c.id,
             queue.c.suspect,
             # With the same frame it is one pass.
             func.row_number().over(rows=(None, 0)).label("number"),
             func.first_value(queue.c.suspect).over(rows=(None, 0)).label("alone"),
+            func.sum(queue.c.bytes).over(rows=(None, 0)).label("so_far"),
         ).subquery()
-        picked = select(place.c.id).where(
-            or_(place.c.number == 1, not_(or_(place.c.suspect, place.c.alone)))
-        )
+        together = not_(or_(place.c.suspect, place.c.alone)) & (place.c.so_far <= MAX_BYTES)
+        picked = select(place.c.id).where(or_(place.c.number == 1, together))
+    workspace: Any = bindparam("of_workspace", type_=jobs.c.workspace_id.type)
     until: Any = bindparam("until", type_=jobs.c.lease_expires_at.type)
     moment: Any = bindparam("moment", type_=jobs.c.started_at.type)
     seconds: Any = bindparam("seconds")
@@ -203,7 +207,11 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     begins = true() if begin else jobs.c.suspect
     claim = (
         update(jobs)
-        .where(IsAmong(jobs.c.id, picked.scalar_subquery()), jobs.c.status == status)
+        .where(
+            is_picked(dialect, jobs, picked, workspace_id=workspace, status=status),
+            # (On Postgres the index of what is pending is not to be used for this.)
+            jobs.c.status == status if dialect == "sqlite" else true(),
+        )
         .values(
             status=target,
             version=jobs.c.version + 1,
@@ -253,16 +261,18 @@ def claimable(session: Executor, workspace_id: int, job_types: Sequence[str] | N
 
 
 def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRow]:
-    """The jobs that a claim has leased and that are still under that lease."""
-    rows = session.execute(
-        select(*COLUMNS).where(
-            jobs.c.workspace_id == workspace_id,
-            jobs.c.lease_token == lease_token,
-            # True of all that are leased: the reaper's index has these alone.
-            jobs.c.reap_at.is_not(None),
-        )
-    ).all()
-    return sorted(rows, key=_urgency)
+    """The jobs that a claim has leased and that are still under that lease.
+
+    They end at ``MAX_BYTES``: the holder may have reported large results meanwhile.
+    """
+    mine = select(*COLUMNS).where(
+        jobs.c.workspace_id == workspace_id,
+        jobs.c.lease_token == lease_token,
+        # By an index of the workspace: the reaper's has the jobs of all of them.
+        jobs.c.status == JobStatus.RUNNING,
+    )
+    order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
+    return sorted(session.execute(fitting(mine, order)).all(), key=_urgency)
 
 
 def report(
@@ -317,6 +327,7 @@ def _succeed(
     times = Counter(each["job_id"] for each in reports)
     plain = [
         {
+            "workspace_id": workspace_id,
             "job_id": each["job_id"],
             "lease_token": each["lease_token"],
             "result": merge_patch(None, each["result"]) if "result" in each else None,
@@ -335,7 +346,6 @@ def _succeed(
     settled = _success(only_job_types is not None).all(
         session,
         {
-            "of_workspace": workspace_id,
             "who": by,
             **records(session, plain),
             **({} if only_job_types is None else {"types": only_job_types}),
@@ -346,16 +356,15 @@ def _succeed(
 
 @cache
 def _success(typed: bool) -> Statement:
-    report = record_source(
-        "postgresql", {name: jobs.c[name].type for name in ("job_id", "lease_token", "result")}
-    )
+    sent = ("workspace_id", "job_id", "lease_token", "result")
+    report = record_source("postgresql", {name: jobs.c[name].type for name in sent})
     now: Any = func.statement_timestamp(type_=jobs.c.updated_at.type)
     since_due = cast(func.floor(extract("epoch", now - jobs.c.due_at)), BigInteger)
     success = (
         update(jobs)
         .where(
-            # No condition for an index, but for the job's own.
-            jobs.c.workspace_id + 0 == bindparam("of_workspace"),
+            # Of each report, so that the planner goes by the job's own index: see ``is_picked``.
+            jobs.c.workspace_id == report.c.workspace_id,
             jobs.c.job_id == report.c.job_id,
             jobs.c.status == JobStatus.RUNNING,
             jobs.c.lease_token == report.c.lease_token,
@@ -390,9 +399,7 @@ def _judge(
     by: str | None,
     chance: Callable[[], float],
 ) -> list[Answer]:
-    found = _held().all(
-        session, {"of_workspace": workspace_id, "ids": {each["job_id"] for each in reports}}
-    )
+    found = lock(session, workspace_id, {each["job_id"] for each in reports})
     settling = Settling(found, by=by)
     after = settling.jobs
     answers: list[Answer] = []
@@ -415,20 +422,6 @@ def _judge(
         answers.append(Answer(job, ran=ran))
     settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
-
-
-@cache
-def _held() -> Statement:
-    return Statement(
-        select(*DECIDING, DbNow().label("now"))
-        .where(
-            jobs.c.workspace_id + 0 == bindparam("of_workspace"),
-            OneOf(jobs.c.job_id, bindparam("ids", type_=Texts)),
-        )
-        # Whoever changes more than one job locks them in the same order.
-        .order_by(jobs.c.job_id)
-        .with_for_update()
-    )
 
 
 def _accept_repeated(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Update, update
+from sqlalchemy import ColumnElement, Select, Update, select, true, update
 
 from . import leases
-from .database import AnyRow, Executor, dialect_name, insert_records, record_source, records
+from .database import (
+    AnyRow,
+    DbNow,
+    Executor,
+    Statement,
+    dialect_name,
+    insert_records,
+    record_source,
+    records,
+)
 from .jobs import COLUMNS
 from .models import attempts, jobs
 
@@ -44,6 +53,43 @@ _SETTLED = (
     "run_id",
 )
 _ATTEMPT = tuple(column.name for column in attempts.c)
+
+
+def lock(
+    session: Executor,
+    workspace_id: int,
+    job_ids: Collection[str],
+    *conditions: ColumnElement[bool],
+) -> Sequence[AnyRow]:
+    """Lock jobs of a workspace, those that match; each with ``DECIDING`` and the time as ``now``.
+
+    Every transaction that changes several jobs locks them in the order of ``job_id``.
+    """
+    wanted = [{"workspace_id": workspace_id, "job_id": job_id} for job_id in sorted(job_ids)]
+    given = records(session, wanted)
+    if conditions:
+        return session.execute(_locking(dialect_name(session), conditions), given).all()
+    return _lock(dialect_name(session)).all(session, given)
+
+
+@cache
+def _lock(dialect: str) -> Statement:
+    return Statement(_locking(dialect, ()))
+
+
+def _locking(dialect: str, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    key = ("workspace_id", "job_id")
+    wanted = record_source(dialect, {name: jobs.c[name].type for name in key})
+    one = (
+        select(*DECIDING, DbNow().label("now"))
+        .where(*(jobs.c[name] == wanted.c[name] for name in key), *conditions)
+        .with_for_update()
+    )
+    if dialect == "sqlite":
+        return one
+    # One after the other, each by its own index, however many the planner believes there to be.
+    each = one.lateral("each")
+    return select(*each.c).select_from(wanted.join(each, true()))
 
 
 class Settling:
@@ -85,7 +131,7 @@ class Settling:
                 continue
             before = self._before[job_id]
             held = {f"held_{name}": getattr(before, name) for name in _HELD}
-            rows.append({name: getattr(job, name) for name in ("id", *_SETTLED)} | held)
+            rows.append({name: getattr(job, name) for name in (*_KEY, *_SETTLED)} | held)
         settled = session.execute(_settlement(dialect_name(session)), records(session, rows)).all()
         if len(settled) != len(rows):
             # They were locked when they were read.
@@ -96,6 +142,7 @@ class Settling:
             )
 
 
+_KEY = ("workspace_id", "id")
 _HELD = ("status", "version", "lease_token")
 
 
@@ -103,13 +150,13 @@ _HELD = ("status", "version", "lease_token")
 def _settlement(dialect: str) -> Update:
     source = record_source(
         dialect,
-        {name: jobs.c[name].type for name in ("id", *_SETTLED)}
+        {name: jobs.c[name].type for name in (*_KEY, *_SETTLED)}
         | {f"held_{name}": jobs.c[name].type for name in _HELD},
     )
     return (
         update(jobs)
         .where(
-            jobs.c.id == source.c.id,
+            *(jobs.c[name] == source.c[name] for name in _KEY),
             *(jobs.c[name].is_not_distinct_from(source.c[f"held_{name}"]) for name in _HELD),
         )
         .values({name: source.c[name] for name in _SETTLED})

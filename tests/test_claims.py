@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import event, select, text, update
 
 from jobapi import queue
+from jobapi.database import IN_ORDER, transaction
 from jobapi.identity import Role
 from jobapi.lifecycle import JobStatus
 from jobapi.models import jobs
+from jobapi.paging import MAX_BYTES
 
 from .factories import Desk, World
 
@@ -260,3 +262,71 @@ def test_claim_by_type_walks_past_no_other_jobs(desk: Desk) -> None:
         assert job.job_type == "mine"
         if is_postgres:
             assert tx.execute(read, name).scalar_one() - before < 20
+
+
+LARGE = {"text": "x" * 1_000_000}
+
+
+def test_claim_ends_at_eight_mebibytes_and_leases_no_more_than_it_answers(desk: Desk) -> None:
+    for _ in range(10):
+        desk.world.job(desk.workspace_id, desk.user, metadata=LARGE)
+    headers = {"Idempotency-Key": "one"}
+    first = desk.post("/claim", json={"limit": 100}, headers=headers)
+    assert len(first.data) <= MAX_BYTES
+    assert len(first.json["data"]) == 8
+    assert desk.get("?status=running&limit=1").json["pagination"]["total"] == 8
+    again = desk.post("/claim", json={"limit": 100}, headers=headers)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.json == first.json
+    assert len(desk.claim(limit=100, job_types=["data_analysis"])) == 2
+
+
+def test_claim_counts_what_was_left_by_earlier_attempts(desk: Desk) -> None:
+    jobs = [desk.create(max_retries=1) for _ in range(10)]
+    for job in desk.claim(limit=100):
+        # Each character of the error takes six bytes in the answer.
+        left = {"result": {"text": "x" * 500_000}, "error": "\x01" * 65_536}
+        assert desk.report(job, status="failed", retry_after=0, **left)["accepted"]
+    answer = desk.post("/claim", json={"limit": len(jobs)})
+    assert 1 < len(answer.json["data"]) < len(jobs)
+    assert len(answer.data) <= MAX_BYTES
+
+
+def test_repeated_claim_ends_at_eight_mebibytes_too(desk: Desk) -> None:
+    for _ in range(10):
+        desk.create()
+    headers = {"Idempotency-Key": "one"}
+    claimed = desk.post("/claim", json={"limit": 10}, headers=headers).json["data"]
+    for job in claimed:
+        assert desk.report(job, result=LARGE)["accepted"]
+    again = desk.post("/claim", json={"limit": 10}, headers=headers)
+    assert len(again.data) <= MAX_BYTES
+    kept = [job["job_id"] for job in again.json["data"]]
+    assert kept == [job["job_id"] for job in claimed][: len(kept)]
+    assert len(kept) == 8
+
+
+def test_claims_at_once_leave_no_job_to_each_other(desk: Desk) -> None:
+    for _ in range(2):
+        desk.create()
+    engine = desk.world.state.engine
+    if engine.dialect.name == "sqlite":
+        # One transaction writes at a time.
+        assert [len(desk.claim(limit=1)) for _ in range(2)] == [1, 1]
+        return
+    with (
+        engine.connect() as one,
+        engine.connect() as other,
+        transaction(one, planner=IN_ORDER) as first,
+        transaction(other, planner=IN_ORDER) as second,
+    ):
+        for tx in (first, second):
+            token = queue.new_lease_token()
+            assert len(queue.claim(tx, desk.workspace_id, lease_token=token)) == 1
+
+
+def test_claim_takes_a_thousand_job_types(desk: Desk) -> None:
+    desk.create(job_type="t999")
+    types = [f"t{number}" for number in range(1000)]
+    assert [job["job_type"] for job in desk.claim(job_types=types)] == ["t999"]
+    assert desk.post("/claim", json={"job_types": [*types, "t1000"]}).status_code == 422

@@ -18,7 +18,7 @@ class Claim(Base):
     job_types = fields.List(
         job_type_text(),
         allow_none=True,
-        validate=length(1, 100),
+        validate=length(1, 1000),
         metadata={"description": "Only these types. Default: all that the caller may have."},
     )
     limit = Whole(

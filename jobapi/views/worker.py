@@ -104,7 +104,8 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
     A leased job is `running`, and until the lease runs out only its holder
     can report on it. With an `Idempotency-Key` a claim whose answer was lost
-    can be repeated: it answers with the same leases while they live. With
+    can be repeated: it answers with the same leases while they live. An answer
+    ends at 8 MiB: jobs that it does not hold are left for the next claim. With
     `wait_seconds` it waits for a first job; where too many wait already, it
     answers at once.
     """
