@@ -160,7 +160,7 @@ class Metrics:
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
         others: dict[JobStatus, int] = {}
         refused, retried, failed = malformed, 0, JobStatus.FAILED
-        for report, (job, problem, ran) in zip(reports, answers, strict=True):
+        for report, (job, problem, ran, _) in zip(reports, answers, strict=True):
             if problem is not None:
                 refused += 1
                 continue
@@ -184,7 +184,8 @@ class Metrics:
         """The attempts of these jobs were ended, because a lease or the time had run out."""
         for job in jobs:
             (self._expiries if job.error == LEASE_EXPIRED else self._timeouts).inc()
-            if job.status == JobStatus.PENDING:
+            # A suspect job's attempt had not begun: that counts no retry.
+            if job.status == JobStatus.PENDING and not job.suspect:
                 self._retries.inc()
 
     def watch(self, engine: Engine) -> None:

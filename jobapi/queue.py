@@ -14,7 +14,7 @@ import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ from .database import (
     record_source,
     records,
 )
-from .errors import JobApiError
+from .errors import JobApiError, ValidationFailed
 from .jobs import COLUMNS, answer_bytes, fitting, limit_documents, not_found, wrong_document
 from .leases import Backoff
 from .lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
@@ -73,11 +73,13 @@ class Answer(NamedTuple):
     """What became of one report: the job as it is now, or why it was refused.
 
     ``ran`` is for how long the attempt had run that the report ended, if it did.
+    ``renewed`` says that the heartbeat in a refused report counted.
     """
 
     job: Any = None
     problem: JobApiError | None = None
     ran: timedelta | None = None
+    renewed: bool = False
 
 
 class Reaped(NamedTuple):
@@ -287,9 +289,11 @@ def report(
 ) -> list[Answer]:
     """Apply reports of the holders of leases, each judged alone; answers in the same order.
 
-    A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes.
-    ``by`` is who it is. Several of one job count in their order. A final report that is repeated
-    with the token that it ended is accepted, and changes nothing.
+    A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes; or, where
+    it could not be read, the error as ``refused``. Of a report that is refused for what
+    it says, or because a document cannot be stored, the heartbeat counts all the same.
+    ``by`` is who it is. Several of one job count in their order. A final report that is
+    repeated with the token that it ended is accepted, and changes nothing.
     """
     succeeded = _succeed(session, workspace_id, reports, only_job_types, by)
     others = [each for each in reports if each["job_id"] not in succeeded]
@@ -406,22 +410,35 @@ def _judge(
     for each in reports:
         job = after.get(each["job_id"])
         if job is None or (only_job_types is not None and job.job_type not in only_job_types):
-            answers.append(Answer(problem=not_found()))
+            answers.append(Answer(problem=each.get("refused") or not_found()))
             continue
         started_at = job.now if job.prefetched else job.started_at
+        rule = partial(
+            leases.report, job, each["lease_token"], backoff=backoff, chance=chance(), now=job.now
+        )
+        refused = each.get("refused")
         try:
-            values = leases.report(
-                job, each["lease_token"], each, backoff=backoff, chance=chance(), now=job.now
-            )
-            limit_documents(values)
+            if refused is None:
+                values = rule(each)
+                refused = _wrong_documents(values)
+            if refused is not None:
+                values = rule({"run_id": each.get("run_id")})
         except JobApiError as problem:
-            answers.append(Answer(job, problem))
+            answers.append(Answer(job, refused or problem))
             continue
         settling.apply(job, values)
         ran = None if job.status == JobStatus.RUNNING else job.now - started_at
-        answers.append(Answer(job, ran=ran))
+        answers.append(Answer(job, refused, ran, renewed=refused is not None))
     settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
+
+
+def _wrong_documents(values: Mapping[str, Any]) -> JobApiError | None:
+    try:
+        limit_documents(values)
+    except ValidationFailed as error:
+        return error
+    return None
 
 
 def _accept_repeated(

@@ -297,6 +297,25 @@ def test_what_runs_out_is_counted(world: World, desk: Desk) -> None:
     assert found["jobapi_retries_total"] == 2
 
 
+def test_what_had_not_begun_counts_no_retry_and_no_time(world: World, desk: Desk) -> None:
+    since = Since(world)
+    for _ in range(3):
+        desk.create()
+    expired, released, ended = desk.claim(limit=3, begin=False)
+    for job in (expired, released, ended):
+        desk.shift(job, 100)
+    desk.report(released, status="pending")
+    desk.report(ended, status="failed", retryable=False, error="e")
+    with world.state.engine.connect() as connection:
+        assert maintenance.work(connection, world.state.backoff, world.state.tell) == 1
+    found = since.now()
+    assert found["jobapi_lease_expiries_total"] == 1
+    assert found["jobapi_retries_total"] == 0
+    for outcome in ("released", "failed"):
+        assert found[f'jobapi_run_seconds_count{{outcome="{outcome}"}}'] == 1
+        assert found[f'jobapi_run_seconds_sum{{outcome="{outcome}"}}'] < 50
+
+
 def test_connections_are_counted_whatever_becomes_of_them(world: World) -> None:
     engine = world.state.engine
     engine.dispose()

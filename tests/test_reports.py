@@ -10,10 +10,11 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import queue
+from jobapi.identity import Role
 from jobapi.leases import Backoff
 from jobapi.models import jobs
 
-from .factories import Desk
+from .factories import Desk, World
 
 FINAL = [("success", "success"), ("failed", "failed"), ("pending", "released")]
 
@@ -27,9 +28,9 @@ def shown(desk: Desk, job: Any) -> dict[str, Any]:
     return dict(desk.get(f"/{job['job_id']}").json)
 
 
-def refusal(answer: Any) -> str:
+def refusal(answer: Any, *, renewed: bool = False) -> str:
     assert not answer["accepted"]
-    assert answer["lease_expires_at"] is None
+    assert (answer["lease_expires_at"] is not None) == renewed
     return str(answer["problem"]["type"].rsplit(":", 1)[1])
 
 
@@ -268,12 +269,131 @@ def test_reports_that_are_no_list_of_1_to_100_are_422(desk: Desk, body: Any) -> 
     assert desk.post("/report", json=body).status_code == 422
 
 
-def test_result_that_grows_too_large_is_refused_alone(desk: Desk) -> None:
+@pytest.mark.parametrize("status", ["running", "success", "failed", "pending"])
+def test_result_that_grows_too_large_is_refused_alone(desk: Desk, status: str) -> None:
     job = leased(desk)
-    for name in ("a", "b"):
-        answer = desk.report(job, result={name: "x" * 600_000})
-    assert refusal(answer) == "validation-failed"
+    assert desk.report(job, result={"a": "x" * 600_000})["accepted"]
+    too_large = {"status": status, "result": {"b": "x" * 600_000}}
+    headers = {"Lease-Token": job["lease_token"]}
+    for way in ("report", "patch"):
+        desk.shift(job, 50)
+        before = row(desk, job)
+        if way == "report":
+            answer = desk.report(job, **too_large)
+            assert refusal(answer, renewed=True) == "validation-failed"
+        else:
+            assert desk.patch(job["job_id"], too_large, headers=headers).status_code == 422
+        after = row(desk, job)
+        assert after.lease_expires_at - before.lease_expires_at >= timedelta(seconds=50)
+        assert after.version == before.version
     assert desk.report(job, status="success")["accepted"]
+
+
+MALFORMED: list[dict[str, Any]] = [
+    {"progress_percent": 101},
+    {"progress_percent": 33.3},
+    {"progress_percent": "half"},
+    {"progress_percent": 2**40},
+    {"progress_message": "x" * 2001},
+    {"progress_message": 5},
+    {"result": [1]},
+    {"result": {"progress_percent": -1}},
+    {"error": "x" * 70_000},
+    {"status": "done"},
+    {"status": "cancelled"},
+    {"status": "success", "error": "e"},
+    {"status": "failed", "retry_after": -1},
+    {"status": "pending", "progress_percent": 101},
+    {"begun": "yes"},
+    {"run_id": "x" * 65},
+    {"percent": 5},
+]
+
+
+@pytest.mark.parametrize("begin", [True, False])
+@pytest.mark.parametrize("said", MALFORMED)
+def test_report_refused_for_what_it_says_renews_the_lease(
+    desk: Desk, said: dict[str, Any], begin: bool
+) -> None:
+    desk.create()
+    (job,) = desk.claim(lease_seconds=60, begin=begin)
+    desk.shift(job, 50)
+    before = row(desk, job)
+    answer = desk.report(job, **said)
+    assert refusal(answer, renewed=True) == "validation-failed"
+    assert (answer["job_id"], answer["status"]) == (job["job_id"], "running")
+    after = row(desk, job)
+    assert after.lease_expires_at - before.lease_expires_at >= timedelta(seconds=50)
+    renewed = {"lease_expires_at": None}
+    assert {**after._mapping, **renewed} == {**before._mapping, **renewed}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"progress_percent": 101}, 422),
+        ({"progress_message": "x" * 2001}, 422),
+        ({"begun": "yes"}, 422),
+        ({"priority": "low", "progress_percent": 5}, 409),
+        (b'{"progress_message": "\\u0000"}', 400),
+        (b'{"result": {"n": 99999999999999999999}}', 400),
+        (b'{"result": {"n": NaN}}', 400),
+        (b"{", 400),
+        (b"", 400),
+    ],
+)
+def test_patch_refused_for_what_it_says_renews_the_lease(
+    desk: Desk, body: Any, status: int
+) -> None:
+    job = leased(desk)
+    desk.shift(job, 50)
+    before = row(desk, job)
+    sent = {"data": body} if isinstance(body, bytes) else {"json": body}
+    path = f"{desk.jobs_path}/{job['job_id']}"
+    types = {"content_type": "application/json"}
+    other = {"Lease-Token": "0" * 32}
+    assert desk.call("PATCH", path, **sent, **types, headers=other).status_code in (status, 409)
+    assert row(desk, job) == before
+    mine = {"Lease-Token": job["lease_token"]}
+    assert desk.call("PATCH", path, **sent, **types, headers=mine).status_code == status
+    after = row(desk, job)
+    assert after.lease_expires_at - before.lease_expires_at >= timedelta(seconds=50)
+    assert after.version == before.version
+
+
+def test_malformed_report_without_the_lease_renews_nothing(world: World, desk: Desk) -> None:
+    job = leased(desk)
+    stranger = Desk(world)
+    key = world.key(desk.workspace_id, desk.user, Role.WORKER, job_types=["other"])
+    before = row(desk, job)
+    for changed in (
+        {"lease_token": "0" * 32},
+        {"lease_token": "x" * 65},
+        {"lease_token": None},
+        {"lease_token": 5},
+        {"job_id": "job_other"},
+        {"job_id": "x" * 41},
+        {"job_id": 5},
+    ):
+        answer = desk.report({**job, **changed}, progress_percent=101)
+        assert refusal(answer) == "validation-failed"
+    assert refusal(stranger.report(job, progress_percent=101)) == "validation-failed"
+    report = {"job_id": job["job_id"], "lease_token": job["lease_token"], "progress_percent": 101}
+    path = f"{desk.jobs_path}/report"
+    answer = world.call("POST", path, key, json={"reports": [report]}).json["data"][0]
+    assert (refusal(answer), answer["status"]) == ("validation-failed", None)
+    assert row(desk, job) == before
+    desk.post(f"/{job['job_id']}/cancel")
+    answer = desk.report(job, progress_percent=101)
+    assert (refusal(answer), answer["status"]) == ("validation-failed", "cancelled")
+
+
+def test_malformed_report_of_another_run_renews_nothing(desk: Desk) -> None:
+    job = leased(desk)
+    desk.report(job, begun=True, run_id="r1")
+    before = row(desk, job)
+    desk.report(job, begun=True, run_id="r2", progress_percent=101)
+    assert row(desk, job) == before
 
 
 @pytest.mark.parametrize(

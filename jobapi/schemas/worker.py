@@ -76,11 +76,17 @@ class ClaimedJobs(Response):
     data = fields.List(fields.Nested(ClaimedJob), required=True)
 
 
-class Report(Base):
-    """What the holder of a lease says of its job."""
+class Lease(Base):
+    """What names the lease of a job, and the run that works under it."""
 
     job_id = Text(required=True, validate=length(1, 40))
     lease_token = Text(required=True, validate=length(1, 64))
+    run_id = run_id_text()
+
+
+class Report(Lease):
+    """What the holder of a lease says of its job."""
+
     status = Choice(
         [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
         also={"completed": JobStatus.SUCCESS},
@@ -105,7 +111,6 @@ class Report(Base):
         metadata={"description": "Seconds until the retry, instead of the usual backoff."},
     )
     begun = begun_flag()
-    run_id = run_id_text()
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Here null is the same as absence; in a PATCH it takes something away."""
@@ -130,7 +135,11 @@ class ReportAnswer(Response):
     status = Choice(
         JobStatus, required=True, allow_none=True, metadata={"description": "As it is now."}
     )
-    lease_expires_at = Time(required=True, allow_none=True)
+    lease_expires_at = Time(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null where the lease does not hold the job, or not any more."},
+    )
     problem = fields.Nested("Problem", required=True, allow_none=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import fields
 from datetime import datetime
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,13 @@ from sqlalchemy import Connection
 
 from .. import jobs, lists, queue
 from ..database import BY_KEY, AnyRow, snapshot, transaction
-from ..errors import JobNotEditable, JobNotEnded, ValidationFailed
+from ..errors import (
+    BadRequest,
+    JobNotEditable,
+    JobNotEnded,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
 from ..fields import MAX_PATH_VALUE
 from ..identity import Role
 from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
@@ -22,6 +29,7 @@ from . import examples
 from .access import Caller, guard, lease_token
 from .base import (
     Blueprint,
+    View,
     etag,
     json_response,
     location,
@@ -340,6 +348,24 @@ def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
     return json_response(body, headers={"ETag": etag(job.version)})
 
 
+def renews_lease(view: View) -> View:
+    """Let the heartbeat count in a report that is refused for what it says."""
+
+    @wraps(view)
+    def renewing(caller: Caller, workspace_id: int, job_id: str) -> Any:
+        try:
+            return view(caller, workspace_id=workspace_id, job_id=job_id)
+        except (BadRequest, UnsupportedMediaType, ValidationFailed, JobNotEditable) as refused:
+            token = lease_token()
+            if token is not None:
+                report = {"job_id": job_id, "lease_token": token, "refused": refused}
+                with transaction(caller.connection, planner=BY_KEY) as tx:
+                    queue.report(tx, workspace_id, [report], backoff=state().backoff)
+            raise
+
+    return renewing
+
+
 @blp.operation(
     JOB,
     "PATCH",
@@ -356,13 +382,15 @@ def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
     },
 )
 @guard(Role.MEMBER, job="job", lease_role=Role.WORKER)
+@renews_lease
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
 @blp.response(200, schemas.Job, example=examples.RUNNING, headers=_ETAG_HEADER)
 def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
     """Change status, progress, result; while it is pending, also how it is to run.
 
     `result` and `metadata` are merged into what is there (RFC 7396). What is
-    left out stays as it is. With a `Lease-Token` it is a worker's report.
+    left out stays as it is. With a `Lease-Token` it is a worker's report: where
+    that is refused for what it says, the lease is renewed all the same.
     """
     token = lease_token()
     if token is not None and body.get("status") is not JobStatus.CANCELLED:

@@ -8,11 +8,11 @@ from functools import wraps
 from typing import Any
 
 from flask import Response, g, request
-from marshmallow import ValidationError
+from marshmallow import EXCLUDE, ValidationError
 
 from .. import idempotency, queue
 from ..database import BY_KEY, IN_ORDER, transaction
-from ..errors import JobApiError, ValidationFailed
+from ..errors import ValidationFailed
 from ..identity import Role
 from ..lifecycle import JobStatus, Outcome
 from ..schemas import worker as schemas
@@ -31,6 +31,7 @@ blp = Blueprint(
 OUTCOME_LABELS = [outcome.label for outcome in Outcome]
 
 _REPORT = schemas.Report()
+_LEASE = schemas.Lease()
 
 
 def waits(view: View) -> View:
@@ -160,7 +161,8 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 
     `running`, or no status, renews the lease for its own time; `pending` hands
     the job back; `success` and `failed` end the attempt. A final report may be
-    repeated with the same token.
+    repeated with the same token. A report that is refused for what it says renews
+    the lease all the same: `lease_expires_at` tells.
     """
     given = body["reports"]
     answers: list[dict[str, Any]] = []
@@ -172,7 +174,12 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             answers.append({})
         except ValidationError as error:
             problem = ValidationFailed(flatten(error.messages))
-            answers.append(_answer(_job_id(raw), None, problem))
+            lease = _lease(raw)
+            if lease is None:
+                answers.append(_answer(_job_id(raw), queue.Answer(problem=problem)))
+            else:
+                reports.append({**lease, "refused": problem})
+                answers.append({})
     if reports:
         with transaction(caller.connection, planner=BY_KEY) as tx:
             judged = queue.report(
@@ -189,11 +196,20 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
         for number, answer in enumerate(answers):
             if not answer:
                 report, found = next(results)
-                answers[number] = _answer(report["job_id"], found.job, found.problem)
+                answers[number] = _answer(report["job_id"], found)
     metrics = state().metrics
     if metrics is not None:
         metrics.reported(reports, judged, malformed=len(given) - len(reports))
     return json_response({"data": answers})
+
+
+def _lease(raw: Any) -> dict[str, Any] | None:
+    """The lease that a report is about which is wrong otherwise."""
+    try:
+        said = _LEASE.load(raw, unknown=EXCLUDE)
+    except ValidationError as error:
+        said = error.valid_data
+    return said if isinstance(said, dict) and said.keys() >= {"job_id", "lease_token"} else None
 
 
 def _job_id(raw: Any) -> str | None:
@@ -201,12 +217,14 @@ def _job_id(raw: Any) -> str | None:
     return job_id if isinstance(job_id, str) else None
 
 
-def _answer(job_id: str | None, job: Any, problem: JobApiError | None) -> dict[str, Any]:
+def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
+    job, problem, _, renewed = answer
+    accepted = problem is None
     return {
         "job_id": job_id,
-        "accepted": problem is None,
+        "accepted": accepted,
         "status": None if job is None else STATUS_LABELS[job.status],
-        "lease_expires_at": None if job is None or problem else job.lease_expires_at,
+        "lease_expires_at": job.lease_expires_at if accepted or renewed else None,
         "problem": None if problem is None else problem.problem(),
     }
 
