@@ -102,7 +102,7 @@ def test_generated_names_are_those_of_the_document(generated: Generated) -> None
     assert [name for name in classes if re.search(r"Type\d", name)] == []
     # An enumeration in place of a reference would add a class with the field's name.
     duplicates = {name for name in classes if re.search(r".(Status|Priority|Role|Kind)$", name)}
-    assert duplicates == {"EventKind", "JobStatus", "KeyRole", "OperationStatus", "ReportStatus"}
+    assert duplicates == {"EventKind", "JobStatus", "KeyRole", "OperationStatus", "ReportedStatus"}
 
 
 def test_generated_client_logs_in_creates_and_reads(generated: Generated, desk: Desk) -> None:
@@ -214,7 +214,7 @@ def test_generated_client_claims_reports_and_reads_results(caller: Caller, desk:
     ids = [desk.create()["job_id"] for _ in range(2)]
     claimed = caller.call("claim_jobs", body=models.Claim(limit=2, worker="w"))
     assert [job.job_id for job in claimed.data] == ids
-    ends = [models.ReportStatus.SUCCESS, models.ReportStatus.FAILED]
+    ends = [models.ReportedStatus.SUCCESS, models.ReportedStatus.FAILED]
     reports = [
         models.Report(
             job_id=job.job_id, lease_token=job.lease_token, status=status, retryable=False

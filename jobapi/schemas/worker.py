@@ -90,7 +90,7 @@ class Report(Lease):
     status = Choice(
         [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
         also={"completed": JobStatus.SUCCESS},
-        component="ReportStatus",
+        component="ReportedStatus",
         allow_none=True,
         metadata={"description": "`pending` hands the job back. Default: `running`."},
     )

@@ -229,13 +229,19 @@ class _Converter(OpenAPIConverter):
         name = field.metadata.get("component")
         if name is None:
             return prop
-        types = [{"type": "null"}] if field.allow_none else []
-        if field.metadata.get("grows"):
-            types.insert(0, {"type": "string"})
         shared = {key: prop.pop(key) for key in _SHARED & prop.keys()}
-        reference = self._component(name, {**shared, "type": _not_null(shared["type"])})
-        prop |= {"anyOf": [reference, *types]} if types else reference
-        return prop
+        one: dict[str, Any] = self._component(name, {**shared, "type": _not_null(shared["type"])})
+        null = [{"type": "null"}] if field.allow_none else []
+        # A union in place is named after its schema and property by some generators.
+        # Where that could be the name of another schema, it is a component, too.
+        if field.metadata.get("grows"):
+            union = [one, {"type": "string"}, *null]
+            one = self._component(f"Any{name}", {"anyOf": union, "description": _GROWS})
+        elif null and "enum" in shared:
+            one = {"anyOf": [one, *null]}
+        elif null:
+            one = self._component(f"Nullable{name}", {"anyOf": [one, *null]})
+        return prop | one
 
     def _component(self, name: str, schema: dict[str, Any]) -> dict[str, str]:
         components = self.spec.components
@@ -265,6 +271,7 @@ class _Converter(OpenAPIConverter):
         return schema
 
 
+_GROWS = "A later version may send other values."
 _SHARED = {"type", "enum", "additionalProperties"}
 
 
