@@ -136,9 +136,11 @@ def test_proxies_are_believed_as_far_as_they_are_set(make_app: Any, new_database
     created = desk.post(json=body, headers=FORWARDED)
     assert created.headers["Location"].startswith("/api/workspace/")
     document = desk.call("GET", "/openapi.json", headers=FORWARDED).json
-    assert document["servers"] == [{"url": "/api"}]
+    assert document["servers"] == [{"url": "https://jobs.example.com/api"}]
     page = desk.call("GET", "/docs", headers=FORWARDED).text
     assert 'src="/api/docs/start.js"' in page
+    start = desk.call("GET", "/docs/start.js", headers=FORWARDED).text
+    assert 'servers: [{url: "/api"}]' in start
 
 
 def test_proxies_are_not_believed_by_default(desk: Desk) -> None:

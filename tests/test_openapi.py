@@ -98,6 +98,20 @@ def examples_in(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any
             yield from examples_in(each, f"{where}/{name}")
 
 
+def test_document_names_the_server_that_it_came_from(app: Flask) -> None:
+    client = app.test_client()
+    for root in ("http://127.0.0.1:8000", "https://jobs.example.com", "https://example.com/a%20b"):
+        served = client.get("/openapi.json", base_url=root).get_json()
+        assert served["servers"] == [{"url": root}]
+
+
+def test_stream_is_documented_as_events(app: Flask) -> None:
+    path = "/workspace/{workspace_id}/events/stream"
+    answer = document(app)["paths"][path]["get"]["responses"]["200"]
+    reference = {"$ref": "#/components/schemas/Event"}
+    assert answer["content"] == {"text/event-stream": {"schema": reference}}
+
+
 def test_document_is_valid(app: Flask) -> None:
     served = document(app)
     assert served["openapi"].startswith("3.1")

@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, request, send_from_directory, url_for
 from markupsafe import escape
+from werkzeug.urls import iri_to_uri
 
 from .base import BLUEPRINT_PREFIX, error_handlers, json_response, state
 
@@ -44,6 +45,19 @@ _PAGE = """\
 </html>
 """
 
+# The page calls the host that it came from. The document's absolute URL can be
+# another one where a proxy's X-Forwarded headers are missing or not trusted.
+_START = """\
+const options = {options};
+options.responseInterceptor = (response) => {{
+  if (response.url === new URL(options.url, location.href).href) {{
+    response.text = JSON.stringify({{...JSON.parse(response.text), servers: [{{url: {server}}}]}});
+  }}
+  return response;
+}};
+window.ui = SwaggerUIBundle(options);
+"""
+
 blp = Blueprint(f"{BLUEPRINT_PREFIX}docs", __name__)
 for _kind, _handler in error_handlers():
     blp.register_error_handler(_kind, _handler)
@@ -53,7 +67,9 @@ for _kind, _handler in error_handlers():
 def get_openapi() -> Response:
     """The description of the API, OpenAPI 3.1."""
     spec: dict[str, Any] = state().api.spec.to_dict()
-    return json_response({**spec, "servers": [{"url": request.script_root or "/"}]})
+    # Absolute, because Postman and generators that read a file have nothing to
+    # which a relative URL could be relative.
+    return json_response({**spec, "servers": [{"url": iri_to_uri(request.url_root).rstrip("/")}]})
 
 
 @blp.get("/docs")
@@ -83,7 +99,9 @@ def get_docs_start() -> Response:
         "displayRequestDuration": True,
         "validatorUrl": None,
     }
-    script = f"window.ui = SwaggerUIBundle({json.dumps(options)});"
+    script = _START.format(
+        options=json.dumps(options), server=json.dumps(request.script_root or "/")
+    )
     return current_app.response_class(script, mimetype="text/javascript")
 
 

@@ -118,8 +118,10 @@ def list_job_events(
     ],
     responses={
         "200": {
-            "description": "Server-Sent Events, without an end.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "Server-Sent Events, without an end. The schema is that of one message: "
+            "its `data` line is an Event as JSON, its `id` is what `Last-Event-ID` takes, and it "
+            "has no `event` field. Lines that begin with a colon are comments.",
+            "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
             "headers": {
                 "Last-Event-ID": {
                     "schema": {"type": "string"},

@@ -44,6 +44,8 @@ def test_docs_log_in_and_try_operations(page: Page, demo: Service) -> None:
     page.goto(f"{demo.url}/docs")
     expect(page.locator(".info .title")).to_contain_text("Job API")
     expect(page.locator(".opblock").first).to_be_visible()
+    # Whatever the document's absolute URL is: the page calls where it came from.
+    expect(page.locator(".servers option")).to_have_text("/")
     picture(page, "docs")
 
     login = operation(page, "login")
