@@ -26,7 +26,10 @@ from .lifecycle import JobStatus, Priority
 from .models import jobs
 
 SAMPLE = 1_000
-"""Over how many jobs the durations are taken, at most, of all types together."""
+"""How many jobs the durations are taken from: an equal share for each type and priority."""
+
+LEAST_SAMPLE = 10
+"""The smallest share, however many types and priorities there are."""
 
 WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
 """The windows of the rates, each with the span of which it is made and its length in seconds."""
@@ -213,7 +216,7 @@ def _rates(
 
 
 def _durations(session: Executor, kinds: Sequence[AnyRow]) -> dict[str, Durations]:
-    most = max(10, SAMPLE // max(1, len(kinds)))
+    most = max(LEAST_SAMPLE, SAMPLE // max(1, len(kinds)))
     took: dict[str, list[float]] = defaultdict(list)
     for row in lists.newest(session, kinds, most):
         took[row.job_type].append((row.completed_at - row.started_at).total_seconds())

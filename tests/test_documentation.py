@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from jobapi import stats
 from jobapi.cli import main
 from jobapi.config import CLIENT_VARIABLES, Settings
 from jobapi.errors import all_errors
 from jobapi.lifecycle import EDIT_VERBS, TRANSITIONS
+from jobapi.schemas.stats import Stats
 
 from .served import Service, environment, jobapi
 from .stand_ins import install
@@ -52,6 +54,14 @@ def test_documents_name_only_settings_there_are() -> None:
 def test_errors_page_has_every_kind_with_its_status() -> None:
     table = {row[0].strip("`"): row[1] for row in rows(DOCS["errors.md"], 3)[2:]}
     assert table == {error.kind(): str(error.status) for error in all_errors()}
+
+
+def test_sample_of_durations_is_documented_as_it_is_taken() -> None:
+    (row,) = (row for row in rows(DOCS["operations.md"], 2) if row[0] == "`durations`")
+    field = Stats().fields["durations"].metadata["description"]
+    for text in (row[1].partition(":")[2], field):
+        numbers = re.findall(r"[\d,]*\d", text)
+        assert numbers == [f"{stats.SAMPLE:,}", str(stats.LEAST_SAMPLE)]
 
 
 def test_lifecycle_page_has_every_transition() -> None:

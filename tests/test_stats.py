@@ -197,6 +197,17 @@ def test_durations_are_those_of_the_newest(desk: Desk, monkeypatch: pytest.Monke
     assert read(desk)["durations"]["a"] == {"jobs": 10, "median_seconds": 5, "p95_seconds": 5}
 
 
+def test_durations_share_the_sample_between_types_and_priorities(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "SAMPLE", 3 * 12)
+    for kind in ({"job_type": "a"}, {"job_type": "a", "priority": "low"}, {"job_type": "b"}):
+        for _ in range(14):
+            ran(desk, 1, **kind)
+    durations = read(desk)["durations"]
+    assert {name: each["jobs"] for name, each in durations.items()} == {"a": 24, "b": 12}
+
+
 def test_key_bound_to_job_types_sees_these_alone(desk: Desk) -> None:
     key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER, job_types=["a"])
     old = desk.create(job_type="b")
