@@ -28,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import accounts, config, counts, events, keys, logs, workspaces
 from .database import transaction
+from .engine import without_time_limit
 from .errors import JobApiError, UserNotFound
 from .fields import Time
 from .identity import Role
@@ -90,7 +91,11 @@ def _state() -> Any:
 
 @contextmanager
 def _transaction() -> Iterator[Connection]:
-    with _state().engine.connect() as connection, transaction(connection) as tx:
+    with (
+        _state().engine.connect() as connection,
+        without_time_limit(connection),
+        transaction(connection) as tx,
+    ):
         yield tx
 
 
@@ -209,7 +214,7 @@ def maintain() -> None:
 def db_check() -> None:
     """Recount all jobs, and put totals right; it ends with 1 where some were wrong."""
     wrong = 0
-    with _state().engine.connect() as connection:
+    with _state().engine.connect() as connection, without_time_limit(connection):
         for workspace_id in workspaces.ids(connection):
             for kind in counts.check(connection, workspace_id):
                 wrong += 1

@@ -113,6 +113,24 @@ class Settings:
     database_pool_size: int = _setting(
         10, "Database connections per process. Not used with a host's engine.", least=1
     )
+    database_statement_seconds: int = _setting(
+        15,
+        "How long Postgres may work on one statement of a request. Where it does not answer at "
+        "all, it is given up 2 seconds later.",
+        least=1,
+    )
+    database_lock_seconds: int = _setting(
+        5,
+        "How long a statement waits for a lock that another transaction holds; on SQLite, for "
+        "its turn to write.",
+        least=1,
+    )
+    database_connect_seconds: int = _setting(
+        5,
+        "How long to wait for a new connection to Postgres; at least 2. Not used with a host's "
+        "engine.",
+        least=2,
+    )
     server_threads: int = _setting(
         8,
         "With how many threads a process serves; half of them may wait for jobs at a time. "

@@ -9,11 +9,11 @@ application's own session, and never commit.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 import psycopg
@@ -33,7 +33,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
-    event,
     func,
     insert,
     literal,
@@ -44,12 +43,13 @@ from sqlalchemy import (
 from sqlalchemy import cast as cast_type
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
+
+from .faults import judge
 
 Executor = Connection | Session | scoped_session[Session]
 """What a service runs its statements on: ours, or a host application's."""
@@ -57,9 +57,10 @@ Executor = Connection | Session | scoped_session[Session]
 AnyRow = Row[*tuple[Any, ...]]
 """A row of whatever columns; they are its attributes."""
 
-SQLITE_BUSY_SECONDS = 30
-CONNECT_SECONDS = 5
-NEVER = 2**31
+T = TypeVar("T")
+
+OURS = "jobapi"
+"""The execution option by which an engine is known to be ours, not a host application's."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -306,25 +307,6 @@ def insert_records(executor: Executor, table: Table, names: tuple[str, ...]) -> 
     return _insert_records(dialect_name(executor), table, names)
 
 
-def parent_is_gone(error: DBAPIError) -> bool:
-    """Whether a foreign key refused a row, because what it belongs to is not there any more."""
-    if not isinstance(error, IntegrityError):
-        return False
-    return isinstance(error.orig, psycopg.errors.ForeignKeyViolation) or (
-        getattr(error.orig, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_FOREIGNKEY"
-    )
-
-
-def is_away(error: Exception) -> bool:
-    """Whether the database could not be asked, so that the same may work in a moment."""
-    if isinstance(error, OperationalError):
-        # With this code SQLite says that a statement is wrong, not that it is busy.
-        return getattr(error.orig, "sqlite_errorname", "") != "SQLITE_ERROR"
-    return isinstance(error, PoolTimeout) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    )
-
-
 BY_KEY = ("seqscan", "indexscan")
 """For statements that go to rows by their keys in a table of any size, or by what documents have.
 
@@ -351,8 +333,7 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
         yield connection
         _command(connection, "COMMIT")
     except BaseException:
-        if not connection.invalidated:
-            _command(connection, "ROLLBACK")
+        _roll_back(connection)
         raise
 
 
@@ -363,9 +344,42 @@ def snapshot(connection: Connection) -> Iterator[Connection]:
     _command(connection, "BEGIN" + (one_moment if connection.dialect.name != "sqlite" else ""))
     try:
         yield connection
-    finally:
-        if not connection.invalidated:
-            _command(connection, "COMMIT")
+        _command(connection, "COMMIT")
+    except BaseException:
+        _roll_back(connection)
+        raise
+
+
+def _roll_back(connection: Connection) -> None:
+    """End a transaction that has failed; never fails itself, which would hide why."""
+    if connection.invalidated:
+        # What comes next is asked on another connection.
+        connection.rollback()
+        return
+    driver_connection: Any = connection.connection.driver_connection
+    if getattr(driver_connection, "in_transaction", True) is False:
+        # SQLite rolls back by itself where its disk is full.
+        return
+    try:
+        _command(connection, "ROLLBACK")
+    except SQLAlchemyError as error:
+        connection.invalidate(error)
+        connection.rollback()
+
+
+def once_more(connection: Connection, ask: Callable[[], T]) -> T:
+    """Ask, and again on another connection where the pool had one that is of no more use.
+
+    The database closes connections when it restarts; all of them are dropped with the first.
+    Only for what does no harm when it is done twice.
+    """
+    try:
+        return ask()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        connection.rollback()
+        return ask()
 
 
 def plan_without(executor: Executor, planner: Sequence[str]) -> None:
@@ -411,50 +425,6 @@ def normalize_url(url: str) -> URL:
 def dumps(value: Any) -> str:
     """JSON for a column."""
     return orjson.dumps(value).decode()
-
-
-def engine_options(url: URL, pool_size: int, *, prepare: bool) -> dict[str, Any]:
-    """How to make our own engine. (A host application makes its own.)
-
-    ``prepare`` says whether Postgres may be asked to prepare statements at all.
-    """
-    options: dict[str, Any] = {
-        "isolation_level": "AUTOCOMMIT",
-        # An error's text must not carry what was sent, such as a hash.
-        "hide_parameters": True,
-        "json_serializer": dumps,
-        "json_deserializer": orjson.loads,
-        "pool_size": pool_size,
-        "max_overflow": 0,
-        "pool_timeout": 10,
-        # The connection used last is the one most likely to be warm.
-        "pool_use_lifo": True,
-    }
-    if url.get_backend_name() == "sqlite":
-        if "timeout" not in url.query:
-            options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
-    else:
-        # Statements say themselves whether they are to be prepared; None forbids it.
-        options["connect_args"] = {"prepare_threshold": NEVER if prepare else None}
-        if "connect_timeout" not in url.query:
-            options["connect_args"]["connect_timeout"] = CONNECT_SECONDS
-    return options
-
-
-def prepare_sqlite(engine: Engine) -> None:
-    """Set up each new connection of an engine of ours, if it is SQLite."""
-    if engine.dialect.name != "sqlite":
-        return
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL this keeps every commit when the process dies; a power cut
-        # can cost the last ones, and never the file.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
 
 
 class Statement:
@@ -529,7 +499,13 @@ def _straight(
     except psycopg.Error as error:
         dialect = connection.dialect
         lost = dialect.is_disconnect(cast(Any, error), pooled.driver_connection, None)
+        if not lost and connection.get_execution_options().get(OURS):
+            fault = judge(error)
+            lost = fault is not None and fault.reconnect
         if lost:
+            # As SQLAlchemy does: the others in the pool are no better.
+            pool: Any = connection.engine.pool
+            pool._invalidate(pooled, error)
             connection.invalidate(error)
         raise DBAPIError.instance(
             sql,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -15,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import __version__, cli, config, logs
-from .config import NEW_SECRET_COMMAND, ConfigError, Settings
-from .database import autocommit, engine_options, normalize_url, prepare_sqlite
+from . import __version__, cli, config, keys, logs, readiness
+from .config import NEW_SECRET_COMMAND, SERVED_BY, ConfigError, Settings
+from .database import normalize_url
+from .engine import Limits, engine_options, from_host, prepare_sqlite, set_up
+from .faults import judge
 from .leases import Backoff
 from .maintenance import Maintenance
 from .models import Base
@@ -49,7 +55,10 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "jobapi_alembic_version"
 BIND_KEY = "jobapi"
+NOTE_AGAIN_SECONDS = 60.0
 MIN_HOST_SECRET_BYTES = 16
+
+logger = logging.getLogger("jobapi")
 
 
 @dataclass
@@ -73,7 +82,12 @@ class State:
     maintain: bool = False
     """Whether the processes that serve have the maintenance's thread."""
 
+    wrote_at: float = float("-inf")
+    """When ``/health/ready`` last wrote to the database, on ``time.monotonic``'s clock."""
+
+    _note_at: float = float("-inf")
     _engine: Engine | None = None
+    _listen_engine: Engine | None = None
     _metrics: Metrics | None = None
     _lock: RLock = field(default_factory=RLock)
 
@@ -82,7 +96,7 @@ class State:
             lambda: self.engine,
             limit=self.settings.server_threads // 2,
             listen=self.settings.listen_enabled,
-            listen_url=self.settings.listen_database_url,
+            listen_engine=lambda: self.listen_engine,
         )
         self.streams = Streams(lambda: self.engine, events.frame, limit=self.settings.max_streams)
         self.streams.count = self._count_streams
@@ -118,6 +132,20 @@ class State:
                 self._metrics = self._metrics or new()
         return self._metrics
 
+    def note_use(self, connection: Connection, key_id: int, now: datetime) -> None:
+        """Write down that a key was used; where that fails, its use is worth more than the note."""
+        if time.monotonic() < self._note_at:
+            return
+        try:
+            keys.note_use(connection, key_id, now)
+        except DBAPIError as error:
+            if judge(error) is None:
+                raise
+            connection.rollback()
+            # Each try may wait for a lock.
+            self._note_at = time.monotonic() + NOTE_AGAIN_SECONDS
+            logger.warning("cannot write down when API keys were used: %s", error.orig)
+
     def tell(self, reaped: Sequence[Any]) -> None:
         """Count the jobs whose leases, or time, had run out."""
         if self.metrics is not None:
@@ -136,8 +164,36 @@ class State:
         if self.settings.database_url is None and "sqlalchemy" in self.app.extensions:
             with self.app.app_context():
                 engines = self.app.extensions["sqlalchemy"].engines
-            return autocommit(engines.get(BIND_KEY) or engines[None])
-        return _own_engine(self.private, self.settings)
+            return from_host(_usable(engines.get(BIND_KEY) or engines[None]), self.limits)
+        return _own_engine(self.private, self.settings, self.limits)
+
+    @property
+    def listen_engine(self) -> Engine:
+        """For the connection that listens, which may have to go past a pooler."""
+        if self._listen_engine is None:
+            if self.settings.listen_database_url is None:
+                return self.engine
+            url = normalize_url(self.settings.listen_database_url)
+            options = engine_options(url, 1, self.limits, prepare=False)
+            engine = create_engine(url, **options)
+            set_up(engine, self.limits)
+            self._listen_engine = engine
+        return self._listen_engine
+
+    @property
+    def limits(self) -> Limits:
+        """How long the database is waited for."""
+        s = self.settings
+        return Limits(
+            s.database_statement_seconds, s.database_lock_seconds, s.database_connect_seconds
+        )
+
+    def schema_problem(self, connection: Connection) -> str | None:
+        """What to do where the database does not have this version's migrations, else None."""
+        migrate: Any = self.private.extensions["migrate"]
+        return readiness.schema_problem(
+            connection, migrate.directory, migrate.configure_args["version_table"]
+        )
 
 
 class JobAPI:
@@ -280,7 +336,28 @@ def migrations_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def _own_engine(private: Flask, settings: Settings) -> Engine:
+def _usable(engine: Any) -> Engine:
+    """A host's engine. Raises ``ConfigError`` where we cannot work with it."""
+    instead = "Set JOBAPI_DATABASE_URL, or add a bind named jobapi to SQLALCHEMY_BINDS."
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            "The application's database is a connection, perhaps in a transaction of a test; "
+            f"jobapi needs an engine. {instead}"
+        )
+    if engine.dialect.name not in SERVED_BY:
+        raise ConfigError(
+            f"The application's database is {engine.dialect.name}; jobapi works on "
+            f"{' and '.join(SERVED_BY)}. {instead}"
+        )
+    if engine.dialect.is_async:
+        raise ConfigError(
+            f"The application's database driver {engine.dialect.driver} is for asyncio; jobapi "
+            f"needs psycopg or psycopg2. {instead}"
+        )
+    return engine
+
+
+def _own_engine(private: Flask, settings: Settings, limits: Limits) -> Engine:
     if settings.database_url is None:
         os.makedirs(private.instance_path, exist_ok=True)
     url = normalize_url(settings.database_url or "sqlite:///jobapi.sqlite3")
@@ -289,13 +366,20 @@ def _own_engine(private: Flask, settings: Settings) -> Engine:
         "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
             url,
             settings.database_pool_size,
+            limits,
             prepare=settings.prepared_statements_enabled,
         ),
     }
-    db = SQLAlchemy(private, metadata=Base.metadata)
-    with private.app_context():
-        engine = db.engine
+    try:
+        db = SQLAlchemy(private, metadata=Base.metadata)
+        with private.app_context():
+            engine = db.engine
+    except BaseException:
+        # So that it can be made later.
+        private.extensions.pop("sqlalchemy", None)
+        raise
     prepare_sqlite(engine)
+    set_up(engine, limits)
     return engine
 
 

@@ -136,15 +136,13 @@ def revoke(session: Executor, workspace_id: int, key_id: int, *, by: str | None 
 
 
 def note_use(session: Executor, key_id: int, now: datetime) -> None:
-    """Write down that a key was used, at most once a minute."""
-    session.execute(
-        update(api_keys)
+    """Write down that a key was used, at most once a minute; waits for no lock on Postgres."""
+    c = api_keys.c
+    due = (
+        select(c.id)
         .where(
-            api_keys.c.id == key_id,
-            or_(
-                api_keys.c.last_used_at.is_(None),
-                api_keys.c.last_used_at <= now - USE_RESOLUTION,
-            ),
+            c.id == key_id, or_(c.last_used_at.is_(None), c.last_used_at <= now - USE_RESOLUTION)
         )
-        .values(last_used_at=now)
+        .with_for_update(skip_locked=True)
     )
+    session.execute(update(api_keys).where(c.id.in_(due)).values(last_used_at=now))

@@ -24,7 +24,6 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import queue
-from .database import CONNECT_SECONDS, normalize_url
 
 CHANNEL = "jobapi_jobs"
 POLL_SECONDS = 0.75
@@ -53,13 +52,13 @@ class WaitingRoom:
         *,
         limit: int,
         listen: bool,
-        listen_url: str | None = None,
+        listen_engine: Callable[[], Engine] | None = None,
     ) -> None:
         self.limit = limit
         self.closing: Callable[[], bool] = lambda: False
         self._engine = engine
         self._listen = listen
-        self._listen_url = listen_url
+        self._listen_engine = listen_engine or engine
         self._changed = Condition()
         self._wishes: Counter[Wish] = Counter()
         self._turns: set[Wish] = set()
@@ -147,7 +146,7 @@ class WaitingRoom:
         """Listen for so long at most, then look."""
         engine = self._engine()
         if self._listen and engine.dialect.driver == "psycopg":
-            heard = self._hear(engine, seconds)
+            heard = self._hear(seconds)
             if heard:
                 self._call(heard)
                 return
@@ -165,10 +164,10 @@ class WaitingRoom:
             self._turns.update(wanted for wanted in found if wanted in self._wishes)
             self._changed.notify_all()
 
-    def _hear(self, engine: Engine, seconds: float) -> set[int]:
+    def _hear(self, seconds: float) -> set[int]:
         """The workspaces announced within so many seconds."""
         if self._listener is None and time.monotonic() >= self._listen_again:
-            self._listener = self._new_listener(engine)
+            self._listener = self._new_listener()
         if self._listener is None:
             time.sleep(seconds)
             return set()
@@ -179,9 +178,9 @@ class WaitingRoom:
             self._drop_listener()
             return set()
 
-    def _new_listener(self, engine: Engine) -> Any:
+    def _new_listener(self) -> Any:
         try:
-            listener = self._connect(engine)
+            listener = self._connect()
             listener.autocommit = True
             listener.execute(f"LISTEN {CHANNEL}")
         except (SQLAlchemyError, psycopg.Error):
@@ -189,12 +188,8 @@ class WaitingRoom:
             return None
         return listener
 
-    def _connect(self, engine: Engine) -> Any:
-        if self._listen_url is not None:
-            url = normalize_url(self._listen_url).set(drivername="postgresql")
-            text = url.render_as_string(hide_password=False)
-            return psycopg.connect(text, connect_timeout=CONNECT_SECONDS)
-        pooled = engine.raw_connection()
+    def _connect(self) -> Any:
+        pooled = self._listen_engine().raw_connection()
         listener = pooled.driver_connection
         # Out of the pool: it stays as long as the process.
         pooled.detach()

@@ -6,6 +6,7 @@ from alembic import context
 from flask import current_app
 
 from jobapi.database import UtcDateTime, transaction
+from jobapi.engine import without_time_limit
 from jobapi.models import TABLE_PREFIX, Base
 
 # Any number; all that migrate at the same moment wait for each other on it.
@@ -41,7 +42,11 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
-    with state.engine.connect() as connection, transaction(connection):
+    with (
+        state.engine.connect() as connection,
+        without_time_limit(connection),
+        transaction(connection),
+    ):
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
         # All migrations in the one transaction around them.

@@ -19,7 +19,7 @@ MODULES = {
 }
 
 GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
-STORE = GROUND | {"database", "models"}
+STORE = GROUND | {"database", "engine", "faults", "models"}
 SERVICES = {
     "accounts",
     "counts",
@@ -45,7 +45,10 @@ MAY_IMPORT = {
     "identity": {"errors"},
     "logs": set(),
     "signals": set(),
-    "database": set(),
+    "database": {"faults"},
+    "engine": {"database", "faults"},
+    "faults": set(),
+    "readiness": {"database", "models"},
     "config": {"database"},
     "models": {"database"},
     "fields": {"lifecycle"},
@@ -59,6 +62,10 @@ MAY_IMPORT = {
     "extension": {
         "config",
         "database",
+        "engine",
+        "faults",
+        "keys",
+        "readiness",
         "leases",
         "maintenance",
         "metrics",
@@ -73,7 +80,9 @@ MAY_IMPORT = {
     "commands": {
         "config",
         "database",
+        "engine",
         "errors",
+        "faults",
         "fields",
         "identity",
         "lifecycle",
@@ -86,7 +95,7 @@ MAY_IMPORT = {
 }
 SCHEMAS = {"fields", "identity", "lifecycle", "schemas"}
 CLIENT = {"client", "errors", "lifecycle", "signals"}
-VIEWS = STORE | SERVICES | {"schemas", "streams", "waiting", "views", "extension"}
+VIEWS = STORE | SERVICES | {"schemas", "readiness", "streams", "waiting", "views", "extension"}
 
 
 def imports(path: Path, name: str) -> set[str]:

@@ -21,10 +21,11 @@ from sqlalchemy import Connection, and_, bindparam, select
 from sqlalchemy.exc import DBAPIError
 
 from .. import accounts, errors
-from ..database import AnyRow, DbNow, Statement
+from ..database import AnyRow, DbNow, Statement, once_more
+from ..faults import judge
 from ..identity import Role
 from ..jobs import COLUMNS, not_found
-from ..keys import KEY_PREFIX, USE_RESOLUTION, digest, note_use
+from ..keys import KEY_PREFIX, USE_RESOLUTION, digest
 from ..models import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
 from ..workspaces import IS_THERE
 from .base import View, state
@@ -132,6 +133,23 @@ def guard(
     """
 
     def decorator(view: View) -> View:
+        def answer(connection: Connection, identity: Identity, url: dict[str, Any]) -> Any:
+            workspace_id = url.get("workspace_id")
+            caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
+            g.jobapi_caller = caller.name
+            if caller.key_id is not None and (admin or not keys):
+                raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
+            if admin and not caller.is_admin:
+                raise errors.AdministratorOnly("Only an administrator may do this.")
+            caller.check_role(lease_role if lease_role and lease_token() else role)
+            if job is not None and (
+                caller.job is None
+                or caller.job.job_id is None
+                or (caller.job_types is not None and caller.job.job_type not in caller.job_types)
+            ):
+                raise not_found()
+            return view(caller, **url)
+
         @wraps(view)
         def guarded(**url: Any) -> Any:
             identity = identify()
@@ -140,24 +158,8 @@ def guard(
                 request.get_data()
             for name in NUMBERS & url.keys():
                 url[name] = _number(url[name])
-            workspace_id = url.get("workspace_id")
             with connect() as connection:
-                caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
-                g.jobapi_caller = caller.name
-                if caller.key_id is not None and (admin or not keys):
-                    raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
-                if admin and not caller.is_admin:
-                    raise errors.AdministratorOnly("Only an administrator may do this.")
-                caller.check_role(lease_role if lease_role and lease_token() else role)
-                if job is not None and (
-                    caller.job is None
-                    or caller.job.job_id is None
-                    or (
-                        caller.job_types is not None and caller.job.job_type not in caller.job_types
-                    )
-                ):
-                    raise not_found()
-                return view(caller, **url)
+                return again_if_read_only(connection, lambda: answer(connection, identity, url))
 
         apidoc = guarded.__dict__["_apidoc"] = {**view.__dict__.get("_apidoc", {})}
         apidoc["jobapi"] = {
@@ -184,9 +186,35 @@ def _need(role: Role, has: Role | None) -> str:
     return f"This needs the role {role.label}{or_higher} in the workspace{yours}."
 
 
-def connect() -> Connection:
-    """A connection from the pool, each statement committed by itself; to be closed."""
-    return state().engine.connect()
+def connect(*, sure: bool = False) -> Connection:
+    """A connection from the pool, each statement committed by itself; to be closed.
+
+    ``sure`` asks the database first, so that it is none that was closed while it lay in the pool.
+    """
+    connection = state().engine.connect()
+    if sure:
+        try:
+            once_more(connection, lambda: connection.exec_driver_sql("SELECT 1"))
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def again_if_read_only(connection: Connection, ask: Callable[[], Any]) -> Any:
+    """Ask, and again on another connection where the database refused to be written to.
+
+    Nothing was written on the first one, and it has been dropped: the database may be writable
+    by now, or another server may have taken over.
+    """
+    try:
+        return ask()
+    except DBAPIError as error:
+        fault = judge(error)
+        if fault is None or not fault.read_only or not error.connection_invalidated:
+            raise
+    connection.rollback()
+    return ask()
 
 
 def bearer() -> str:
@@ -294,14 +322,7 @@ def _look_up(
         known_form = job_id is not None and _JOB_ID.fullmatch(job_id)
         parameters = {**parameters, "job_id": job_id if known_form else ""}
     lookup = _lookup(kind, in_workspace, job)
-    try:
-        row = lookup.first(connection, parameters)
-    except DBAPIError as error:
-        # The pool had a connection that the database has closed meanwhile, as
-        # it does when it restarts. All are dropped now: ask once more.
-        if not error.connection_invalidated:
-            raise
-        row = lookup.first(connection, parameters)
+    row = once_more(connection, lambda: lookup.first(connection, parameters))
     if row is None and kind == "host" and write:
         # Nobody has seen this user here before, or they are disabled.
         accounts.host_user(
@@ -379,7 +400,7 @@ def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> dict[str,
         raise errors.TokenExpired("This API key has expired.")
     last = row.key_last_used_at
     if write and (last is None or last <= row.now - USE_RESOLUTION):
-        note_use(connection, row.key_id, row.now)
+        state().note_use(connection, row.key_id, row.now)
     return {
         "key_id": row.key_id,
         "key_workspace_id": row.key_workspace_id,

@@ -12,7 +12,7 @@ from ..errors import TokenMissing
 from ..identity import address_bucket
 from ..schemas import accounts as schemas
 from . import examples
-from .access import Caller, connect, guard, public
+from .access import Caller, again_if_read_only, connect, guard, public
 from .base import Blueprint, json_response, state
 
 blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
@@ -27,13 +27,16 @@ _NO_STORE = {"Cache-Control": "no-store"}
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
 def login(body: dict[str, Any]) -> Response:
     """Exchange a name and a password for an access token and a refresh token."""
-    with connect() as connection:
-        session = accounts.log_in(
+    with connect(sure=True) as connection:
+        session = again_if_read_only(
             connection,
-            body["username"],
-            body["password"],
-            _attempts(),
-            state().mint.refresh_lifetime,
+            lambda: accounts.log_in(
+                connection,
+                body["username"],
+                body["password"],
+                _attempts(),
+                state().mint.refresh_lifetime,
+            ),
         )
     return json_response(state().mint.pair(session), headers=_NO_STORE)
 
@@ -58,9 +61,12 @@ def refresh() -> Response:
         raise TokenMissing("Send the refresh token: Authorization: Bearer REFRESH_TOKEN")
     mint = state().mint
     claims = mint.read(token.strip(), "refresh")
-    with connect() as connection:
-        session = accounts.refresh_session(
-            connection, claims.session_id, claims.token_id, mint.refresh_lifetime
+    with connect(sure=True) as connection:
+        session = again_if_read_only(
+            connection,
+            lambda: accounts.refresh_session(
+                connection, claims.session_id, claims.token_id, mint.refresh_lifetime
+            ),
         )
     return json_response(mint.pair(session), headers=_NO_STORE)
 

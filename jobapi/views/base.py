@@ -16,12 +16,12 @@ from flask import Flask, Response, current_app, got_request_exception, request, 
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow.fields import Field
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
 from .. import errors
-from ..database import is_away, parent_is_gone
+from ..faults import judge, lacks_schema, parent_is_gone
 from ..fields import Choice, Time
 from ..models import MAX_ID
 from ..schemas import base as schemas
@@ -173,15 +173,29 @@ def handle_http(error: HTTPException) -> Response:
 
 
 def handle_database(error: Exception) -> Response:
-    """Say of a database that is away that it is worth trying again."""
+    """Say what the database cannot do at this moment, and that it is worth trying again."""
     if isinstance(error, DBAPIError) and parent_is_gone(error):
         # It was there when the caller's access was checked; nothing else that
         # rows belong to can be deleted.
         return render(errors.WorkspaceNotFound("The workspace was deleted a moment ago."))
-    if not is_away(error):
+    fault = judge(error)
+    detail = fault.detail if fault is not None else _schema_problem(error)
+    if detail is None:
         return handle_any(error)
     _log_fault(error)
-    return render(errors.Unavailable("The database does not answer at this moment; try again."))
+    return render(errors.Unavailable(detail))
+
+
+def _schema_problem(error: Exception) -> str | None:
+    """What to do where something is missing in the database because it was not migrated."""
+    if not lacks_schema(error):
+        return None
+    try:
+        with state().engine.connect() as connection:
+            return state().schema_problem(connection)
+    except SQLAlchemyError as another:
+        fault = judge(another)
+        return None if fault is None else fault.detail
 
 
 def handle_any(error: Exception) -> Response:

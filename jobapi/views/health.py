@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
+import time
 from typing import Any
 
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, column, inspect, select, table
-
+from ..database import once_more
 from ..errors import Unavailable
+from ..readiness import try_to_write
 from ..schemas import base as schemas
 from .access import connect, public
 from .base import Blueprint, state
+
+WRITE_AGAIN_SECONDS = 1.0
+"""For how long a write that went well is believed: anyone may ask, and each write is work."""
 
 blp = Blueprint("health", "Health", "Whether the service lives, and whether it can work.")
 
@@ -28,31 +30,13 @@ def get_live() -> Any:
 @public
 @blp.response(200, schemas.Health)
 def get_ready() -> Any:
-    """Asks the database, and whether it has the migrations that this version needs."""
-    directory, version_table = _migrations()
+    """Asks the database whether it has this version's migrations and can be written to."""
+    ours = state()
     with connect() as connection:
-        current = _current_version(connection, version_table)
-    wanted = _head(directory)
-    if current != wanted:
-        raise Unavailable(
-            f"The database is at migration {current or 'none'}, this version of jobapi needs "
-            f"{wanted}; run: jobapi db upgrade"
-        )
+        problem = once_more(connection, lambda: ours.schema_problem(connection))
+        if problem is not None:
+            raise Unavailable(problem)
+        if time.monotonic() >= ours.wrote_at + WRITE_AGAIN_SECONDS:
+            once_more(connection, lambda: try_to_write(connection))
+            ours.wrote_at = time.monotonic()
     return {"status": "ok"}
-
-
-def _migrations() -> tuple[str, str]:
-    migrate: Any = state().private.extensions["migrate"]
-    return migrate.directory, migrate.configure_args["version_table"]
-
-
-@cache
-def _head(directory: str) -> str | None:
-    return ScriptDirectory(directory).get_current_head()
-
-
-def _current_version(connection: Connection, version_table: str) -> str | None:
-    if not inspect(connection).has_table(version_table):
-        return None
-    version = table(version_table, column("version_num"))
-    return connection.execute(select(version.c.version_num)).scalar()

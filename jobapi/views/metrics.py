@@ -12,8 +12,9 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import counts, stats
-from ..database import is_away, snapshot
+from ..database import snapshot
 from ..errors import TokenInvalid, TokenMissing, Unavailable
+from ..faults import judge, lacks_schema
 from ..lifecycle import JobStatus
 from .access import bearer, connect
 from .base import BLUEPRINT_PREFIX, error_handlers, state
@@ -40,7 +41,7 @@ def get_metrics() -> Response:
         with connect() as connection:
             found = _read(connection)
     except SQLAlchemyError as error:
-        if not is_away(error):
+        if judge(error) is None and not lacks_schema(error):
             raise
         # The rest is wanted now more than ever.
         logger.warning("the database is away; metrics without it", exc_info=True)

@@ -1,0 +1,259 @@
+"""Engines: how connections to the database are made, for how long they wait, when they are dropped.
+
+Ours have a pool of their own, also in a host application that has an engine: a
+request that holds a connection of the host's never waits for a second one of the
+same pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, NamedTuple
+
+import orjson
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import AssertionPool, SingletonThreadPool
+
+from .database import OURS, autocommit, dumps
+from .faults import judge
+
+NEVER = 2**31
+
+ANSWER_SECONDS = 2
+"""How much longer than Postgres itself we wait for it: where it does not end a statement in time,
+it hangs."""
+
+IDLE_SECONDS = 60
+"""How long Postgres keeps a transaction of ours in which nothing happens."""
+
+PROBE_SECONDS = 1.0
+"""How long after a database did not answer it is tried again."""
+
+
+class Limits(NamedTuple):
+    """How long the database is waited for, in seconds."""
+
+    statement: int
+    lock: int
+    connect: int
+
+
+def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -> dict[str, Any]:
+    """How to make an engine for a URL of our own; ``set_up`` does the rest.
+
+    ``prepare`` says whether Postgres may be asked to prepare statements at all.
+    """
+    options: dict[str, Any] = {
+        **_COMMON,
+        "pool_size": pool_size,
+        "max_overflow": 0,
+        "pool_timeout": 10,
+        # The connection used last is the one most likely to be warm.
+        "pool_use_lifo": True,
+    }
+    if url.get_backend_name() == "sqlite":
+        given = {"timeout": limits.lock}
+    else:
+        given = {
+            "connect_timeout": limits.connect,
+            # For a peer that is gone without a word, while we send and while we listen.
+            "tcp_user_timeout": 1000 * (limits.statement + ANSWER_SECONDS),
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        }
+    arguments: dict[str, Any] = {k: v for k, v in given.items() if k not in url.query}
+    if url.get_backend_name() != "sqlite":
+        # Statements say themselves whether they are to be prepared; None forbids it.
+        arguments["prepare_threshold"] = NEVER if prepare else None
+    return {**options, "connect_args": arguments}
+
+
+_COMMON: dict[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "execution_options": {OURS: True},
+    # An error's text must not carry what was sent, such as a hash.
+    "hide_parameters": True,
+    "json_serializer": dumps,
+    "json_deserializer": orjson.loads,
+}
+
+
+def from_host(engine: Engine, limits: Limits) -> Engine:
+    """An engine for the database of a host's engine, which stays as it is.
+
+    It makes connections as the host's does, in a pool of the same kind and size. A
+    database that is one connection, as SQLite in memory, can only be shared.
+    """
+    in_memory = engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+    if in_memory or isinstance(engine.pool, StaticPool | SingletonThreadPool | AssertionPool):
+        return autocommit(engine)
+    own = create_engine(engine.url, pool=engine.pool.recreate(), **_COMMON)
+    set_up(own, limits)
+    return own
+
+
+def set_up(engine: Engine, limits: Limits) -> None:
+    """Limit how long an engine of ours waits, and drop connections that are of no more use."""
+    if engine.dialect.name == "postgresql":
+        gate = _Gate(engine)
+        event.listen(engine, "connect", _set_up_postgres(limits, gate), insert=True)
+    event.listen(engine, "handle_error", _on_error)
+    # A process that is forked must not use the connections of its parent.
+    known = weakref.ref(engine)
+    os.register_at_fork(after_in_child=lambda: _forget_connections(known))
+
+
+def _forget_connections(known: Callable[[], Engine | None]) -> None:
+    engine = known()
+    if engine is not None:
+        engine.dispose(close=False)
+
+
+def prepare_sqlite(engine: Engine) -> None:
+    """Set up each new connection to a SQLite file of ours, which only its owner may read."""
+    if engine.dialect.name != "sqlite":
+        return
+    path = engine.url.database or ""
+    if not path.startswith("file:"):
+        # What SQLite puts beside it gets the same permissions. No folder: SQLite says so.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # With WAL this keeps every commit when the process dies; a power cut
+        # can cost the last ones, and never the file.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+
+@contextmanager
+def without_time_limit(connection: Connection) -> Iterator[Connection]:
+    """Let statements take as long as they need, for what a person has asked for.
+
+    The connection leaves the pool.
+    """
+    if connection.dialect.name == "postgresql":
+        vars(connection.connection.driver_connection).pop("wait", None)
+        connection.detach()
+        connection.exec_driver_sql(
+            "SET statement_timeout = 0; SET lock_timeout = 0;"
+            " SET idle_in_transaction_session_timeout = 0"
+        )
+        # Committed already; what comes next begins as on any connection.
+        connection.rollback()
+    yield connection
+
+
+def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:
+    # Not as options of the connection, which poolers refuse. What the role or the
+    # database says of these is for others.
+    settings = {
+        "statement_timeout": 1000 * limits.statement,
+        "lock_timeout": 1000 * limits.lock,
+        "idle_in_transaction_session_timeout": 1000 * IDLE_SECONDS,
+        "default_transaction_isolation": "'read committed'",
+        "DateStyle": "ISO",
+        "IntervalStyle": "postgres",
+    }
+    sql = "; ".join(f"SET {name} = {value}" for name, value in settings.items())
+
+    def on_connect(connection: Any, record: Any) -> None:
+        if isinstance(connection, psycopg.Connection):
+            waiting: Any = connection
+            waiting.wait = _Wait(connection, limits.statement + ANSWER_SECONDS, gate)
+        was = connection.autocommit
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+        connection.autocommit = was
+
+    return on_connect
+
+
+class _Wait:
+    """Waits for Postgres as psycopg does, and gives a server up that does not answer at all."""
+
+    def __init__(self, connection: psycopg.Connection[Any], seconds: float, gate: _Gate) -> None:
+        self._pgconn = connection.pgconn
+        self._wait = connection.wait
+        self._seconds = seconds
+        self._gate = gate
+
+    def __call__(self, generator: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        if timeout is not None:
+            return self._wait(generator, interval, timeout)
+        try:
+            return self._wait(generator, interval, self._seconds)
+        except psycopg.OperationalError:
+            # Closed already where the server has said something, or has gone.
+            if self._pgconn.transaction_status != TransactionStatus.ACTIVE:
+                raise
+            self._pgconn.finish()
+            self._gate.close()
+            raise psycopg.OperationalError(
+                f"Postgres did not answer within {self._seconds} seconds"
+            ) from None
+
+
+class _Gate:
+    """Keeps the threads from waiting, each for itself, for a database that does not answer.
+
+    While it is closed one of them at a time tries to connect; the others are refused at once.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._error = engine.dialect.loaded_dbapi.OperationalError
+        self._lock = Lock()
+        self._closed = False
+        self._try_at = 0.0
+        pool: Any = engine.pool
+        self._connect = pool._invoke_creator
+        # The pool has no event that comes before a connection is made.
+        pool._creator = self._pass
+
+    def close(self) -> None:
+        """The database did not answer in time."""
+        self._closed = True
+        self._try_at = time.monotonic() + PROBE_SECONDS
+
+    def _pass(self, record: Any) -> Any:
+        if not self._closed:
+            return self._try(record)
+        if time.monotonic() < self._try_at or not self._lock.acquire(blocking=False):
+            raise self._error("the database did not answer a moment ago")
+        try:
+            return self._try(record)
+        finally:
+            self._lock.release()
+
+    def _try(self, record: Any) -> Any:
+        began = time.monotonic()
+        try:
+            connection = self._connect(record)
+        except self._error:
+            # What is refused at once keeps nobody waiting.
+            if time.monotonic() - began >= PROBE_SECONDS:
+                self.close()
+            raise
+        self._closed = False
+        return connection
+
+
+def _on_error(context: Any) -> None:
+    if context.connection is not None and not context.is_disconnect:
+        fault = judge(context.original_exception)
+        context.is_disconnect = fault is not None and fault.reconnect
