@@ -87,6 +87,7 @@ TRANSITIONS: Mapping[str, tuple[frozenset[JobStatus], JobStatus]] = {
     "cancel": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.CANCELLED),
     "retry": (frozenset({JobStatus.FAILED, JobStatus.CANCELLED}), JobStatus.PENDING),
     "claim": (frozenset({JobStatus.PENDING}), JobStatus.RUNNING),
+    "begin": (frozenset({JobStatus.RUNNING}), JobStatus.RUNNING),
     "release": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
     "reschedule": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
 }

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import counts, maintenance, operations
@@ -102,7 +102,12 @@ class History:
         )
 
     def claim(self) -> None:
-        self.held += self.call("POST", "/claim", {"limit": self.chance.randint(1, 9)})["data"]
+        body = {"limit": self.chance.randint(1, 9), "begin": self.chance.random() < 0.5}
+        claimed = self.call("POST", "/claim", body)["data"]
+        # What is suspect comes alone and has begun.
+        assert body["begin"] <= all(job["begun"] for job in claimed)
+        assert len(claimed) == 1 or len({job["begun"] for job in claimed}) <= 1
+        self.held += claimed
 
     def report(self) -> None:
         self.chance.shuffle(self.held)
@@ -113,6 +118,7 @@ class History:
                 "lease_token": job["lease_token"],
                 "status": self.chance.choice(["running", "success", "failed", "pending"]),
                 "retry_after": 0,
+                **self.chance.choice([{}, {"begun": True}, {"begun": True, "run_id": "r1"}]),
             }
             for job in given
         ]
@@ -158,7 +164,11 @@ class History:
         with self.desk.world.transaction() as tx:
             if self.chance.random() < 0.5:
                 self.free(tx, jobs.delete(), select(func.max(jobs.c.id)).scalar_subquery())
-            self.free(tx, update(jobs).values(reap_at=jobs.c.started_at), jobs.c.id)
+            over = {"reap_at": jobs.c.started_at}
+            if self.chance.random() < 0.5:
+                leased = jobs.c.lease_token.is_not(None)
+                over["lease_expires_at"] = case((leased, jobs.c.started_at))
+            self.free(tx, update(jobs).values(over), jobs.c.id)
         self.desk.reap()
 
     def free(self, tx: Any, change: Any, ids: Any) -> None:

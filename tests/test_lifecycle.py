@@ -47,18 +47,22 @@ def job(status: JobStatus, **values: Any) -> Any:
     )
 
 
-def act(verb: str, status: JobStatus) -> dict[str, Any]:
+REPORTS: dict[str, dict[str, Any]] = {
+    "begin": {"begun": True},
+    "release": {"status": JobStatus.PENDING},
+    "reschedule": {"status": JobStatus.FAILED},
+}
+
+
+def act(verb: str, status: JobStatus, *, prefetched: bool = False) -> dict[str, Any]:
     later = NOW + timedelta(seconds=9)
     if verb == "cancel":
         return lifecycle.cancel(job(status), reason=None, now=later)
     if verb == "retry":
         return lifecycle.retry(job(status), reason=None, now=later)
-    if verb in ("release", "reschedule"):
-        holder = job(status, lease_token="mine", lease_seconds=60)
-        target = {"release": JobStatus.PENDING, "reschedule": JobStatus.FAILED}[verb]
-        return leases.report(
-            holder, "mine", {"status": target}, backoff=BACKOFF, chance=0.5, now=later
-        )
+    if verb in REPORTS:
+        holder = job(status, lease_token="mine", lease_seconds=60, prefetched=prefetched)
+        return leases.report(holder, "mine", REPORTS[verb], backoff=BACKOFF, chance=0.5, now=later)
     target = next(to for to, name in EDIT_VERBS.items() if name == verb)
     return lifecycle.edit(job(status), {"status": target}, later)
 
@@ -68,10 +72,52 @@ def act(verb: str, status: JobStatus) -> dict[str, Any]:
 def test_every_verb_on_every_status(verb: str, status: JobStatus) -> None:
     allowed, target = TRANSITIONS[verb]
     if status in allowed:
-        assert act(verb, status)["status"] == target
+        assert act(verb, status).get("status", status) == target
     else:
         with pytest.raises(Conflict, match=status.label):
             act(verb, status)
+
+
+@pytest.mark.parametrize(
+    ("verb", "started_at", "retry_count"),
+    [("begin", 9, 0), ("release", None, 0), ("reschedule", None, 1), ("cancel", 0, 0)],
+)
+def test_verbs_on_a_job_that_has_not_begun(
+    verb: str, started_at: int | None, retry_count: int
+) -> None:
+    held = job(JobStatus.RUNNING, prefetched=True)
+    after = vars(held) | act(verb, JobStatus.RUNNING, prefetched=True)
+    moment = None if started_at is None else NOW + timedelta(seconds=started_at)
+    assert (after["started_at"], after["retry_count"]) == (moment, retry_count)
+    assert (after["prefetched"], after["suspect"], after["run_id"]) == (False, False, None)
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+@pytest.mark.parametrize("prefetched", [True, False])
+@pytest.mark.parametrize("max_retries", [0, 3])
+def test_lease_that_expires_on_every_status(
+    status: JobStatus, prefetched: bool, max_retries: int
+) -> None:
+    held = job(
+        status,
+        lease_token="mine",
+        lease_seconds=60,
+        lease_expires_at=NOW,
+        reap_at=NOW,
+        max_retries=max_retries,
+        prefetched=prefetched,
+    )
+    later = NOW + timedelta(seconds=9)
+    values = leases.expire(held, backoff=BACKOFF, chance=0.5, now=later)
+    if status is not JobStatus.RUNNING:
+        assert values == {}
+        return
+    costs = not prefetched
+    back = prefetched or max_retries > 0
+    assert values["status"] == (JobStatus.PENDING if back else JobStatus.FAILED)
+    assert values.get("retry_count", 0) == (costs and back)
+    assert values["suspect"] == prefetched
+    assert ("due_at" in values) == (costs and back)
 
 
 def test_no_edit_leads_back_to_pending() -> None:

@@ -267,6 +267,39 @@ def test_suspect_job_begins_its_time_with_the_claim(desk: Desk) -> None:
     assert shown(desk, job)["error"] == "timed out"
 
 
+def test_claims_at_the_same_moment_get_each_job_once_and_suspects_alone(desk: Desk) -> None:
+    desk.post("/batch", json={"jobs": [{"job_type": "a"}] * 40})
+    for job in desk.claim(begin=False, limit=12):
+        desk.shift(job, 100)
+    assert desk.reap() == 12
+    gate = threading.Barrier(4)
+
+    def work(_: int) -> list[list[tuple[str, bool]]]:
+        client = desk.world.app.test_client()
+        headers = {"Authorization": f"Bearer {desk.token}"}
+        gate.wait(20)
+        got: list[list[tuple[str, bool]]] = []
+        while True:
+            body = {"limit": 5, "begin": False}
+            claimed = client.post(f"{desk.jobs_path}/claim", json=body, headers=headers).json
+            if not claimed["data"]:
+                return got
+            got.append([(job["job_id"], job["begun"]) for job in claimed["data"]])
+
+    with ThreadPoolExecutor(4) as pool:
+        claims = [claim for got in pool.map(work, range(4)) for claim in got]
+    # Some may have been locked by another claim, which then left them.
+    claims += [[(job["job_id"], job["begun"])] for job in iter(lambda: one(desk), None)]
+    assert len({job_id for claim in claims for job_id, _ in claim}) == 40
+    assert sum(len(claim) for claim in claims) == 40
+    begun = [claim for claim in claims if any(begun for _, begun in claim)]
+    assert [len(claim) for claim in begun] == [1] * 12
+
+
+def one(desk: Desk) -> dict[str, Any] | None:
+    return next(iter(desk.claim(begin=False)), None)
+
+
 @pytest.mark.parametrize("way", ["cancel", "start", "edit"])
 def test_suspect_job_that_a_person_changes(desk: Desk, way: str) -> None:
     job = prefetched(desk)
