@@ -216,6 +216,24 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
+def compose_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One merge patch that does what two do one after the other; None if no single one does.
+
+    A null stays in it, for it removes what the target has. None: ``second`` puts an
+    object where ``first`` puts something else, or removes it. In a single patch that
+    object would be merged with the target's.
+    """
+    composed = dict(first)
+    for name, value in second.items():
+        if isinstance(value, Mapping) and name in first:
+            before = first[name]
+            value = compose_patches(before, value) if isinstance(before, Mapping) else None
+            if value is None:
+                return None
+        composed[name] = value
+    return composed
+
+
 def cancel(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
     """End a job that nobody wants any more; what it had done stays.
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -246,3 +248,43 @@ def test_columns_are_stored_in_utc_with_microseconds(desk: Desk) -> None:
         stored = tx.execute(select(jobs.c.scheduled_at)).scalar_one()
     assert stored == datetime.fromisoformat(moment)
     assert stored.tzinfo is UTC
+
+
+def patches() -> Any:
+    leaf = st.none() | st.integers(0, 2) | st.just([1])
+    value = st.recursive(leaf, lambda inner: objects(inner), max_leaves=6)
+    return objects(value)
+
+
+def objects(values: Any) -> Any:
+    return st.dictionaries(st.sampled_from("abc"), values, max_size=3)
+
+
+@given(patches(), patches(), patches())
+def test_composed_patch_does_what_both_do_in_turn(target: Any, first: Any, second: Any) -> None:
+    target = lifecycle.merge_patch(None, target)
+    composed = lifecycle.compose_patches(first, second)
+    if composed is not None:
+        in_turn = lifecycle.merge_patch(lifecycle.merge_patch(target, first), second)
+        assert lifecycle.merge_patch(target, composed) == in_turn
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "composed"),
+    [
+        ({}, {"a": None}, {"a": None}),
+        ({"a": 1}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": 1}, {"a": 1}),
+        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 1, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": {"b": None}}, {"a": {"b": None}}),
+        ({"a": {"b": 1}}, {"a": [1]}, {"a": [1]}),
+        # What the target has at a would be merged with it.
+        ({"a": None}, {"a": {"b": 1}}, None),
+        ({"a": 1}, {"a": {}}, None),
+        ({"a": {"b": [1]}}, {"a": {"b": {"c": 1}}}, None),
+    ],
+)
+def test_composed_patch_keeps_nulls_and_there_is_not_always_one(
+    first: Any, second: Any, composed: Any
+) -> None:
+    assert lifecycle.compose_patches(first, second) == composed
