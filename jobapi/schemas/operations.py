@@ -13,7 +13,7 @@ class JobFilter(Base):
     """What jobs have to be like: all of what is given."""
 
     status = fields.List(StatusInput(), validate=length(1, 5))
-    job_type = fields.List(job_type_text(), validate=length(1, 100))
+    job_type = fields.List(job_type_text(), validate=length(1, 1000))
     priority = fields.List(Choice(Priority), validate=length(1, 4))
     created_after = Time()
     created_before = Time()
