@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select
 
-from jobapi.client import Client, Unreachable
+from jobapi.client import Client, Job, Unreachable
 from jobapi.database import normalize_url
 from jobapi.errors import JobApiError
 from jobapi.models import jobs
@@ -123,6 +123,12 @@ def prepare(url: str, folder: Path) -> dict[str, str]:
     return {**service_settings(url, folder), "JOBAPI_RETRY_BACKOFF_SECONDS": "1"}
 
 
+def assert_each_ran_once(stage: Stage, jobs: list[Job]) -> None:
+    # Not in the first attempt, perhaps: what waits for a busy thread is handed back.
+    ran = Counter(line.split()[0] for line in stage.ran())
+    assert ran == Counter(job.job_id for job in jobs)
+
+
 def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_path: Path) -> None:
     stage = Stage(tmp_path, service_env)
     try:
@@ -131,7 +137,7 @@ def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_pat
         # Each is a process of its own.
         workers = stage.start_worker("--concurrency", "8", "--processes", "--until-idle")
         assert workers.wait(180) == 0
-        assert Counter(stage.ran()) == Counter(f"{job.job_id} 1" for job in made)
+        assert_each_ran_once(stage, made)
         assert sum(1 for _ in stage.client.jobs(1, status="success")) == 5000
     finally:
         stage.close()
@@ -162,9 +168,10 @@ def test_workers_whose_clocks_are_wrong_do_every_job_once_in_the_database_s_time
             assert ended - began < timedelta(seconds=60)
             time.sleep(0.2)
         ended = datetime.now(UTC)
-        assert Counter(stage.ran()) == Counter(f"{job.job_id} 1" for job in made)
+        assert_each_ran_once(stage, made)
         for job in stage.client.jobs(1):
-            (attempt,) = stage.client.attempts(1, job.job_id)
+            *handed_back, attempt = stage.client.attempts(1, job.job_id)
+            assert {each.outcome for each in handed_back} <= {"released"}
             assert (job.status, attempt.outcome, job.retry_count) == ("success", "success", 0)
             assert job.started_at is not None
             assert job.completed_at is not None

@@ -12,13 +12,26 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import httpx2
 import pytest
 
-from jobapi.client import Client, Job, Permanent, Task, Unreachable, Worker
-from jobapi.client import worker as module
+from jobapi import queue
+from jobapi.client import (
+    ClaimedJob,
+    ClaimedJobs,
+    Client,
+    Job,
+    Permanent,
+    Task,
+    ThreadsLost,
+    Unreachable,
+    Worker,
+)
+from jobapi.client import shift as module
 from jobapi.errors import TokenRevoked
+from jobapi.leases import Backoff
 
 from .factories import Desk
 from .served import BIN, Service
@@ -273,6 +286,403 @@ def test_many_small_jobs_take_few_requests(desk: Desk, client: Client, worker: W
     worker.run(until_idle=True)
     assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == 300
     assert len(calls) < 100
+
+
+class Crew:
+    """Workers in threads of this process, stopped at the end."""
+
+    def __init__(self, desk: Desk, client: Client) -> None:
+        self.desk, self.client = desk, client
+        self.running: list[tuple[Worker, threading.Thread]] = []
+        self.errors: list[BaseException] = []
+
+    def start(self, name: str, tasks: dict[str, Any], **kw: Any) -> Worker:
+        worker = Worker(self.client, self.desk.workspace_id, name=name, **kw)
+        for job_type, run in tasks.items():
+            worker.task(job_type)(run)
+        thread = threading.Thread(target=self._run, args=(worker,))
+        thread.start()
+        self.running.append((worker, thread))
+        return worker
+
+    def _run(self, worker: Worker) -> None:
+        try:
+            worker.run()
+        except BaseException as error:
+            self.errors.append(error)
+
+    def count(self, **filters: Any) -> int:
+        return sum(1 for _ in self.client.jobs(self.desk.workspace_id, light=True, **filters))
+
+    def close(self) -> None:
+        for worker, _ in self.running:
+            worker.stop()
+        for _, thread in self.running:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def crew(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # A stop waits for a claim that waits.
+    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    crew = Crew(desk, client)
+    yield crew
+    crew.close()
+
+
+def until(seen: Any, seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+QUICK = [{"job_type": "quick", "max_retries": 0, "timeout_seconds": 1}]
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_jobs_behind_a_slow_one_are_done_by_another_worker(
+    desk: Desk, client: Client, crew: Crew, concurrency: int
+) -> None:
+    end = threading.Event()
+    tasks = {"quick": lambda task: None, "slow": lambda task: end.wait(60) and None}
+    first = crew.start("first", tasks, concurrency=concurrency)
+    try:
+        client.create_many(desk.workspace_id, QUICK * 300)
+        until(lambda: crew.count(status="success") == 300)
+        slow = client.create_many(desk.workspace_id, [{"job_type": "slow"}] * concurrency)
+        # In one request they are fetched together.
+        client.create_many(desk.workspace_id, QUICK * 100)
+        until(lambda: crew.count(status="running", job_type="slow") == concurrency)
+        crew.start("second", tasks)
+        until(lambda: crew.count(status="success") == 400)
+        assert first.name == "first"
+        for job in slow:
+            (attempt,) = client.attempts(desk.workspace_id, job.job_id)
+            assert (attempt.worker, attempt.outcome) == ("first", None)
+    finally:
+        end.set()
+    until(lambda: crew.count(status="success") == 400 + concurrency)
+
+
+def test_jobs_that_were_fetched_and_wait_do_not_time_out(
+    desk: Desk, client: Client, crew: Crew
+) -> None:
+    end = threading.Event()
+    tasks = {"quick": lambda task: None, "slow": lambda task: end.wait(60) and None}
+    crew.start("only", tasks)
+    try:
+        client.create_many(desk.workspace_id, QUICK * 300)
+        until(lambda: crew.count(status="success") == 300)
+        client.create_many(desk.workspace_id, [{"job_type": "slow"}, *QUICK * 100])
+        until(lambda: crew.count(status="running", job_type="slow") == 1)
+        until(lambda: crew.count(status="pending") == 100)
+        time.sleep(1.2)
+        with desk.world.transaction() as tx:
+            queue.reap(tx, backoff=Backoff(1, 1))
+        assert crew.count(status="pending") == 100
+        assert crew.count(status="running") == 1
+    finally:
+        end.set()
+    until(lambda: crew.count(status="success") == 401)
+
+
+def test_claim_of_more_jobs_than_threads_does_not_begin_them(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    asked = []
+    claim = client.claim
+
+    def note(*arguments: Any, **kw: Any) -> Any:
+        asked.append((kw["limit"], kw["begin"]))
+        return claim(*arguments, **kw)
+
+    client.claim = note
+    worker.concurrency = 2
+    worker.task("a")(lambda task: None)
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 50)
+    worker.run(until_idle=True)
+    assert asked[0] == (2, True)
+    assert all(begin == (limit <= 2) for limit, begin in asked)
+    assert max(limit for limit, _ in asked) > 2
+
+
+def test_job_that_was_fetched_ahead_begins_when_its_task_takes_a_while(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    seen = []
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        if task.metadata:
+            assert not task.job.begun
+            until(lambda: task.begun)
+            seen.append(client.get(desk.workspace_id, task.job_id).started_at)
+
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 20)
+    client.create(desk.workspace_id, "a", metadata={"while": True})
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 20)
+    sent: list[Any] = []
+    report = client.report
+
+    def note(workspace_id: int, reports: Any) -> Any:
+        sent.extend(json.loads(reports))
+        return report(workspace_id, reports)
+
+    client.report = note
+    worker.run(until_idle=True)
+    assert len(seen) == 1
+    assert [told for told in sent if "begun" in told] == [
+        {"job_id": ANY, "lease_token": ANY, "begun": True}
+    ]
+
+
+def test_lost_threads_are_not_counted_on_and_the_last_one_ends_the_worker(
+    desk: Desk,
+    client: Client,
+    crew: Crew,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "LOST_SECONDS", 0.5)
+    end = threading.Event()
+    hung: list[str] = []
+
+    def hang(task: Task) -> None:
+        hung.append(task.job_id)
+        task.progress(1)
+        end.wait(120)
+
+    crew.start("w", {"hang": hang, "quick": lambda task: None}, concurrency=2, grace_seconds=2)
+    try:
+        client.create(desk.workspace_id, "hang")
+        until(lambda: len(hung) == 1)
+        client.cancel(desk.workspace_id, hung[0])
+        until(lambda: "1 of 2 threads are left" in caplog.text)
+        # The other thread goes on.
+        client.create_many(desk.workspace_id, QUICK * 30)
+        until(lambda: crew.count(status="success") == 30)
+        client.create(desk.workspace_id, "hang")
+        until(lambda: len(hung) == 2)
+        client.cancel(desk.workspace_id, hung[1])
+        until(lambda: crew.errors)
+        assert isinstance(crew.errors[0], ThreadsLost)
+        client.create(desk.workspace_id, "quick")
+        assert crew.count(status="running") == 0
+    finally:
+        end.set()
+
+
+def test_cancel_reaches_a_quiet_task_whatever_its_lease(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    worker.lease_seconds = 3600
+    told = []
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        client.cancel(desk.workspace_id, task.job_id)
+        told.append(until(lambda: task.cancelled))
+
+    client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert told == [True]
+
+
+def test_refused_progress_does_not_stop_the_heartbeats(
+    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.05)
+    beats: list[Any] = []
+    report = client.report
+
+    def refuse_progress(workspace_id: int, reports: Any) -> Any:
+        answers = []
+        for told in json.loads(reports):
+            if "progress_percent" in told:
+                problem = {"status": 422, "detail": "no"}
+                answers.append({"accepted": False, "problem": problem})
+            else:
+                beats.append(told)
+                answers += report(workspace_id, [told])
+        return answers
+
+    client.report = refuse_progress
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        while len(beats) < 3:
+            task.progress(50)
+            time.sleep(0.01)
+
+    job = client.create(desk.workspace_id, "a", max_retries=0)
+    worker.run(until_idle=True)
+    assert client.get(desk.workspace_id, job.job_id).status == "success"
+
+
+def test_reporter_survives_an_answer_that_makes_no_sense(
+    desk: Desk, client: Client, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = client.report
+    answers: list[Any] = [[], [{}], [{"accepted": False, "problem": None}]]
+    client.report = lambda *arguments: answers.pop() if answers else report(*arguments)
+    worker.task("a")(lambda task: {"ok": 1})
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert client.result(desk.workspace_id, job.job_id) == {"ok": 1}
+    assert caplog.text.count("reporting failed") == 3
+
+
+@pytest.mark.parametrize("pause", [0, 0.8])
+def test_partial_results_are_the_same_at_any_speed(
+    desk: Desk, client: Client, worker: Worker, pause: float
+) -> None:
+    @worker.task("a")
+    def run(task: Task) -> dict[str, Any]:
+        steps: list[dict[str, Any]] = [
+            {"stats": {"a": 1}, "old": {"x": 1}, "gone": 1},
+            {"stats": {"b": 2}, "old": None, "gone": None},
+            {"old": {"y": 2}, "list": [1]},
+        ]
+        for step in steps:
+            task.progress(1, result=step)
+            time.sleep(pause)
+        return {"stats": {"c": 3}, "list": {"z": None, "k": 1}}
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert client.result(desk.workspace_id, job.job_id) == {
+        "stats": {"a": 1, "b": 2, "c": 3},
+        "old": {"y": 2},
+        "list": {"k": 1},
+    }
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"x": value}
+    return value
+
+
+GOOD_PROGRESS: list[Any] = [
+    (0, None, None),
+    (100.0, "x" * 2000, {}),
+    (True + 1, "\u2028", {"progress_percent": 7, "progress_message": None}),
+    (50, "", {"x": 2**63 - 1, "y": -(2**63) + 1, "z": "\\u0000", "n": None}),
+    (50, None, deep(61)),
+    (50, None, {"x": "\u00e9" * 500_000}),
+]
+
+
+@pytest.mark.parametrize("progress", GOOD_PROGRESS, ids=range(len(GOOD_PROGRESS)))
+def test_progress_that_is_well_is_accepted_by_the_service(
+    desk: Desk,
+    client: Client,
+    worker: Worker,
+    caplog: pytest.LogCaptureFixture,
+    progress: Any,
+) -> None:
+    percent, message, result = progress
+
+    @worker.task("a")
+    def run(task: Task) -> None:
+        task.progress(percent, message, result=result)
+
+    job = client.create(desk.workspace_id, "a")
+    worker.run(until_idle=True)
+    assert client.get(desk.workspace_id, job.job_id).status == "success"
+    assert "refused" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("percent", "message", "result"),
+    [
+        (33.3, None, None),
+        (float("nan"), None, None),
+        (float("inf"), None, None),
+        (-1, None, None),
+        (101, None, None),
+        (100.5, None, None),
+        ("50", None, None),
+        (True, None, None),
+        (None, None, None),
+        (1, "x" * 2001, None),
+        (1, "a\0b", None),
+        (1, "\ud800", None),
+        (1, 17, None),
+        (1, None, [1]),
+        (1, None, {"x": "a\0b"}),
+        (1, None, {"a\0b": 1}),
+        (1, None, {"x": 2**63}),
+        (1, None, {"x": [-(2**64)]}),
+        (1, None, deep(62)),
+        (1, None, deep(5000)),
+        (1, None, {"x": "y" * 1_100_000}),
+        (1, None, {"progress_percent": 33.3}),
+        (1, None, {"progress_message": "x" * 2001}),
+    ],
+)
+def test_progress_that_the_service_would_refuse_raises(
+    percent: Any, message: Any, result: Any
+) -> None:
+    task = Task(ClaimedJob.from_json({"job_id": "job_x"}))
+    with pytest.raises((TypeError, ValueError)):
+        task.progress(percent, message, result=result)
+    assert task.take_news() == []
+
+
+def test_worker_of_a_thousand_types_does_their_jobs(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    for number in range(1000):
+        worker.task(f"t{number}")(lambda task: None)
+    types = [f"t{number}" for number in range(0, 1000, 9)]
+    client.create_many(desk.workspace_id, [{"job_type": each} for each in types])
+    would = client.operate(desk.workspace_id, "cancel", dry_run=True, job_type=sorted(worker.tasks))
+    assert would.matched == len(types)
+    worker.run(until_idle=True)
+    assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == len(types)
+
+
+def test_worker_of_more_types_than_a_claim_takes_says_so(desk: Desk, worker: Worker) -> None:
+    for number in range(1001):
+        worker.task(f"t{number}")(lambda task: None)
+    with pytest.raises(ValueError, match="1001 tasks, and 1000 is the most"):
+        worker.run()
+
+
+def test_run_until_idle_with_a_service_that_is_away_raises(
+    desk: Desk, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY_SECONDS", 1)
+    worker.task("a")(lambda task: None)
+    worker.client = Client("http://127.0.0.1:9", token="x")
+    with pytest.raises(Unreachable):
+        worker.run(until_idle=True)
+
+
+def test_idle_worker_claims_ever_less_often(
+    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [None] * 6 + [7.0, 1000.0]
+    rests: list[float] = []
+
+    def claim(*arguments: Any, **kw: Any) -> ClaimedJobs:
+        if len(answers) == 1:
+            worker.stop()
+        return ClaimedJobs([], retry_after=answers.pop(0))
+
+    client.claim = claim
+    monkeypatch.setattr(module.Shift, "_rest", lambda self, seconds: rests.append(seconds))
+    worker.task("a")(lambda task: None)
+    worker.run()
+    middles = [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 7.0, 60.0]
+    for rest, middle in zip(rests, middles, strict=True):
+        assert 0.75 * middle <= rest <= 1.25 * middle
 
 
 def test_stop_finishes_what_runs_and_hands_back_the_rest(

@@ -17,7 +17,9 @@ from .models import (
     Progress,
 )
 from .retries import Unreachable
-from .worker import Permanent, Task, Worker
+from .shift import ThreadsLost
+from .tasks import Permanent, Task
+from .worker import Worker
 
 __all__ = [
     "Attempt",
@@ -32,6 +34,7 @@ __all__ = [
     "Permanent",
     "Progress",
     "Task",
+    "ThreadsLost",
     "Unreachable",
     "Worker",
 ]

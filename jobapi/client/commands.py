@@ -23,6 +23,7 @@ from ..lifecycle import Action, EventKind, JobStatus, Priority
 from .http import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable
+from .shift import ThreadsLost
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
@@ -71,7 +72,7 @@ def service(command: Callable[..., Any]) -> Callable[..., Any]:
 def _messages() -> Any:
     try:
         yield
-    except (JobApiError, Unreachable, TimeoutError) as error:
+    except (JobApiError, Unreachable, ThreadsLost, TimeoutError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -49,6 +49,11 @@ def backoff(tries: int) -> float:
     return min(10.0, 0.2 * 2.0 ** min(tries, 10)) * _CHANCE.uniform(0.5, 1)
 
 
+def jittered(seconds: float) -> float:
+    """About so many seconds, so that many clients do not all come at once."""
+    return seconds * _CHANCE.uniform(0.75, 1.25)
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """The seconds that ``Retry-After`` asks for, as a number or a date; None without it."""
     fields = {name.lower(): value.strip() for name, value in headers.items()}
