@@ -46,7 +46,7 @@ def open_stream(port: int, path: str, token: str) -> socket.socket:
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     sock.sendall(request.encode())
     head = b""
-    while b"\r\n\r\n:\n" not in head:
+    while b"\n:\n" not in head:
         head += sock.recv(4096)
     assert b" 200 " in head.split(b"\r\n")[0], head
     sock.setblocking(False)
@@ -78,7 +78,7 @@ def main() -> None:
             while missing:
                 for key, _ in selector.select(30):
                     heard[key.fd] = heard.get(key.fd, b"") + key.data(65536)
-                    if job_id in heard[key.fd] and heard[key.fd].endswith(b"\n\n"):
+                    if job_id in heard[key.fd] and heard[key.fd].endswith(b"\n\n\r\n"):
                         took.append(time.perf_counter() - began)
                         heard[key.fd] = b""
                         missing -= 1

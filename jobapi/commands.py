@@ -128,6 +128,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
             state.maintenance.start()
 
     def end(server: Any, worker: Any) -> None:
+        state.streams.stop()
         state.maintenance.stop()
 
     def gone(server: Any, worker: Any) -> None:

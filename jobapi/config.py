@@ -157,8 +157,8 @@ class Settings:
         1000,
         "How many streams of events a process has open at most, and no more than half of the files "
         "that it may open; where the server's sockets cannot be had, each takes a thread, and a "
-        "quarter of the threads is the limit.",
-        least=1,
+        "quarter of the threads is the limit. 0 switches streams off.",
+        least=0,
     )
     maintenance_enabled: bool = _setting(
         True,

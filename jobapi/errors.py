@@ -312,8 +312,9 @@ class Unavailable(JobApiError):
 
     status = 503
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, headers={"Retry-After": "1"})
+    def __init__(self, detail: str, *, retry_after: int = 1) -> None:
+        """``retry_after`` is in whole seconds."""
+        super().__init__(detail, headers={"Retry-After": str(retry_after)})
 
 
 def all_errors(root: type[JobApiError] = JobApiError) -> Iterator[type[JobApiError]]:

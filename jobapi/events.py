@@ -7,9 +7,12 @@ change; the rest, and deletions, is noted here.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -23,6 +26,7 @@ from sqlalchemy import (
     literal,
     select,
     text,
+    true,
     tuple_,
 )
 
@@ -34,9 +38,10 @@ from .database import (
     dialect_name,
     insert_records,
     plan_without,
+    record_source,
     records,
 )
-from .errors import ValidationFailed
+from .errors import Unavailable, ValidationFailed
 from .lifecycle import EventKind
 from .models import events, workspaces
 from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
@@ -47,13 +52,18 @@ MAX_COUNTED = 10_000
 LOOKED_AT = 100_000
 """How many events of a workspace one page looks through for those that match."""
 
-Place = tuple[int, int]
-"""Where in the order of events: ``xid`` and ``id``."""
+MAX_GAPS = 500
+"""How many transactions below a position may be under way; more, and what is above them waits."""
 
-_START: Place = (0, 0)
-_SERVER: Any = cast(func.pg_postmaster_start_time(), Text)
+MAX_NAME = 8_000
+"""How long the name of a position may be, in characters."""
+
 _LAST_NUMBER = "SELECT seq FROM sqlite_sequence WHERE name = 'jobapi_events'"
-_NAME = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+_NAME = re.compile(
+    r"(?P<xid>[0-9]{1,19})-(?P<id>[0-9]{1,19})"
+    rf"(?P<gaps>(?:\.[0-9a-f]{{1,16}}){{0,{MAX_GAPS}}})"
+    r"(?:~(?P<gap>[0-9]{1,19})-(?P<sent>[0-9]{1,19}))?"
+)
 _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_status", "actor", "data")
 
 
@@ -92,32 +102,93 @@ class EventFilters:
         )
 
 
-class Begin(NamedTuple):
-    """Where a stream begins: after an event, and which transactions after it had ended by then.
+class Snapshot(NamedTuple):
+    """Which transactions a snapshot sees: those below ``xmax`` that are not in ``running``.
 
-    ``server`` is the run of the database's server of which that is so.
+    SQLite has one writer at a time and no numbers: its events have the ``xid`` 0.
     """
 
-    place: Place
-    next_xid: int = 0
-    running: frozenset[int] = frozenset()
-    server: str | None = None
+    xmax: int = 1
+    running: tuple[int, ...] = ()
+    """In ascending order."""
 
-    def had(self, event: Any) -> bool:
-        """Whether the event had happened already."""
-        return event.xid < self.next_xid and event.xid not in self.running
+    @property
+    def numbered(self) -> bool:
+        """Whether two snapshots that are equal see the same."""
+        return self.xmax > 1
+
+    def below(self, xid: int) -> tuple[int, ...]:
+        """The transactions under way that began before another."""
+        return self.running[: bisect_left(self.running, xid)]
 
 
-class Horizon(NamedTuple):
-    """The ``xid`` before which no event is added any more, in one run of the database's server.
+class Position(NamedTuple):
+    """What of a workspace's events has been read.
 
-    After a crash a server may give numbers again that nothing came of. On
-    SQLite, which has one writer at a time, the order is that of the commits: no
-    event has to wait.
+    That is all up to and including the event (``xid``, ``id``), but nothing of
+    the transactions in ``gaps``, which were under way when that was read. Of
+    one of them, which has ended meanwhile, the events up to ``sent`` (its
+    ``xid``, and an ``id``) have been read, too.
+
+    Example: transactions 7, 8 and 9 write at the same time, and 9 commits first.
+    After its event 31 the position is (9, 31) with the gaps 7 and 8. When 7 has
+    committed its events 28 and 30 and the first of them has been read, it is
+    (9, 31) with the gaps 7 and 8 and ``sent`` (7, 28); after both, and while 8 is
+    under way, (9, 31) with the gap 8.
+
+    The event itself is committed, so that no server gives its number, or a gap's,
+    to another transaction after a crash.
     """
 
-    xid: int | None
-    server: str | None
+    xid: int = 0
+    id: int = 0
+    gaps: tuple[int, ...] = ()
+    sent: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """The position as the ``id`` of a stream's event.
+
+        ``9-31``; with gaps, the differences between them in hexadecimal digits:
+        ``9-31.1.1`` has the gaps 8 and 7; with ``sent``: ``9-31.1.1~7-28``.
+        """
+        sent = "" if self.sent is None else f"~{name_of(*self.sent)}"
+        return f"{name_of(self.xid, self.id)}{_differences(self.xid, self.gaps)}{sent}"
+
+
+@lru_cache(maxsize=64)
+def _differences(xid: int, gaps: tuple[int, ...]) -> str:
+    falling = [xid, *reversed(gaps)]
+    return "".join(f".{above - gap:x}" for above, gap in pairwise(falling))
+
+
+def _parse(name: str) -> Position | None:
+    found = _NAME.fullmatch(name) if len(name) <= MAX_NAME else None
+    if found is None:
+        return None
+    xid = gap = int(found["xid"])
+    gaps = []
+    for difference in found["gaps"].split(".")[1:]:
+        gap -= int(difference, 16)
+        gaps.append(gap)
+    falling = [xid, *gaps, 0]
+    if any(above <= below for above, below in pairwise(falling) if gaps):
+        return None
+    sent = None if found["gap"] is None else (int(found["gap"]), int(found["sent"]))
+    if sent is not None and (sent[0] not in gaps or sent[1] >= MAX_NUMBER):
+        return None
+    return Position(xid, int(found["id"]), tuple(reversed(gaps)), sent)
+
+
+class Found(NamedTuple):
+    """Events, each with the position after it; the position after all, and whether there are more.
+
+    There may be more where as many were found as were asked for.
+    """
+
+    events: Sequence[tuple[AnyRow, Position]]
+    end: Position
+    more: bool
 
 
 class EventPage(NamedTuple):
@@ -179,28 +250,9 @@ def _number(xid: Any) -> Any:
     return cast(cast(xid, Text), BigInteger)
 
 
-def name_of(place: Place) -> str:
-    """An event's public name, by which a stream is gone on with."""
-    return f"{place[0]}-{place[1]}"
-
-
-def resume(session: Executor, name: str) -> Begin:
-    """Where a stream begins that goes on after the event of this name.
-
-    Raises ``ValidationFailed`` for a name that no event of this server can have.
-    """
-    if _NAME.fullmatch(name):
-        xid, _, number = name.partition("-")
-        place = (int(xid), int(number))
-        if dialect_name(session) == "sqlite":
-            last = session.execute(text(_LAST_NUMBER)).scalar()
-            newest = (0, last or 0)
-        else:
-            xmax = _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
-            newest = (session.execute(select(xmax)).scalar_one(), MAX_NUMBER - 1)
-        if place <= newest and place[1] < MAX_NUMBER:
-            return Begin(place)
-    raise ValidationFailed({"last_event_id": ["It is none of ours; use the id of an event."]})
+def name_of(xid: int, number: int) -> str:
+    """An event's public name."""
+    return f"{xid}-{number}"
 
 
 def page(
@@ -264,52 +316,125 @@ def _values(cursor: str, n: int) -> list[Any]:
     return values
 
 
-def begin(session: Executor, workspace_id: int) -> Begin:
-    """Where a stream begins that begins now."""
-    query = (
-        select(events.c.xid, events.c.id)
-        .where(events.c.workspace_id == workspace_id)
-        .order_by(events.c.xid.desc(), events.c.id.desc())
+def current_snapshot(session: Executor) -> Snapshot:
+    """What the snapshot sees in which this is called, see ``database.snapshot``.
+
+    Raises ``Unavailable`` of a replica, whose snapshots do not say what is under way.
+    """
+    if dialect_name(session) == "sqlite":
+        return Snapshot()
+    text_of = cast(func.pg_current_snapshot(), Text)
+    found, replica = session.execute(select(text_of, func.pg_is_in_recovery())).one()
+    if replica:
+        raise Unavailable("The database is a replica that cannot be written; try again.")
+    _, xmax, running = found.split(":")
+    return Snapshot(int(xmax), tuple(sorted(map(int, filter(None, running.split(","))))))
+
+
+def begin(session: Executor, workspace_id: int) -> Position:
+    """The position of a stream that begins now. To be called in a snapshot."""
+    seen = current_snapshot(session)
+    c = events.c
+    last = session.execute(
+        select(c.xid, c.id)
+        .where(c.workspace_id == workspace_id, c.xid < seen.xmax)
+        .order_by(c.xid.desc(), c.id.desc())
         .limit(1)
-    )
-    if dialect_name(session) == "sqlite":
-        row = session.execute(query).first()
-        return Begin(_START if row is None else (row.xid, row.id))
-    snapshot = cast(func.pg_current_snapshot(), Text)
-    ended, server = session.execute(select(snapshot, _SERVER)).one()
-    first, following, running = ended.split(":")
-    row = session.execute(query.where(events.c.xid < int(first))).first()
-    return Begin(
-        _START if row is None else (row.xid, row.id),
-        int(following),
-        frozenset(map(int, filter(None, running.split(",")))),
-        server,
-    )
+    ).first()
+    return Position() if last is None else Position(last.xid, last.id, seen.below(last.xid))
 
 
-def horizon(session: Executor) -> Horizon:
-    """Up to where the order of events is settled."""
-    if dialect_name(session) == "sqlite":
-        return Horizon(None, None)
-    xmin = _number(func.pg_snapshot_xmin(func.pg_current_snapshot()))
-    return Horizon(*session.execute(select(xmin, _SERVER)).one())
+def resume(session: Executor, name: str) -> Position:
+    """The position of a stream that goes on after one with this name. To be called in a snapshot.
+
+    Raises ``ValidationFailed`` of a name that this server cannot have given.
+    """
+    position = _parse(name)
+    if position is not None:
+        last = MAX_NUMBER - 1
+        if dialect_name(session) == "sqlite":
+            last = session.execute(text(_LAST_NUMBER)).scalar() or 0
+        if position.xid < current_snapshot(session).xmax and position.id <= last:
+            return position
+    raise ValidationFailed({"last_event_id": ["It is none of ours; use the id of an event."]})
 
 
 def after(
-    session: Executor, workspace_id: int, place: Place, *, before: Horizon, most: int
-) -> Sequence[AnyRow]:
-    """The next ``most`` events after a place, of those before the horizon.
+    session: Executor, workspace_id: int, position: Position, *, seen: Snapshot, most: int
+) -> Found:
+    """The next ``most`` events after a position, of those that a snapshot sees.
 
-    An event of a transaction that is older than one still under way has to wait
-    for that: so nobody who goes on after what they have seen misses one.
+    To be called in that snapshot. What it sees and what had not been read when
+    the position was reached is what comes: first what the gaps have become that
+    have ended since, then what is above. A transaction that stays open costs
+    nothing and holds nothing up.
     """
-    query = select(*events.c).where(
-        events.c.workspace_id == workspace_id,
-        tuple_(events.c.xid, events.c.id) > tuple_(*place),
+    below = seen.below(position.xid)
+    ended = sorted(set(position.gaps).difference(below))
+    if position.sent is not None:
+        # What has been begun comes first: a position can be inside one transaction only.
+        begun = position.sent[0]
+        ended.sort(key=lambda xid: xid != begun)
+    late = _of_gaps(session, workspace_id, ended, position.sent, most) if ended else ()
+    found = []
+    gaps: tuple[int, ...] = ()
+    last = None
+    for event in late:
+        if event.xid != last:
+            last = event.xid
+            gaps = tuple(sorted({*below, *ended[ended.index(last) :]}))
+        found.append((event, Position(position.xid, position.id, gaps, (event.xid, event.id))))
+    if len(found) == most:
+        return Found(found, found[-1][1], more=True)
+    end = Position(position.xid, position.id, below)
+    c = events.c
+    above = session.execute(
+        select(*c)
+        .where(
+            c.workspace_id == workspace_id,
+            tuple_(c.xid, c.id) > tuple_(position.xid, position.id),
+            c.xid < seen.xmax,
+        )
+        .order_by(c.xid, c.id)
+        .limit(most - len(found))
+    ).all()
+    for event in above:
+        gaps = end.gaps if event.xid == end.xid else seen.below(event.xid)
+        if len(gaps) > MAX_GAPS:
+            # It waits until some of those have ended.
+            return Found(found, end, more=False)
+        end = Position(event.xid, event.id, gaps)
+        found.append((event, end))
+    return Found(found, end, more=len(found) == most)
+
+
+def _of_gaps(
+    session: Executor,
+    workspace_id: int,
+    xids: Sequence[int],
+    sent: tuple[int, int] | None,
+    most: int,
+) -> Sequence[AnyRow]:
+    """The first events of transactions, in the order of those; of one only what comes after it."""
+    gap = record_source(
+        "postgresql", {"turn": BigInteger(), "xid": BigInteger(), "sent": BigInteger()}
     )
-    if before.xid is not None:
-        query = query.where(events.c.xid < before.xid)
-    return session.execute(query.order_by(events.c.xid, events.c.id).limit(most)).all()
+    c = events.c
+    # Of each by itself, by the index, so that one with many events is not read whole each time.
+    each = (
+        select(*c)
+        .where(c.workspace_id == workspace_id, c.xid == gap.c.xid, c.id > gap.c.sent)
+        .order_by(c.id)
+        .limit(most)
+        .lateral()
+    )
+    rows = [
+        {"turn": turn, "xid": xid, "sent": sent[1] if sent and sent[0] == xid else 0}
+        for turn, xid in enumerate(xids)
+    ]
+    query = select(*each.c).select_from(gap.join(each, true()))
+    query = query.order_by(gap.c.turn, each.c.id).limit(most)
+    return session.execute(query, records(session, rows)).all()
 
 
 def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import selectors
@@ -20,14 +21,15 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import events
-from .events import Begin, EventFilters, Place
+from .database import snapshot
+from .errors import Unavailable
+from .events import EventFilters, Found, Position, Snapshot
 
 if sys.platform != "win32":  # where a host may be developed
     import resource
@@ -41,6 +43,14 @@ AGAIN_SECONDS = 2.0
 
 HEARTBEAT_SECONDS = 15.0
 """How often a stream shows that all is well, and it is asked whether it still may be."""
+
+THREAD_SECONDS = 300.0
+"""How long a stream lasts that takes a thread of the server's; the listener opens another.
+
+Where the server does not say that a listener has gone, it holds a thread no longer.
+"""
+
+STOP_SECONDS = 1.0
 
 _HEARTBEAT = b":\n"
 _CHANCE = random.SystemRandom()
@@ -59,61 +69,64 @@ SEND_SECONDS = 60.0
 logger = logging.getLogger("jobapi")
 
 
+def position_of(position: Position) -> bytes:
+    """A comment that shows that all is well, with the ``id`` from which to go on."""
+    return b"id: %b\n%b" % (position.name.encode(), _HEARTBEAT)
+
+
 def _next_beat(share: float = 1.0) -> float:
     return time.monotonic() + share * HEARTBEAT_SECONDS
 
 
 @dataclass(eq=False)
 class Stream:
-    """Somebody who listens: what to send them, where they are, and whether they still may."""
+    """One listener: what to send, from where on, and whether the caller still has access.
+
+    ``position`` says which events have been read for it, wanted or not.
+    ``chunked`` is the framing of HTTP/1.1. ``ends_at`` is when it ends at the
+    latest, on ``time.monotonic``'s clock.
+    """
 
     workspace_id: int
     user_id: int
     filters: EventFilters
-    begin: Begin
+    position: Position
     may: Callable[[Connection], bool]
+    chunked: bool = False
+    ends_at: float = math.inf
     waiting: bytearray = field(default_factory=bytearray)
     read_at: float = field(default_factory=time.monotonic)
     beat_at: float = field(default_factory=lambda: _next_beat(_CHANCE.random()))
-    server: str | None = field(init=False)
-    place: Place = field(init=False)
-    """Where the next look begins: after an event, or after where there was none."""
-
-    read_to: Place = field(init=False)
-    """The last event that was read for them, whether they wanted it or not."""
-
-    told: Place = field(init=False)
-    """The last of which they know."""
+    named: tuple[int, int] = field(init=False)
+    """The last event that was sent, or up to which it is known that none was wanted."""
 
     def __post_init__(self) -> None:
-        self.server = self.begin.server
-        self.place = self.read_to = self.told = self.begin.place
+        self.named = self.position[:2]
 
-    def wants(self, event: Any) -> bool:
-        """Whether they are told of an event that comes after their place."""
-        return self.filters.matches(event) and not self.begin.had(event)
+    def say(self, data: bytes) -> None:
+        """Have something sent, as one chunk where the answer consists of chunks."""
+        self.waiting += b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
-    def be_with(self, server: str | None) -> None:
-        """Go on with this run of the database's server.
+    def takes_a_thread(self) -> None:
+        """Let it end after ``THREAD_SECONDS``."""
+        self.ends_at = time.monotonic() + THREAD_SECONDS
 
-        Of another run only what has been read is sure: numbers of transactions
-        of which nothing came may be given again after a crash.
-        """
-        if self.server not in (None, server):
-            self.begin = Begin(self.read_to)
-            self.place = self.read_to
-        self.server = server
+    def end(self) -> None:
+        """Say that the answer ends here, and was not cut off."""
+        if self.chunked:
+            self.waiting += b"0\r\n\r\n"
 
 
 class Streams:
     """Those that are open in this process, ``limit`` at most.
 
     That is also at most half of the files that the process may open. A user has
-    half of them at most, or two. ``frame`` makes of an event what is sent.
+    half of them at most, or two. ``frame`` makes of an event, and the name of the
+    position after it, what is sent.
     """
 
     def __init__(
-        self, engine: Callable[[], Engine], frame: Callable[[Any], bytes], *, limit: int
+        self, engine: Callable[[], Engine], frame: Callable[[Any, str], bytes], *, limit: int
     ) -> None:
         self.closing: Callable[[], bool] = lambda: False
         self.count: Callable[[int], None] = lambda more: None
@@ -128,6 +141,8 @@ class Streams:
         self._of_user: Counter[int] = Counter()
         self._number = 0
         self._wake: socket.socket | None = None
+        self._seen: Snapshot | None = None
+        """What the last look saw, if all streams have been given all of it."""
 
     @property
     def limit(self) -> int:
@@ -161,11 +176,17 @@ class Streams:
                 self._admitted.remove(stream)
                 self._leave(stream)
 
-    def add(self, sock: socket.socket, stream: Stream, head: bytes = b"") -> None:
-        """Serve a stream on a socket from now on, beginning with ``head``; it is closed here."""
+    def add(
+        self, sock: socket.socket, stream: Stream, *, head: bytes = b"", first: bytes = _HEARTBEAT
+    ) -> None:
+        """Serve a stream on a socket from now on; it is closed here.
+
+        It begins with ``head``, which has its own framing, and ``first``.
+        """
         sock.setblocking(False)
         # Something to read at once, so that a proxy does not wait for more.
-        stream.waiting += head + _HEARTBEAT
+        stream.waiting += head
+        stream.say(first)
         with self._lock:
             self._admitted.remove(stream)
             self._new.append((sock, stream))
@@ -183,6 +204,14 @@ class Streams:
         if len(self) and self._wake is not None:
             with contextlib.suppress(OSError):
                 self._wake.send(b"x")
+
+    def stop(self) -> None:
+        """End all streams, because the process ends; waits for a moment until they have."""
+        self.closing = lambda: True
+        self.wake()
+        deadline = time.monotonic() + STOP_SECONDS
+        while len(self) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _start(self) -> None:
         if self._process == os.getpid():
@@ -230,12 +259,11 @@ class Streams:
                     self._drop(selector, key.fileobj)
             self._take_new(selector)
             if self.closing():
-                for sock in list(self._open):
-                    self._drop(selector, sock)
+                self._end(selector, list(self._open))
             now = time.monotonic()
             if now >= look_at:
                 looked_at = now
-                look_at = now + self._look()
+                look_at = now + self._look(selector)
             if now >= beat_at:
                 # Those that were opened together do not all have their turn together.
                 beat_at = now + HEARTBEAT_SECONDS / 15
@@ -249,6 +277,7 @@ class Streams:
             self._open.update(new)
         for sock, _ in new:
             selector.register(sock, selectors.EVENT_READ)
+            self._seen = None
 
     def _listens(self, sock: Any) -> bool:
         """Whether whoever is at the other end has not gone; nothing that they send counts."""
@@ -259,68 +288,71 @@ class Streams:
         except OSError:
             return False
 
-    def _look(self) -> float:
-        """Read what is new, once for all who are at the same place; when to look again, in s."""
+    def _look(self, selector: selectors.BaseSelector) -> float:
+        """Read what is new, once for all who are at the same position; when to look again, in s."""
         listening = [each for each in self._open.values() if len(each.waiting) < MAX_BEHIND]
         if not listening:
             return POLL_SECONDS
         pause, end = POLL_SECONDS, time.monotonic() + LOOK_SECONDS
+        at: dict[tuple[int, Position], list[Stream]] = defaultdict(list)
+        for stream in listening:
+            at[stream.workspace_id, stream.position].append(stream)
         try:
-            with self._engine().connect() as connection:
-                before = events.horizon(connection)
-                at: dict[tuple[int, Place], list[Stream]] = defaultdict(list)
-                for stream in listening:
-                    stream.be_with(before.server)
-                    at[stream.workspace_id, stream.place].append(stream)
+            with self._engine().connect() as connection, snapshot(connection):
+                seen = events.current_snapshot(connection)
+                if seen == self._seen:
+                    return POLL_SECONDS
+                self._seen = None
                 # Whoever goes on from long ago comes after those who have nearly everything.
-                for workspace_id, place in sorted(at, key=itemgetter(1), reverse=True):
+                for workspace_id, position in sorted(at, key=lambda key: key[1][:2], reverse=True):
                     if time.monotonic() >= end:
                         return WAKE_SECONDS
                     found = events.after(
-                        connection, workspace_id, place, before=before, most=AT_ONCE
+                        connection, workspace_id, position, seen=seen, most=AT_ONCE
                     )
-                    self._give(found, at[workspace_id, place])
-                    if len(found) == AT_ONCE:
+                    self._give(found, at[workspace_id, position])
+                    if found.more:
                         pause = WAKE_SECONDS
-                    elif before.xid is not None:
-                        self._settle(before.xid, found, at[workspace_id, place])
-        except SQLAlchemyError:
+        except (SQLAlchemyError, Unavailable):
             logger.warning("cannot look for events; the streams wait", exc_info=True)
             return AGAIN_SECONDS
+        if seen.numbered and all(len(each.waiting) < MAX_BEHIND for each in self._open.values()):
+            # While nothing is written on the whole server, there is nothing to read.
+            self._seen = seen if pause == POLL_SECONDS else None
+        # A server that has lost what it had committed numbers other transactions alike.
+        for sock in [s for s, each in self._open.items() if each.position.xid >= seen.xmax]:
+            self._drop(selector, sock)
         return pause
 
-    def _give(self, found: Sequence[Any], listening: Sequence[Stream]) -> None:
+    def _give(self, found: Found, listening: list[Stream]) -> None:
         frames: dict[int, bytes] = {}
         for stream in listening:
-            for event in found:
-                stream.place = stream.read_to = (event.xid, event.id)
-                if stream.wants(event):
+            for event, position in found.events:
+                stream.position = position
+                if stream.filters.matches(event):
                     if event.id not in frames:
-                        frames[event.id] = self._frame(event)
-                    stream.waiting += frames[event.id]
-                    stream.told = stream.place
+                        frames[event.id] = self._frame(event, position.name)
+                    stream.say(frames[event.id])
+                    stream.named = position[:2]
                     if len(stream.waiting) >= MAX_BEHIND:
                         break
-
-    def _settle(self, before: int, found: Sequence[Any], listening: Sequence[Stream]) -> None:
-        """Bring all who have everything to the same place, wherever they began."""
-        last = (found[-1].xid, found[-1].id) if found else None
-        for stream in listening:
-            if last is None or stream.place == last:
-                stream.place = max(stream.place, (before, 0))
+            else:
+                stream.position = found.end
 
     def _beat(self, selector: selectors.BaseSelector, now: float) -> None:
         """Show that all is well, and end the streams of those who may not listen any more."""
+        self._end(selector, [sock for sock, each in self._open.items() if each.ends_at <= now])
         due = [(sock, stream) for sock, stream in self._open.items() if stream.beat_at <= now]
         if not due:
             return
         for _, stream in due:
             if not stream.waiting:
-                if stream.told != stream.read_to:
+                if stream.named != stream.position[:2]:
                     # Whoever wants little goes on from here, and not from long ago.
-                    stream.waiting += b"id: %b\n" % events.name_of(stream.read_to).encode()
-                    stream.told = stream.read_to
-                stream.waiting += _HEARTBEAT
+                    stream.say(position_of(stream.position))
+                    stream.named = stream.position[:2]
+                else:
+                    stream.say(_HEARTBEAT)
             # Soon again, where it cannot be asked.
             stream.beat_at = _next_beat(1 / 15)
         over = []
@@ -333,7 +365,13 @@ class Streams:
         except SQLAlchemyError:
             logger.warning("cannot ask who may listen to streams", exc_info=True)
         # When the connection is back: whoever sees the end may take the database away.
-        for sock in over:
+        self._end(selector, over)
+
+    def _end(self, selector: selectors.BaseSelector, socks: Sequence[Any]) -> None:
+        """End streams so that their listeners know that nothing was cut off."""
+        for sock in socks:
+            self._open[sock].end()
+            self._send(selector, sock, self._open[sock])
             self._drop(selector, sock)
 
     def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:

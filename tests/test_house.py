@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "maintenance": {"database", "leases", "lifecycle", "models", "counts", "events", "flow"}
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
     "waiting": {"database", "queue"},
-    "streams": {"events"},
+    "streams": {"database", "errors", "events"},
     "metrics": {"config", "leases", "lifecycle"},
     "extension": {
         "config",

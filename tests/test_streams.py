@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import random
@@ -11,22 +12,29 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
-from sqlalchemy import delete, select, update
+import requests
+from sqlalchemy import create_engine, delete, select, update
+from sqlalchemy.exc import DBAPIError
 
 from jobapi import events, jobs, streams
+from jobapi.database import snapshot
 from jobapi.events import EventFilters
 from jobapi.identity import Role
 from jobapi.lifecycle import EventKind
 from jobapi.models import api_keys, memberships
 from jobapi.models import events as table
 
-from .factories import PASSWORD, Desk
+from .conftest import app_on
+from .factories import PASSWORD, Desk, World
+from .postgres import Postgres
 from .served import Service
 
 JOBS = "/workspace/1/jobs"
@@ -40,6 +48,7 @@ class Listener:
     def __init__(self, client: httpx2.Client, query: str = "", **headers: str) -> None:
         self.heard: queue.Queue[Any] = queue.Queue()
         self.ids: list[str] = []
+        self.last = ""
         self.begun = threading.Event()
         self.ended = threading.Event()
         self.status = 0
@@ -58,16 +67,17 @@ class Listener:
                     if line.startswith("id: "):
                         self.ids.append(line[4:])
                     if line.startswith("data: "):
-                        event = json.loads(line[6:])
-                        assert event["event_id"] == self.ids[-1]
-                        self.heard.put(event)
+                        self.heard.put((self.ids[-1], json.loads(line[6:])))
         except httpx2.TransportError:
             pass
         self.begun.set()
         self.ended.set()
 
     def next(self, number: int) -> list[dict[str, Any]]:
-        return [self.heard.get(timeout=15) for _ in range(number)]
+        """The next events; the ``id`` of the last is in ``last``."""
+        found = [self.heard.get(timeout=15) for _ in range(number)]
+        self.last = found[-1][0]
+        return [event for _, event in found]
 
 
 def create(client: httpx2.Client, **body: Any) -> str:
@@ -125,45 +135,122 @@ def test_stream_goes_on_where_it_was_without_a_gap_or_a_repeat(serve: Any) -> No
         seen = first.next(50)
         for _ in range(3):
             # Another one goes on after the last that the one before has seen.
-            listener = Listener(client, **{"Last-Event-ID": seen[-1]["event_id"]})
-            seen += listener.next(50)
+            first = Listener(client, **{"Last-Event-ID": first.last})
+            seen += first.next(50)
         stop.set()
         for future in changing:
             future.result()
-    seen += Listener(client, f"last_event_id={seen[-1]['event_id']}").next(len(made) - len(seen))
+    seen += Listener(client, f"last_event_id={first.last}").next(len(made) - len(seen))
     assert len({event["event_id"] for event in seen}) == len(seen) == len(made)
     assert sorted(event["job_id"] for event in seen) == sorted(made)
 
 
-def test_event_of_a_transaction_that_ends_late_is_not_missed(desk: Desk) -> None:
-    """Two transactions that end in the other order than they wrote."""
-    engine = desk.world.state.engine
-    by = {"created_by": desk.user.id, "job_type": "a"}
+@contextmanager
+def left_open(engine: Any) -> Iterator[None]:
+    """A transaction that has a number and does not end."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_current_xact_id()")
+        yield
+        connection.exec_driver_sql("ROLLBACK")
 
-    def after(place: Any) -> list[Any]:
-        with engine.connect() as connection:
-            before = events.horizon(connection)
-            found = events.after(connection, desk.workspace_id, place, before=before, most=10)
-        return [(event.xid, event.id) for event in found]
 
+@contextmanager
+def elsewhere(engine: Any) -> Iterator[None]:
+    """The same in another database of the same server, where there are servers."""
     if engine.dialect.name == "sqlite":
-        desk.create()
-        assert len(after((0, 0))) == 1
+        yield
         return
-    with desk.world.transaction() as early:
-        jobs.create(early, desk.workspace_id, **by)
+    other = create_engine(engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with left_open(other):
+        yield
+    other.dispose()
+
+
+def read_on(engine: Any, workspace_id: int, name: str, most: int = 100) -> list[tuple[Any, str]]:
+    """What comes after a position, read as a stream reads it, with the name after each."""
+    heard = []
+    with engine.connect() as connection:
+        more = True
+        while more:
+            with snapshot(connection):
+                position = events.resume(connection, name)
+                seen = events.current_snapshot(connection)
+                found = events.after(connection, workspace_id, position, seen=seen, most=most)
+            heard += [((event.xid, event.id), after.name) for event, after in found.events]
+            name, more = found.end.name, found.more
+    return heard
+
+
+def test_transaction_that_is_left_open_holds_up_nothing_and_is_not_missed(desk: Desk) -> None:
+    """Transactions that end in another order than they began."""
+    engine, w = desk.world.state.engine, desk.workspace_id
+    by = {"created_by": desk.user.id, "job_type": "a"}
+    desk.create()
+    if engine.dialect.name == "sqlite":  # it has one writer at a time
+        ((_, name),) = read_on(engine, w, "0-0")
+        assert read_on(engine, w, name) == []
+        return
+    with left_open(engine), elsewhere(engine), desk.world.transaction() as early:
+        for _ in range(3):
+            jobs.create(early, w, **by)
         with desk.world.transaction() as late:
-            jobs.create(late, desk.workspace_id, **by)
-        # It has committed, and is kept back until the earlier one has ended.
-        assert after((0, 0)) == []
-    # Others write to the same server meanwhile.
-    deadline = time.monotonic() + 30
-    while len(seen := after((0, 0))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(seen) == 2
-    assert seen == sorted(seen)
-    assert after(seen[0]) == seen[1:]
-    assert after(seen[1]) == []
+            jobs.create(late, w, **by)
+        heard = read_on(engine, w, "0-0")
+        assert len(heard) == 2
+        name = heard[-1][1]
+        assert name.count(".") >= 3  # which are under way
+        assert read_on(engine, w, name) == []
+        after = desk.create()
+        heard = read_on(engine, w, name)
+        assert len(heard) == 1
+    # The early one has ended, after two others that were told of.
+    with left_open(engine):
+        rest = read_on(engine, w, heard[-1][1])
+    assert len(rest) == 3
+    assert [event[0] for event, _ in rest] == [rest[0][0][0]] * 3
+    assert rest[0][0] < heard[0][0]
+    # One by one, and from each on.
+    assert [each for each, _ in read_on(engine, w, heard[-1][1], most=1)] == [e for e, _ in rest]
+    for number, (_, name) in enumerate(rest):
+        assert [each for each, _ in read_on(engine, w, name)] == [e for e, _ in rest[number + 1 :]]
+    # From before it all, whoever had read neither.
+    with_both = read_on(engine, w, name_before := "0-0")
+    assert [each for each, _ in with_both] == sorted(each for each, _ in with_both)
+    assert len(with_both) == 6
+    assert name_before not in {name for _, name in with_both}
+    assert desk.get(f"/{after['job_id']}").status_code == 200
+
+
+def test_positions_have_names_that_are_read_back() -> None:
+    rng = random.Random(1)
+    for _ in range(300):
+        xid = rng.choice([10, 10**6, 2**62])
+        gaps = tuple(sorted(rng.sample(range(1, min(xid, 10**6)), rng.choice([0, 1, 5]))))
+        sent = (rng.choice(gaps), rng.randrange(2**40)) if gaps and rng.random() < 0.5 else None
+        position = events.Position(xid, rng.randrange(2**62), gaps, sent)
+        assert events._parse(position.name) == position
+
+
+def test_more_transactions_than_a_position_can_name_are_waited_for(desk: Desk) -> None:
+    engine, w = desk.world.state.engine, desk.workspace_id
+    for _ in range(3):
+        desk.create()
+    with desk.world.transaction() as tx:
+        if engine.dialect.name == "postgresql":
+            for number, job_id in enumerate(sorted(tx.scalars(select(table.c.id)))):
+                place = (table.c.id == job_id, 1000 * (number + 1))
+                tx.execute(update(table).where(place[0]).values(xid=place[1]))
+    running = tuple(range(1001, 2000))
+    with engine.connect() as connection:
+        for many, wanted in ((0, 3), (events.MAX_GAPS, 3), (events.MAX_GAPS + 1, 1)):
+            seen = events.Snapshot(4000, running[:many])
+            found = events.after(connection, w, events.Position(), seen=seen, most=10)
+            if engine.dialect.name == "postgresql":
+                assert len(found.events) == wanted
+                assert len(found.end.name) < 4000
+            assert not found.more
 
 
 @pytest.mark.parametrize(
@@ -171,6 +258,8 @@ def test_event_of_a_transaction_that_ends_late_is_not_missed(desk: Desk) -> None
     [
         *("x", "1", "1-", "-1", "1-x", "1-2-3", "9" * 30 + "-1", "²-1"),
         *(f"1-{2**63}", f"{2**63}-1", f"{2**62}-1"),  # of another server
+        *("9-1.", "9-1.0", "9-1.9", "9-1.g", "9-1.1.9", "9-1.-1", "9-1~8-1", "9-1.1~7-1"),
+        *(f"9-1.1~8-{2**63}", "1" * 18 + "-1" + ".1" * 501, "9-1.1~", "9-1~"),
     ],
 )
 def test_what_is_no_event_is_422(desk: Desk, name: str) -> None:
@@ -270,39 +359,32 @@ class Row(NamedTuple):
 
 
 def waiting_stream(**filters: Any) -> streams.Stream:
-    return streams.Stream(1, 1, EventFilters(**filters), events.Begin((0, 0)), lambda _: True)
+    return streams.Stream(1, 1, EventFilters(**filters), events.Position(), lambda _: True)
 
 
 def test_who_reads_nothing_gets_no_more_than_waits_for_them() -> None:
-    stream = waiting_stream()
-    serving = streams.Streams(lambda: None, lambda row: b"x" * 100_000, limit=1)
-    found = [Row(n) for n in range(1, 501)]
-    serving._give(found, [stream])
-    assert len(stream.waiting) == 300_000
-    assert stream.place == stream.read_to == (1, 3)
-    serving._settle(9, found, [stream])
-    assert stream.place == (1, 3)
+    for chunked, length in ((False, 300_000), (True, 300_027)):
+        stream = waiting_stream()
+        stream.chunked = chunked
+        serving = streams.Streams(lambda: None, lambda row, name: b"x" * 100_000, limit=1)
+        found = [(Row(n), events.Position(1, n)) for n in range(1, 501)]
+        serving._give(events.Found(found, events.Position(1, 500), more=True), [stream])
+        assert len(stream.waiting) == length
+        assert stream.position == (1, 3, (), None)
 
 
-def test_after_a_crash_of_the_database_a_stream_goes_on_from_what_it_has_read() -> None:
-    """Numbers of transactions of which nothing came are given again."""
-    stream = waiting_stream(job_id="a")
-    serving = streams.Streams(lambda: None, lambda row: b"x", limit=1)
-    stream.be_with("one")
-    serving._give([Row(1, 7), Row(2, 8, job_id="b")], [stream])
-    serving._settle(90, [Row(2, 8)], [stream])
-    assert stream.place == (90, 0)
-    stream.be_with("one")
-    assert stream.place == (90, 0)
-    stream.be_with("two")
-    assert stream.place == stream.read_to == (8, 2)
-    assert stream.told == (7, 1)
-    begun = streams.Stream(
-        1, 1, EventFilters(), events.Begin((7, 1), 50, frozenset({9}), "one"), lambda _: True
-    )
-    assert [begun.wants(Row(3, xid)) for xid in (8, 9, 50)] == [False, True, True]
-    begun.be_with("two")
-    assert begun.wants(Row(3, 8))
+def test_stream_of_a_server_that_has_lost_events_ends(desk: Desk) -> None:
+    """A replica that took over, or a crash without a durable commit: numbers are given again."""
+    engine = desk.world.state.engine
+    serving = streams.Streams(lambda: engine, lambda row, name: b"x", limit=10)
+    lost = waiting_stream()
+    lost.position = events.Position(2**62, 1)
+    heard = Overheard(serving, lost, slow=False)
+    if engine.dialect.name == "postgresql":
+        heard.thread.join(10)
+        assert not heard.thread.is_alive()
+        assert len(serving) == 0
+    heard.close()
 
 
 def test_beat_says_where_a_stream_is_that_wants_little(
@@ -505,7 +587,7 @@ class Overheard:
     """What a stream of ``Streams`` has sent, read by whoever is quick, or slow."""
 
     def __init__(self, serving: streams.Streams, stream: streams.Stream, *, slow: bool) -> None:
-        self.stream, self.start = stream, stream.begin.place
+        self.stream, self.start = stream, stream.position
         self.sock, theirs = socket.socketpair()
         self.slow = slow
         self.text = b""
@@ -520,25 +602,50 @@ class Overheard:
             if self.slow:
                 time.sleep(0.005)
 
-    def places(self, *, beats: bool) -> list[Any]:
-        """The ids that have come, also those that a beat says, or of events alone."""
-        said = self.text.split(b"\n")[:-1]
-        return [
-            tuple(map(int, line[4:].split(b"-")))
-            for line, following in zip(said, [*said[1:], b""], strict=True)
-            if line.startswith(b"id: ") and (beats or following not in (b":", b""))
-        ]
+    def names(self) -> list[str]:
+        """The ids that have come, also those that a beat says."""
+        return [line[4:].decode() for line in self.text.split(b"\n")[:-1] if line[:4] == b"id: "]
+
+    def events(self) -> list[tuple[str, tuple[int, int]]]:
+        """The events that have come, each with the id before it."""
+        found, name = [], ""
+        for line in self.text.decode().split("\n")[:-1]:
+            if line.startswith("id: "):
+                name = line[4:]
+            elif line.startswith("data: "):
+                xid, number = line.split()[1].split("-")
+                found.append((name, (int(xid), int(number))))
+        return found
 
     def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.thread.join(10)
         self.sock.close()
+
+
+def unread(position: events.Position, every: list[Any]) -> list[Any]:
+    """The events that have not been read at a position, as its definition says."""
+    return [
+        event
+        for event in every
+        if (event.xid, event.id) > position[:2]
+        or (
+            event.xid in position.gaps
+            and (
+                position.sent is None
+                or event.xid != position.sent[0]
+                or event.id > position.sent[1]
+            )
+        )
+    ]
 
 
 def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: Any) -> None:
     """Transactions that last, end in another order than they wrote, and come to nothing."""
     while not stop.is_set():
-        with engine.connect() as connection:
+        # Whatever becomes of it when the server crashes.
+        with contextlib.suppress(DBAPIError), engine.connect() as connection:
             postgres = connection.dialect.name == "postgresql"
             connection.exec_driver_sql("BEGIN" if postgres else "BEGIN IMMEDIATE")
             for _ in range(chance.randint(1, 8)):
@@ -550,57 +657,271 @@ def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: An
         time.sleep(chance.random() * 0.02)
 
 
-def test_random_streams_have_every_event_once_and_in_order(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("AT_ONCE", 7), ("MAX_BEHIND", 1500), ("HEARTBEAT_SECONDS", 0.2)):
-        monkeypatch.setattr(streams, name, value)
-    chance = random.Random(desk.user.id)
-    engine = desk.world.state.engine
+def where_to_begin(engine: Any, workspace_id: int, name: str | None) -> Any:
+    """A position, and for one that begins now all events that there are."""
+    while True:
+        # After a crash the pool's connections are found out one by one.
+        with contextlib.suppress(DBAPIError), engine.connect() as connection, snapshot(connection):
+            if name is not None:
+                return events.resume(connection, name), None
+            every = connection.execute(select(table.c.xid, table.c.id))
+            read = {tuple(row) for row in every}
+            return events.begin(connection, workspace_id), read
+
+
+def listen_at_random(
+    engine: Any, workspace_id: int, seed: int, crash: Any, *, number: int
+) -> list[Any]:
+    """Streams that begin, or go on after others, beside random transactions; judges them all.
+
+    Returns all events. ``crash`` is called once in the middle.
+    """
+    chance = random.Random(seed)
     serving = streams.Streams(
-        lambda: engine, lambda row: b"id: %d-%d\nx%b\n" % (row.xid, row.id, b"x" * 99), limit=1000
+        lambda: engine,
+        lambda row, name: (
+            b"id: %b\ndata: %d-%d %b\n\n" % (name.encode(), row.xid, row.id, b"x" * 99)
+        ),
+        limit=1000,
     )
     stop = threading.Event()
     heard: list[Overheard] = []
+    before: list[set[Any] | None] = []
     with ThreadPoolExecutor(4) as pool:
         writing = [
-            pool.submit(write_events, engine, desk.workspace_id, random.Random(n), stop)
+            pool.submit(write_events, engine, workspace_id, random.Random(n), stop)
             for n in range(4)
         ]
-        for number in range(30):
-            kinds = chance.choice([(), (EventKind.KEY_CREATED,)])
-            with engine.connect() as connection:
-                before = chance.choice(heard).places(beats=True) if number % 2 else []
-                if before:
-                    name = events.name_of(chance.choice(before))
-                    begin = events.resume(connection, name)
-                else:
-                    begin = events.begin(connection, desk.workspace_id)
-            filters = EventFilters(kind=kinds, owner=True)
-            stream = streams.Stream(
-                desk.workspace_id, number % 5, filters, begin, lambda connection: True
+        for count in range(number):
+            if count == number // 2:
+                crash()
+            names = chance.choice(heard).names() if count % 2 else []
+            position, read = where_to_begin(
+                engine, workspace_id, chance.choice(names) if names else None
             )
+            filters = EventFilters(kind=chance.choice([(), (EventKind.KEY_CREATED,)]), owner=True)
+            stream = streams.Stream(workspace_id, count % 5, filters, position, lambda _: True)
             heard.append(Overheard(serving, stream, slow=chance.random() < 0.4))
+            before.append(read)
             time.sleep(0.05)
         stop.set()
         for future in writing:
             future.result()
     with engine.connect() as connection:
-        every = connection.execute(select(table).order_by(table.c.xid, table.c.id)).all()
-    assert len(every) > 50
-    for each in heard:
-        # What had happened before it began is told by its snapshot, which is tested elsewhere.
-        wanted = [
-            (event.xid, event.id)
-            for event in every
-            if (event.xid, event.id) > each.start and each.stream.wants(event)
-        ]
+        every = list(connection.execute(select(table).order_by(table.c.xid, table.c.id)))
+    at = {(event.xid, event.id): event for event in every}
+
+    @cache
+    def rest(name: str) -> frozenset[Any]:
+        """What is to come after an id."""
+        return frozenset((e.xid, e.id) for e in unread(events._parse(name), every))
+
+    for each, read in zip(heard, before, strict=True):
+        if read is not None:
+            # What begins now has nothing of what was there, and everything else.
+            assert rest(each.start.name) == at.keys() - read
+        matching = {key for key, event in at.items() if each.stream.filters.matches(event)}
+        wanted = rest(each.start.name) & matching
         deadline = time.monotonic() + 30
-        while len(each.places(beats=False)) < len(wanted) and time.monotonic() < deadline:
+        while len(each.events()) < len(wanted) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert each.places(beats=False) == wanted
+        came = each.events()
+        assert len(came) == len(wanted)
+        coming = set(wanted)
+        last: dict[int, int] = {}
+        for name, (xid, number) in came:
+            coming.remove((xid, number))
+            # After each id exactly that is to come which has not come.
+            assert rest(name) & matching == coming
+            assert last.get(xid, 0) < number
+            last[xid] = number
+        assert coming == set()
+        for name in set(chance.choices(each.names(), k=2)):
+            found = [event for event, _ in read_on(engine, workspace_id, name, most=7)]
+            assert len(found) == len(rest(name))
+            assert set(found) == rest(name)
         each.close()
     deadline = time.monotonic() + 5
     while len(serving) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(serving) == 0
+    return every
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that have to go on often."""
+    for name, value in (("AT_ONCE", 7), ("MAX_BEHIND", 1500), ("HEARTBEAT_SECONDS", 0.2)):
+        monkeypatch.setattr(streams, name, value)
+    monkeypatch.setattr(streams, "AGAIN_SECONDS", 0.1)
+
+
+def test_random_streams_have_every_event_once(desk: Desk, few_at_once: None) -> None:
+    """While transactions stay open all the time, in this database and in another."""
+    engine, w = desk.world.state.engine, desk.workspace_id
+    postgres = engine.dialect.name == "postgresql"
+    with left_open(engine) if postgres else nullcontext(), elsewhere(engine):
+        every = listen_at_random(engine, w, desk.user.id, lambda: None, number=30)
+    assert len(every) > 50
+
+
+def test_random_streams_have_every_event_once_across_a_crash(
+    tmp_path: Path, few_at_once: None
+) -> None:
+    server = Postgres(durable=True)
+    world = World(app_on(server.url("postgres"), tmp_path))
+    workspace_id = world.workspace(world.user())
+    engine = world.state.engine
+
+    def crash() -> None:
+        server.kill()
+        time.sleep(0.2)
+        server.start()
+
+    try:
+        every = listen_at_random(engine, workspace_id, 1, crash, number=20)
+        assert len(every) > 30
+    finally:
+        engine.dispose()
+        server.stop()
+
+
+def raw_stream(service: Service, client: httpx2.Client, version: str, query: str = "") -> Any:
+    """The connection of a stream, and its head."""
+    address = httpx2.URL(service.url)
+    sock = socket.create_connection((address.host, address.port or 80), timeout=10)
+    sock.sendall(
+        f"GET {STREAM}{query} HTTP/{version}\r\nHost: x\r\n"
+        f"Authorization: {client.headers['Authorization']}\r\n\r\n".encode()
+    )
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += sock.recv(1)
+    return sock, head.decode().lower().split("\r\n")
+
+
+def test_stream_is_framed_for_http_1_1_and_ends_with_the_connection_for_1_0(serve: Any) -> None:
+    service: Service = serve("--workers", "1")
+    client = service.client("boss", PASSWORD)
+    (new, new_head), (old, old_head) = (raw_stream(service, client, v) for v in ("1.1", "1.0"))
+    assert "transfer-encoding: chunked" in new_head
+    assert not [line for line in old_head if line.startswith("transfer-encoding")]
+    for head in (new_head, old_head):
+        assert "connection: close" in head
+    job_id = create(client)
+    assert service.stop() == 0
+    texts = []
+    for sock in (new, old):
+        text = b""
+        while part := sock.recv(65536):
+            text += part
+        texts.append(text)
+        sock.close()
+    framed, plain = texts
+    parts = []
+    while framed:
+        length, _, framed = framed.partition(b"\r\n")
+        size = int(length, 16)
+        parts.append(framed[:size])
+        assert framed[size : size + 2] == b"\r\n"
+        framed = framed[size + 2 :]
+    # It has been ended, and not cut off; each event is a chunk.
+    assert parts[-1] == b""
+    (event,) = (part for part in parts if job_id.encode() in part)
+    assert event.startswith(b"id: ")
+    assert event.endswith(b"\n\n")
+    assert b"".join(parts) == plain
+
+
+def test_readers_of_whole_blocks_get_each_event_at_once(serve: Any) -> None:
+    service: Service = serve("--workers", "1")
+    client = service.client("boss", PASSWORD)
+    with requests.get(
+        service.url + STREAM, headers=dict(client.headers), stream=True, timeout=10
+    ) as response:
+        told = response.iter_lines()
+        assert next(told).startswith(b"id: ")
+        for _ in range(3):
+            job_id = create(client)
+            # Without frames the next event would be needed to push this one out.
+            assert job_id in next(line for line in told if line.startswith(b"data: ")).decode()
+
+
+def test_stream_says_where_it_begins_to_those_who_ask_for_events(desk: Desk) -> None:
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    desk.create()
+    response = desk.call("GET", path, headers={"Accept": "text/event-stream"})
+    heard = lines(response)
+    place = response.headers["Last-Event-ID"]
+    first = [next(heard) for _ in range(4)]
+    assert first == [f"id: {place}", "event: start", "data: {}", ""]
+    response.close()
+    # To those who read lines, it is no event.
+    response = desk.call("GET", path)
+    heard = lines(response)
+    assert [next(heard) for _ in range(2)] == [f"id: {response.headers['Last-Event-ID']}", ":"]
+    response.close()
+    mine = desk.create()["job_id"]
+    again = desk.call("GET", path, headers={"Last-Event-ID": place})
+    assert first_of(again)["job_id"] == mine
+    again.close()
+
+
+def test_stream_that_had_no_event_has_no_gap_across_a_restart_of_the_service(serve: Any) -> None:
+    service: Service = serve()
+    client = service.client("boss", PASSWORD)
+    create(client)
+    listener = Listener(client, Accept="text/event-stream")
+    assert listener.next(1) == [{}]
+    other = serve()
+    assert service.stop() == 0
+    assert listener.ended.wait(5)
+    client = other.client("boss", PASSWORD)
+    missed = create(client)
+    again = Listener(client, **{"Last-Event-ID": listener.last})
+    assert [event["job_id"] for event in again.next(1)] == [missed]
+
+
+@pytest.mark.parametrize(
+    ("threads", "multithread", "most"),
+    [(1, True, 0), (2, True, 0), (3, True, 1), (8, True, 2), (8, False, 0)],
+)
+def test_streams_leave_a_server_a_thread_beside_those_who_wait(
+    make_app: Any, new_database: Any, threads: int, multithread: bool, most: int
+) -> None:
+    desk = Desk(World(make_app(new_database("sqlite"), JOBAPI_SERVER_THREADS=threads)))
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    environ = {"wsgi.multithread": multithread}
+    opened = [desk.call("GET", path, environ_overrides=environ) for _ in range(most + 1)]
+    assert {response.status_code for response in opened[:most]} <= {200}
+    assert opened[-1].status_code == (429 if most else 503)
+    assert int(opened[-1].headers["Retry-After"]) >= 1
+    for response in opened:
+        response.close()
+
+
+def test_streams_can_be_switched_off(serve: Any) -> None:
+    client = serve("--workers", "1", JOBAPI_MAX_STREAMS="0").client("boss", PASSWORD)
+    answer = client.get(STREAM)
+    assert answer.status_code == 503
+    assert "JOBAPI_MAX_STREAMS" in answer.json()["detail"]
+
+
+def test_stream_that_takes_a_thread_ends_after_a_while_and_goes_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEARTBEAT_SECONDS", "THREAD_SECONDS"):
+        monkeypatch.setattr(streams, name, 0.2)
+    path = f"/workspace/{desk.workspace_id}/events/stream"
+    response = desk.call("GET", path)
+    # Nobody reads it, and its place is free all the same.
+    begun = next(line for line in lines(response) if line.startswith("id: "))
+    deadline = time.monotonic() + 10
+    while len(desk.world.state.streams) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(desk.world.state.streams) == 0
+    mine = desk.create()["job_id"]
+    again = desk.call("GET", path, headers={"Last-Event-ID": begun[4:]})
+    assert first_of(again)["job_id"] == mine
+    for each in (response, again):
+        each.close()

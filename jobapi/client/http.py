@@ -411,7 +411,7 @@ class Client:
     ) -> Generator[Event]:
         """What happens from now on and matches every filter, as soon as it does; without an end.
 
-        ``after`` is the ``event_id`` of the last that a stream has told. Once it
+        ``after`` is the ``stream_id`` of the last event that a stream has told. Once it
         has begun, it outlives the connection and the service's stops, and goes on
         where it was. Raises what ``request`` does, later on only what does not
         pass by itself, such as the end of the access. Closed with ``close()``.
@@ -732,9 +732,9 @@ def _told(stream: httpx2.Response) -> Iterator[tuple[str, Event | None]]:
                 if line.startswith(b"id: "):
                     # Not there before what it belongs to has come.
                     place = line[4:].decode()
-                elif line.startswith(b"data: "):
-                    event = Event.from_json(orjson.loads(line[6:]))
-                    yield event.event_id, event
+                elif line.startswith(b"data: ") and place is not None:
+                    event = Event.from_json({**orjson.loads(line[6:]), "stream_id": place})
+                    yield place, event
                 elif line.startswith(b":") and place is not None:
                     yield place, None
                     place = None

@@ -202,6 +202,12 @@ class Event(_Answer):
     worker = _Field[str | None]()
     data = _Field[dict[str, Any] | None]()
 
+    @property
+    def stream_id(self) -> str | None:
+        """Where to go on after it, see ``Client.follow``; None for one that was listed."""
+        found: str | None = self._said.get("stream_id")
+        return found
+
 
 class EventFilter(TypedDict, total=False):
     """What events have to be like: all of what is given."""

@@ -44,7 +44,7 @@ class StreamQuery(Base):
     job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
     job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
     last_event_id = Text(
-        validate=length(1, 50),
+        validate=length(1, 8000),
         metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},
     )
 

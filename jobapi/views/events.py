@@ -11,11 +11,12 @@ from flask import Response, current_app, request
 
 from .. import events
 from ..database import snapshot
-from ..errors import TooManyRequests
+from ..errors import TooManyRequests, Unavailable
+from ..events import Position
 from ..identity import Role
 from ..lifecycle import EventKind, JobStatus
 from ..schemas import events as schemas
-from ..streams import Stream, Streams
+from ..streams import Stream, Streams, position_of
 from . import examples
 from .access import Caller, guard, identify, may_still
 from .base import Blueprint, json_response, state, to_json
@@ -33,7 +34,7 @@ def event_object(row: Any) -> dict[str, Any]:
     who, _, text = (row.actor or "").partition(":")
     number = int(text) if text.isascii() and text.isdigit() else None
     return {
-        "event_id": events.name_of((row.xid, row.id)),
+        "event_id": events.name_of(row.xid, row.id),
         "at": row.at,
         # One that only a newer version knows, during an upgrade.
         "kind": _KINDS.get(row.kind, "unknown"),
@@ -137,34 +138,59 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     """What happens from now on, or after `Last-Event-ID`, as Server-Sent Events.
 
     Each `data` line is an event as the list has it; none is left out or sent
-    twice. A comment every 15 seconds shows that all is well.
+    twice. Its `id` is where to go on after it: the `event_id`, or more while other
+    transactions are under way. An event of the type `start` comes first if `Accept`
+    names `text/event-stream`; its `id` is where the stream begins. A comment every
+    15 seconds shows that all is well.
     """
     streams = state().streams
-    sock = _socket()
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
-    connection = caller.connection
-    begin = events.resume(connection, given) if given else events.begin(connection, workspace_id)
+    with snapshot(caller.connection) as connection:
+        position = (
+            events.resume(connection, given) if given else events.begin(connection, workspace_id)
+        )
+    sock = _socket()
+    most = streams.limit if sock else min(streams.limit, _threads_for_streams())
+    if not most:
+        raise Unavailable(
+            "This server process has no thread to spare for a stream; list the events instead."
+            if streams.limit
+            else "Streams are switched off (JOBAPI_MAX_STREAMS is 0); list the events instead.",
+            retry_after=60,
+        )
     stream = Stream(
         workspace_id=workspace_id,
         user_id=caller.user_id,
         filters=filters_of(caller, query),
-        begin=begin,
+        position=position,
         may=may_still(identify(), workspace_id, caller.role, caller.job_types),
+        # Readers of whole blocks hand on what they have at the end of each chunk.
+        chunked=sock is not None and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1",
     )
-    # Without the socket each has a thread of the server's to itself.
-    most = streams.limit if sock else max(1, state().settings.server_threads // 4)
-    if not streams.admit(stream, min(most, streams.limit)):
+    if not streams.admit(stream, most):
         raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
     response = current_app.response_class(mimetype="text/event-stream")
-    response.headers["Last-Event-ID"] = events.name_of(begin.place)
+    response.headers["Last-Event-ID"] = position.name
     # nginx would keep back what it has until there is more.
     response.headers["X-Accel-Buffering"] = "no"
     response.call_on_close(lambda: streams.dismiss(stream))
+    first = _first(position)
     if sock is None:
-        response.response = _passed_on(streams, stream)
+        response.response = _passed_on(streams, stream, first)
     else:
-        response.response = _taken_over(streams, stream, response, sock)
+        response.response = _taken_over(streams, stream, first, response, sock)
     return response
+
+
+def _threads_for_streams() -> int:
+    """How many of the server's threads streams may hold.
+
+    At most a quarter; and one is left beside those who wait for jobs.
+    """
+    if not request.environ.get("wsgi.multithread"):
+        return 0
+    threads = state().settings.server_threads
+    return min(max(1, threads // 4), threads - threads // 2 - 1)
 
 
 def _socket() -> socket.socket | None:
@@ -173,27 +199,41 @@ def _socket() -> socket.socket | None:
     return sock if type(sock) is socket.socket else None
 
 
-def _passed_on(streams: Streams, stream: Stream) -> Iterator[bytes]:
+def _first(position: Position) -> bytes:
+    """The beginning of a stream, which says from where to go on if it breaks before an event.
+
+    Libraries for Server-Sent Events, which ask for that type, take the ``id``
+    from an event with data alone; to those who read lines that event would be
+    one that happened.
+    """
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return b"id: %b\nevent: start\ndata: {}\n\n" % position.name.encode()
+    return position_of(position)
+
+
+def _passed_on(streams: Streams, stream: Stream, first: bytes) -> Iterator[bytes]:
+    stream.takes_a_thread()
     ours, theirs = socket.socketpair()
     with ours:
-        streams.add(theirs, stream)
+        streams.add(theirs, stream, first=first)
         while data := ours.recv(65536):
             yield data
 
 
 def _taken_over(
-    streams: Streams, stream: Stream, response: Response, sock: socket.socket
+    streams: Streams, stream: Stream, first: bytes, response: Response, sock: socket.socket
 ) -> Iterator[bytes]:
     yield from ()  # not before the server has asked for the body
     # The connection is taken out of the server's hands, so that no thread of its
     # own has to look after it. To the server it has been closed.
     lines = [f"HTTP/1.1 {response.status}", *(f"{k}: {v}" for k, v in response.headers)]
+    if stream.chunked:
+        lines.append("Transfer-Encoding: chunked")
     head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
-    streams.add(socket.socket(fileno=sock.detach()), stream, head)
+    streams.add(socket.socket(fileno=sock.detach()), stream, head=head, first=first)
     raise ConnectionResetError(errno.ECONNRESET, "the stream goes on elsewhere")
 
 
-def frame(row: Any) -> bytes:
-    """An event as a stream has it."""
-    name = events.name_of((row.xid, row.id))
-    return b"id: %b\ndata: %b\n\n" % (name.encode(), to_json(event_object(row)).rstrip())
+def frame(row: Any, position: str) -> bytes:
+    """An event as a stream has it, with the name of the position after it."""
+    return b"id: %b\ndata: %b\n\n" % (position.encode(), to_json(event_object(row)).rstrip())
