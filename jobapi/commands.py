@@ -27,8 +27,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import accounts, config, counts, events, keys, logs, workspaces
-from .database import transaction
-from .engine import without_time_limit
+from .engine import long_transaction
 from .errors import JobApiError, UserNotFound
 from .fields import Time
 from .identity import Role
@@ -91,11 +90,7 @@ def _state() -> Any:
 
 @contextmanager
 def _transaction() -> Iterator[Connection]:
-    with (
-        _state().engine.connect() as connection,
-        without_time_limit(connection),
-        transaction(connection) as tx,
-    ):
+    with _state().engine.connect() as connection, long_transaction(connection) as tx:
         yield tx
 
 
@@ -117,9 +112,14 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     from gunicorn.app.base import BaseApplication
 
+    from .serving import Worker
+
     state = _state()
     app, settings = state.app, state.settings
     state.room.limit = threads // 2
+
+    class ServingWorker(Worker):
+        live_path = f"{state.url_prefix}/health/live"
 
     def begin(worker: Any) -> None:
         # Those who wait for jobs are not waited for when the process shall end.
@@ -143,7 +143,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
         "bind": f"{address}:{port}",
         "workers": workers,
         "threads": threads,
-        "worker_class": "gthread",
+        "worker_class": ServingWorker,
         "preload_app": True,
         "control_socket_disable": True,
         "post_worker_init": begin,
@@ -215,9 +215,11 @@ def maintain() -> None:
 def db_check() -> None:
     """Recount all jobs, and put totals right; it ends with 1 where some were wrong."""
     wrong = 0
-    with _state().engine.connect() as connection, without_time_limit(connection):
+    with _state().engine.connect() as connection:
         for workspace_id in workspaces.ids(connection):
-            for kind in counts.check(connection, workspace_id):
+            with long_transaction(connection) as tx:
+                found = counts.check(tx, workspace_id)
+            for kind in found:
                 wrong += 1
                 status, priority = JobStatus(kind.status).label, Priority(kind.priority).label
                 _note(f"workspace {workspace_id}: {status} {kind.job_type} {priority}: {kind.n:+}")

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool
 
-from .database import OURS, autocommit, dumps
+from .database import OURS, autocommit, dumps, transaction
 from .faults import judge
 
 NEVER = 2**31
@@ -141,21 +141,23 @@ def prepare_sqlite(engine: Engine) -> None:
 
 
 @contextmanager
-def without_time_limit(connection: Connection) -> Iterator[Connection]:
-    """Let statements take as long as they need, for what a person has asked for.
+def long_transaction(connection: Connection) -> Iterator[Connection]:
+    """A transaction whose statements take as long as they need, for what a person asks for.
 
     The connection leaves the pool.
     """
-    if connection.dialect.name == "postgresql":
-        vars(connection.connection.driver_connection).pop("wait", None)
-        connection.detach()
-        connection.exec_driver_sql(
-            "SET statement_timeout = 0; SET lock_timeout = 0;"
-            " SET idle_in_transaction_session_timeout = 0"
-        )
-        # Committed already; what comes next begins as on any connection.
-        connection.rollback()
-    yield connection
+    if connection.dialect.name != "postgresql":
+        with transaction(connection):
+            yield connection
+        return
+    raw: Any = connection.connection.dbapi_connection
+    vars(raw).pop("wait", None)
+    connection.detach()
+    with transaction(connection):
+        # Not for the session, which behind a pooler may be another's next.
+        for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {name} = 0")
+        yield connection
 
 
 def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:

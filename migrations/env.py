@@ -5,8 +5,8 @@ from typing import Any
 from alembic import context
 from flask import current_app
 
-from jobapi.database import UtcDateTime, transaction
-from jobapi.engine import without_time_limit
+from jobapi.database import UtcDateTime
+from jobapi.engine import long_transaction
 from jobapi.models import TABLE_PREFIX, Base
 
 # Any number; all that migrate at the same moment wait for each other on it.
@@ -42,11 +42,7 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
-    with (
-        state.engine.connect() as connection,
-        without_time_limit(connection),
-        transaction(connection),
-    ):
+    with state.engine.connect() as connection, long_transaction(connection):
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
         # All migrations in the one transaction around them.

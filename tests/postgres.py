@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -58,6 +59,25 @@ class Postgres:
         """End it and all its processes at once, as a crash does."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+
+    def freeze(self) -> list[int]:
+        """Let it stop in the middle of whatever it does, and return what ``thaw`` needs."""
+        import psycopg
+
+        with psycopg.connect(self.url("postgres")) as connection:
+            others = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            rows = connection.execute(others).fetchall()
+        postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+        processes = [postmaster, *(pid for (pid,) in rows)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        return processes
+
+    def thaw(self, processes: list[int]) -> None:
+        """Let it go on."""
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
     def stop(self) -> None:
         """End it, whoever is still connected, and leave nothing behind."""

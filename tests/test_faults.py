@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from jobapi.accounts import Login
 from jobapi.database import snapshot, transaction
+from jobapi.engine import long_transaction
 from jobapi.identity import Role
 
 from .factories import PASSWORD, Desk, World
@@ -380,13 +381,11 @@ def test_used_up_pool_says_so(make_app: Any, service_url: str) -> None:
 
 
 def test_migration_takes_as_long_as_it_needs(on_postgres: Desk, postgres_url: str) -> None:
-    from jobapi.engine import without_time_limit
-
     with (
         on_postgres.world.state.engine.connect() as connection,
-        without_time_limit(connection) as unlimited,
+        long_transaction(connection) as tx,
     ):
-        assert unlimited.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
+        assert tx.exec_driver_sql("SHOW statement_timeout").scalar() == "0"
     with on_postgres.world.state.engine.connect() as connection:
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "2s"
         with pytest.raises(DBAPIError, match="statement timeout"):

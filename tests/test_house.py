@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "leases": {"errors", "lifecycle"},
     "identity": {"errors"},
     "logs": set(),
+    "serving": set(),
     "signals": set(),
     "database": {"faults"},
     "engine": {"database", "faults"},
@@ -89,7 +90,7 @@ MAY_IMPORT = {
         "logs",
         "metrics",
     }
-    | {"extension", "signals"}
+    | {"extension", "serving", "signals"}
     | SERVICES,
     "cli": {"client", "commands"},
 }
