@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, cast, delete, func, insert, literal, select, union_all
+from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, union_all
 
 from . import flow
 from .database import (
@@ -24,6 +24,7 @@ from .database import (
     record_source,
     records,
 )
+from .lifecycle import JobStatus
 from .models import job_count_changes, job_counts, jobs, workspaces
 
 FOLD_AT_ONCE = 10_000
@@ -65,6 +66,42 @@ def totals(session: Executor) -> list[AnyRow]:
         .order_by(workspaces.c.id)
     )
     return list(session.execute(query).all())
+
+
+def busiest_types(session: Executor, *, per_workspace: int, most: int) -> tuple[list[AnyRow], int]:
+    """The job types with the most pending and running jobs, in all workspaces.
+
+    Each row has ``workspace_id``, ``job_type``, ``pending`` and ``running``. Types that have only
+    ended jobs come last; each workspace gets its busiest type before any gets its second. The
+    second value is how many types were left out.
+    """
+    workspace_id, job_type = _NOW.c.workspace_id, _NOW.c.job_type
+    live = [
+        cast(func.sum(case((_NOW.c.status == status, _NOW.c.n), else_=0)), BigInteger).label(name)
+        for status, name in ((JobStatus.PENDING, "pending"), (JobStatus.RUNNING, "running"))
+    ]
+    types = (
+        select(workspace_id, job_type, *live)
+        .join_from(_NOW, workspaces, workspaces.c.id == workspace_id)
+        .where(workspaces.c.deleted_at.is_(None))
+        .group_by(workspace_id, job_type)
+        .having(func.sum(_NOW.c.n) > 0)
+        .subquery()
+    )
+    busy = types.c.pending + types.c.running
+    order = busy.desc(), types.c.job_type
+    ranked = select(
+        types,
+        func.row_number().over(partition_by=types.c.workspace_id, order_by=order).label("place"),
+        func.sum(1).over().label("of"),
+    ).subquery()
+    rows = session.execute(
+        select(ranked)
+        .where(ranked.c.place <= per_workspace)
+        .order_by(ranked.c.place, ranked.c.workspace_id)
+        .limit(most)
+    ).all()
+    return list(rows), rows[0].of - len(rows) if rows else 0
 
 
 def job_types(session: Executor, workspace_id: int) -> set[str]:

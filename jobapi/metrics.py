@@ -27,6 +27,7 @@ from sqlalchemy import Engine, QueuePool, event
 from .config import METRICS_FOLDER
 from .leases import LEASE_EXPIRED
 from .lifecycle import JobStatus, Outcome
+from .stats import Backlog
 
 PREFIX = "jobapi_"
 CONNECTIONS = "jobapi_database_connections"
@@ -119,6 +120,13 @@ class Metrics:
             **own,
         )
         self._run = {status: run.labels(outcome.label) for status, outcome in _OUTCOMES.items()}
+        self._failed = Counter(
+            "jobapi_failed_jobs_total",
+            "Jobs that failed for good: by a report, a PATCH, an expiry or a timeout.",
+            ["workspace"],
+            **own,
+        )
+        self._failed_in: dict[int, Counter] = {}
         self._expiries = Counter(
             "jobapi_lease_expiries_total", "Attempts that ended because nobody reported.", **own
         )
@@ -153,13 +161,25 @@ class Metrics:
         counter.inc(len(jobs))
         self._queue_wait.observe_all([(j.started_at - j.due_at).total_seconds() for j in jobs])
 
+    def failed(self, workspace_id: int, n: int = 1) -> None:
+        """So many jobs failed and are not retried."""
+        counter = self._failed_in.get(workspace_id)
+        if counter is None:
+            counter = self._failed_in[workspace_id] = self._failed.labels(workspace_id)
+        counter.inc(n)
+
     def reported(
-        self, reports: Sequence[Mapping[str, Any]], answers: Sequence[Any], *, malformed: int = 0
+        self,
+        workspace_id: int,
+        reports: Sequence[Mapping[str, Any]],
+        answers: Sequence[Any],
+        *,
+        malformed: int = 0,
     ) -> None:
         """These reports were answered so, and so many besides could not be read."""
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
         others: dict[JobStatus, int] = {}
-        refused, retried, failed = malformed, 0, JobStatus.FAILED
+        refused, retried, lost, failed = malformed, 0, 0, JobStatus.FAILED
         for report, (job, problem, ran, _) in zip(reports, answers, strict=True):
             if problem is not None:
                 refused += 1
@@ -169,7 +189,9 @@ class Metrics:
                 others[status] = others.get(status, 0) + 1
                 continue
             ended[status].append(ran.total_seconds())
-            retried += status is failed and job.status == JobStatus.PENDING
+            if status is failed:
+                retried += job.status == JobStatus.PENDING
+                lost += job.status == failed
         for status, n in others.items():
             self._reports[status].inc(n)
         for status, seconds in ended.items():
@@ -179,6 +201,8 @@ class Metrics:
             self._refused.inc(refused)
         if retried:
             self._retries.inc(retried)
+        if lost:
+            self.failed(workspace_id, lost)
 
     def reaped(self, jobs: Iterable[Any]) -> None:
         """The attempts of these jobs were ended, because a lease or the time had run out."""
@@ -187,6 +211,8 @@ class Metrics:
             # A suspect job's attempt had not begun: that counts no retry.
             if job.status == JobStatus.PENDING and not job.suspect:
                 self._retries.inc()
+            elif job.status == JobStatus.FAILED:
+                self.failed(job.workspace_id)
 
     def watch(self, engine: Engine) -> None:
         """Count the connections of an engine's pool from now on."""
@@ -209,16 +235,9 @@ class Metrics:
         """Whether what other processes have measured is known here, too."""
         return is_shared()
 
-    def text(
-        self, jobs: Mapping[int, Mapping[JobStatus, int]] | None, oldest: Mapping[int, float]
-    ) -> bytes:
-        """Everything, as Prometheus reads it.
-
-        ``jobs`` are those of each workspace by status, as the database has
-        them, or None where it is away; ``oldest`` are the seconds for which a
-        job has been due.
-        """
-        return generate_latest(_Answer(self._registry, _of_database(jobs, oldest)))
+    def text(self, backlog: Backlog | None) -> bytes:
+        """Everything, as Prometheus reads it; ``backlog`` is None where the database is away."""
+        return generate_latest(_Answer(self._registry, _of_database(backlog)))
 
 
 @cache
@@ -253,22 +272,33 @@ def _idle(samples: Sequence[Sample]) -> list[Sample]:
     return [in_use, there._replace(labels={"state": "idle"}, value=idle)]
 
 
-def _of_database(
-    jobs: Mapping[int, Mapping[JobStatus, int]] | None, oldest: Mapping[int, float]
-) -> list[Metric]:
+def _of_database(backlog: Backlog | None) -> list[Metric]:
     # The same whichever process answers, so that they are in no file.
     up = GaugeMetricFamily("jobapi_database_up", "Whether the database answers.")
-    up.add_metric([], jobs is not None)
-    if jobs is None:
+    up.add_metric([], backlog is not None)
+    if backlog is None:
         return [up]
     count = GaugeMetricFamily("jobapi_jobs", "Jobs that there are.", labels=["workspace", "status"])
-    due = GaugeMetricFamily(
+    oldest = GaugeMetricFamily(
         "jobapi_oldest_pending_seconds",
         "For how long the pending job has been due that waits the longest.",
         labels=["workspace"],
     )
-    for workspace_id, by_status in jobs.items():
+    for workspace_id, by_status in backlog.jobs.items():
         for status in JobStatus:
             count.add_metric([str(workspace_id), status.label], by_status.get(status, 0))
-        due.add_metric([str(workspace_id)], oldest.get(workspace_id, 0))
-    return [up, count, due]
+        oldest.add_metric([str(workspace_id)], backlog.oldest.get(workspace_id, 0))
+    by_type = []
+    for name, doc, numbers in (
+        ("jobapi_due_jobs", "Pending jobs that are due.", backlog.due),
+        ("jobapi_running_jobs", "Jobs that run.", backlog.running),
+    ):
+        family = GaugeMetricFamily(name, doc, labels=["workspace", "job_type"])
+        for (workspace_id, job_type), n in numbers.items():
+            family.add_metric([str(workspace_id), str(job_type)], n)
+        by_type.append(family)
+    omitted = GaugeMetricFamily(
+        "jobapi_omitted_job_types", "Job types that are left out of the two metrics by type."
+    )
+    omitted.add_metric([], backlog.omitted)
+    return [up, count, oldest, *by_type, omitted]

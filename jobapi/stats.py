@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, literal, select
 
 from . import counts, flow, lists
 from .database import (
@@ -30,6 +31,20 @@ SAMPLE = 1_000
 
 LEAST_SAMPLE = 10
 """The smallest share, however many types and priorities there are."""
+
+MAX_DUE = 10_000
+"""How many due jobs of a type and priority are counted at most where as many are not due yet."""
+
+LEAST_DUE = 10
+DUE_AT_ONCE = 40_000
+"""For all types of one question together; but ``LEAST_DUE`` of each type in any case."""
+
+TYPES_PER_WORKSPACE = 100
+TYPES_AT_ONCE = 1_000
+"""Of how many job types operators are told, for one workspace and for all together."""
+
+OfType = tuple[int, str | None]
+"""A workspace and one of its job types."""
 
 WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
 """The windows of the rates, each with the span of which it is made and its length in seconds."""
@@ -53,26 +68,45 @@ class Durations:
     p95_seconds: float
 
 
+class Due(NamedTuple):
+    """How many jobs are due; at least so many where that is capped."""
+
+    jobs: int = 0
+    is_capped: bool = False
+
+
 @dataclass(frozen=True)
 class Stats:
-    """A workspace at one moment; of jobs by type those types that there are."""
+    """A workspace at one moment; by type those types that have jobs, or were asked for.
+
+    ``due`` and ``oldest_due`` (seconds) have only types of which jobs are due.
+    """
 
     at: datetime
     by_status: Mapping[JobStatus, int]
     by_type: Mapping[str, Mapping[JobStatus, int]]
-    oldest_pending_seconds: int | None
+    due: Mapping[str, Due]
+    oldest_due: Mapping[str, int]
     rates: Mapping[str, Mapping[str, int]]
     durations: Mapping[str, Durations]
 
 
 def stats(
-    session: Executor, workspace_id: int, *, only_job_types: Sequence[str] | None = None
+    session: Executor,
+    workspace_id: int,
+    *,
+    only_job_types: Sequence[str] | None = None,
+    wanted: Sequence[str] | None = None,
 ) -> Stats:
     """How a workspace is doing. To be called in a ``snapshot``.
+
+    ``wanted`` are the job types that were asked for, each of which the caller may
+    see; they are in the answer though they have no jobs.
 
     The totals are exact; the rates are to a tenth of their window at most too
     short; the durations are those of the newest jobs of each type and priority.
     """
+    only_job_types = only_job_types if wanted is None else wanted
     plan_without(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
     filters = lists.Filters(only_job_types=only_job_types)
@@ -80,14 +114,23 @@ def stats(
     kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
     by_status: Counter[JobStatus] = Counter()
     by_type: dict[str, Counter[JobStatus]] = defaultdict(Counter)
+    by_type |= {job_type: Counter() for job_type in wanted or ()}
     for kind in kinds:
         by_status[JobStatus(kind.status)] += kind.n
         by_type[kind.job_type][JobStatus(kind.status)] += kind.n
+    pending: dict[OfType, int] = {
+        (workspace_id, job_type): by_type[job_type][JobStatus.PENDING]
+        for job_type in by_type
+        if by_type[job_type][JobStatus.PENDING]
+    }
     return Stats(
         at=now,
         by_status=by_status,
         by_type=by_type,
-        oldest_pending_seconds=_oldest(session, workspace_id, filters, now),
+        due={str(of[1]): each for of, each in due(session, pending, now).items()},
+        oldest_due={
+            str(of[1]): int(each) for of, each in oldest_due(session, pending, now).items()
+        },
         rates=_rates(session, workspace_id, only_job_types, now),
         durations=_durations(session, [k for k in kinds if k.status == JobStatus.SUCCESS]),
     )
@@ -148,58 +191,130 @@ def history(
     return [points[at] for at in reversed(begins)]
 
 
-def _oldest(
-    session: Executor, workspace_id: int, filters: lists.Filters, now: datetime
-) -> int | None:
-    """For how many seconds the job has been due that waits the longest."""
-    due = []
-    for priority in Priority:
-        # The head of the index of claims.
-        first = session.execute(
-            select(jobs.c.due_at)
-            .where(
-                jobs.c.workspace_id == workspace_id,
-                jobs.c.status == JobStatus.PENDING,
-                jobs.c.priority == priority,
-                jobs.c.due_at <= now,
-                *filters.kind(jobs.c),
-            )
-            .order_by(jobs.c.due_at, jobs.c.id)
-            .limit(1)
-        ).scalar()
-        due += [] if first is None else [first]
-    return int((now - min(due)).total_seconds()) if due else None
+def due(session: Executor, pending: Mapping[OfType, int], now: datetime) -> dict[OfType, Due]:
+    """How many of the pending jobs are due, by workspace and type. To be called in a ``snapshot``.
 
-
-def oldest_pending(session: Executor, workspace_ids: Iterable[int]) -> dict[int, float]:
-    """For how many seconds the job has been due that waits the longest, in each of these.
-
-    Those that have none are not there. To be called in a ``snapshot``.
+    ``pending`` says how many there are in the same snapshot. Most of them are due, or few are: so
+    those that are not due yet are counted, a bounded number, and where there are more, those that
+    are.
     """
+    some = {of: n for of, n in pending.items() if n}
+    most = min(MAX_DUE, max(LEAST_DUE, DUE_AT_ONCE // max(1, len(some))))
+    found = {}
+    later = _count(session, some, jobs.c.due_at > bindparam("moment"), now, most)
+    for of, counted in later.items():
+        if max(counted) < most:
+            found[of] = Due(max(0, some[of] - sum(counted)))
+    rest = _count(
+        session, some.keys() - found.keys(), jobs.c.due_at <= bindparam("moment"), now, most
+    )
+    for of, counted in rest.items():
+        found[of] = Due(sum(counted), max(counted) >= most)
+    return found
+
+
+def _count(
+    session: Executor, some: Collection[OfType], when: Any, now: datetime, most: int
+) -> dict[OfType, list[int]]:
+    """How many jobs of each priority are pending and ``when``, up to ``most``."""
+
+    def head(priority: Priority, of: Any) -> Any:
+        first = (
+            _pending(select(literal(1).label("n")), priority, of)
+            .where(when)
+            .limit(bindparam("most"))
+        )
+        n = func.coalesce(func.sum(first.subquery().c.n), 0)
+        return select(n).scalar_subquery()
+
+    return _ask(session, some, head, {"moment": now, "most": most})
+
+
+def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> dict[OfType, float]:
+    """For how many seconds the job has been due that waits the longest, by workspace and type.
+
+    Those that have none are not there. A type of None means all types. To be called in a
+    ``snapshot``.
+    """
+
+    def head(priority: Priority, of: Any) -> Any:
+        # The head of the index of claims.
+        first = _pending(select(jobs.c.due_at), priority, of)
+        before = first.where(jobs.c.due_at <= bindparam("moment"))
+        return before.order_by(jobs.c.due_at, jobs.c.id).limit(1).scalar_subquery()
+
+    found = {}
+    for of, moments in _ask(session, some, head, {"moment": now}).items():
+        first = min((moment for moment in moments if moment is not None), default=None)
+        if first is not None:
+            found[of] = (now - first).total_seconds()
+    return found
+
+
+def _pending(query: Any, priority: Priority, of: Any) -> Any:
+    same = [jobs.c[column.name] == column for column in of.c]
+    return query.where(
+        *same, jobs.c.status == JobStatus.PENDING, jobs.c.priority == priority
+    ).correlate(of)
+
+
+def _ask(
+    session: Executor,
+    some: Collection[OfType],
+    head: Callable[[Priority, Any], Any],
+    parameters: Mapping[str, Any],
+) -> dict[OfType, list[Any]]:
+    """What ``head`` finds of each priority, for all workspaces and types in one statement."""
+    if not some:
+        return {}
+    names = ["workspace_id", "job_type"] if next(iter(some))[1] is not None else ["workspace_id"]
+    of = record_source(dialect_name(session), {name: jobs.c[name].type for name in names})
+    rows = session.execute(
+        select(*(of.c[name] for name in names), *(head(priority, of) for priority in Priority)),
+        {**records(session, [dict(zip(names, each, strict=False)) for each in some]), **parameters},
+    )
+    size = len(names)
+    return {(row[0], row[1] if size == 2 else None): list(row[size:]) for row in rows}
+
+
+class Backlog(NamedTuple):
+    """What the database knows: jobs by workspace and status, and what waits and runs.
+
+    ``oldest`` are the seconds for which a job of the workspace has been due. ``due`` and
+    ``running`` are jobs by workspace and type, of which ``omitted`` types are left out.
+    """
+
+    jobs: Mapping[int, Mapping[JobStatus, int]]
+    oldest: Mapping[int, float]
+    due: Mapping[OfType, int]
+    running: Mapping[OfType, int]
+    omitted: int
+
+
+def backlog(session: Executor) -> Backlog:
+    """What waits and runs in all workspaces. To be called in a ``snapshot``."""
+    totals: defaultdict[int, dict[JobStatus, int]] = defaultdict(dict)
+    for row in counts.totals(session):
+        by_status = totals[row.workspace_id]
+        if row.status is not None:
+            by_status[row.status] = row.n
+    types, omitted = counts.busiest_types(
+        session, per_workspace=TYPES_PER_WORKSPACE, most=TYPES_AT_ONCE
+    )
     plan_without(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
-    some = record_source(dialect_name(session), {"workspace_id": jobs.c.workspace_id.type})
-    # The heads of the index of claims, as above, of all workspaces at once.
-    heads = [
-        select(jobs.c.due_at)
-        .where(
-            jobs.c.workspace_id == some.c.workspace_id,
-            jobs.c.status == JobStatus.PENDING,
-            jobs.c.priority == priority,
-            jobs.c.due_at <= now,
-        )
-        .order_by(jobs.c.due_at, jobs.c.id)
-        .limit(1)
-        .scalar_subquery()
-        for priority in Priority
-    ]
-    found = {}
-    given = records(session, [{"workspace_id": each} for each in workspace_ids])
-    for workspace_id, *due in session.execute(select(some.c.workspace_id, *heads), given):
-        first = min((moment for moment in due if moment is not None), default=None)
-        if first is not None:
-            found[workspace_id] = (now - first).total_seconds()
-    return found
+    pending: dict[OfType, int] = {
+        (each.workspace_id, each.job_type): each.pending for each in types
+    }
+    found = due(session, pending, now)
+    waiting = [(each, None) for each in totals if totals[each].get(JobStatus.PENDING)]
+    return Backlog(
+        jobs=totals,
+        oldest={of[0]: seconds for of, seconds in oldest_due(session, waiting, now).items()},
+        due={of: found.get(of, Due()).jobs for of in pending},
+        running={(each.workspace_id, each.job_type): each.running for each in types},
+        omitted=omitted,
+    )
 
 
 def _rates(

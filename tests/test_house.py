@@ -59,7 +59,7 @@ MAY_IMPORT = {
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
     "waiting": {"database", "queue"},
     "streams": {"database", "errors", "events"},
-    "metrics": {"config", "leases", "lifecycle"},
+    "metrics": {"config", "leases", "lifecycle", "stats"},
     "extension": {
         "config",
         "database",

@@ -22,7 +22,7 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 
-from jobapi import create_app, jobs, maintenance
+from jobapi import create_app, jobs, maintenance, stats
 from jobapi.config import ConfigError
 
 from .conftest import METRICS_TOKEN, SECRET
@@ -177,6 +177,48 @@ def test_oldest_pending_is_the_one_that_has_been_due_the_longest(world: World, d
     assert found[f'jobapi_oldest_pending_seconds{{workspace="{other.workspace_id}"}}'] == 0
 
 
+def by_type(found: Samples, name: str, desk: Desk) -> dict[str, int]:
+    form = re.compile(rf'{name}{{job_type="(.*)",workspace="{desk.workspace_id}"}}')
+    matches = ((form.fullmatch(sample), n) for sample, n in found.items())
+    return {match[1]: n for match, n in matches if match}
+
+
+def test_due_and_running_jobs_are_counted_by_type(world: World, desk: Desk) -> None:
+    other, gone = Desk(world), Desk(world)
+    for each in (other, gone):
+        each.create(job_type="a")
+    assert gone.call("DELETE", f"/workspace/{gone.workspace_id}").status_code == 204
+    for _ in range(3):
+        desk.create(job_type="a", priority="high")
+    desk.create(job_type="a", scheduled_at="2100-01-01T00:00:00Z")
+    desk.job_in("running", job_type="b.c")
+    desk.job_in("success", job_type="d")
+    for _ in range(2):
+        found = read(world)
+        assert by_type(found, "jobapi_due_jobs", desk) == {"a": 3, "b.c": 0, "d": 0}
+        assert by_type(found, "jobapi_running_jobs", desk) == {"a": 0, "b.c": 1, "d": 0}
+        assert by_type(found, "jobapi_due_jobs", other) == {"a": 1}
+        assert by_type(found, "jobapi_due_jobs", gone) == {}
+        assert found["jobapi_omitted_job_types"] == 0
+        with world.state.engine.connect() as connection:
+            maintenance.work(connection, world.state.backoff)
+
+
+def test_job_types_are_bounded_by_workspace_and_by_scrape(
+    world: World, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "TYPES_PER_WORKSPACE", 3)
+    monkeypatch.setattr(stats, "TYPES_AT_ONCE", 5)
+    desks = [desk, Desk(world), Desk(world)]
+    for each in desks:
+        batch = [{"job_type": f"t{n}"} for n in range(4) for _ in range(n + 1)]
+        assert each.post("/batch", json={"jobs": batch}).status_code == 201
+    found = read(world)
+    shown = [by_type(found, "jobapi_due_jobs", each) for each in desks]
+    assert shown == [{"t3": 4, "t2": 3}, {"t3": 4, "t2": 3}, {"t3": 4}]
+    assert found["jobapi_omitted_job_types"] == 12 - 5
+
+
 def test_number_of_statements_is_the_same_for_any_number_of_workspaces(world: World) -> None:
     asked: list[str] = []
     with_events = world.state.engine
@@ -314,6 +356,34 @@ def test_what_had_not_begun_counts_no_retry_and_no_time(world: World, desk: Desk
     for outcome in ("released", "failed"):
         assert found[f'jobapi_run_seconds_count{{outcome="{outcome}"}}'] == 1
         assert found[f'jobapi_run_seconds_sum{{outcome="{outcome}"}}'] < 50
+
+
+def test_jobs_that_failed_for_good_are_counted(world: World, desk: Desk) -> None:
+    since = Since(world)
+    once: Any = {"max_retries": 0}
+    for body in (once, {}, {}, once, {**once, "timeout_seconds": 10}, {}):
+        desk.create(**body)
+    for_good, retried, refused, expired, timed_out, patched = desk.claim(limit=6)
+    for _ in range(2):
+        assert desk.report(for_good, status="failed")["accepted"]
+    assert desk.report(retried, status="failed")["accepted"]
+    assert desk.report(refused, status="failed", retryable=False)["accepted"]
+    for job, seconds in ((expired, 100), (timed_out, 30)):
+        desk.shift(job, seconds)
+    with world.state.engine.connect() as connection:
+        assert maintenance.work(connection, world.state.backoff, world.state.tell) == 2
+    token = {"Lease-Token": patched["lease_token"]}
+    body = {"status": "failed", "error": "x"}
+    assert desk.patch(patched["job_id"], body, headers=token).status_code == 200
+    for status in ("pending", "running"):
+        job = desk.job_in(status)
+        assert desk.patch(job["job_id"], {"status": "failed"}).status_code == 200
+        assert desk.patch(job["job_id"], {"status": "failed"}).status_code == 409
+    desk.job_in("cancelled")
+    desk.job_in("success")
+    failed = desk.get("?status=failed&limit=1").json["pagination"]["total"]
+    name = f'jobapi_failed_jobs_total{{workspace="{desk.workspace_id}"}}'
+    assert since.now()[name] == failed == 6
 
 
 def test_connections_are_counted_whatever_becomes_of_them(world: World) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from jobapi import counts, flow, maintenance, stats
-from jobapi.database import snapshot
+from jobapi.database import IN_ORDER, DbNow, plan_without, snapshot
 from jobapi.identity import Role
 from jobapi.lifecycle import JobStatus
 from jobapi.models import job_count_changes, job_flow, jobs
@@ -18,6 +19,7 @@ from jobapi.models import job_count_changes, job_flow, jobs
 from .factories import Desk
 
 NOTHING = {"pending": 0, "running": 0, "success": 0, "failed": 0, "cancelled": 0}
+NONE_DUE = {"due": 0, "due_is_capped": False, "oldest_due_seconds": 0}
 NO_RATES = {"queued": 0, "started": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
 
 
@@ -50,6 +52,7 @@ def test_empty_workspace_has_zeros(desk: Desk) -> None:
         "total": 0,
         "by_status": NOTHING,
         "by_type": {},
+        **NONE_DUE,
         "oldest_pending_seconds": None,
         "rates": dict.fromkeys(["minute", "hour", "day"], NO_RATES),
         "durations": {},
@@ -73,10 +76,116 @@ def test_jobs_are_counted_by_status_and_type(desk: Desk) -> None:
             "cancelled": 1,
         }
         assert found["by_type"] == {
-            "a": {"pending": 2, "running": 1, "success": 1, "failed": 1, "cancelled": 1},
-            "b": NOTHING | {"failed": 1},
+            "a": {"pending": 2, "running": 1, "success": 1, "failed": 1, "cancelled": 1}
+            | {**NONE_DUE, "due": 2, "oldest_due_seconds": found["oldest_due_seconds"]},
+            "b": NOTHING | NONE_DUE | {"failed": 1},
         }
         fold(desk)
+
+
+def due(found: Any) -> dict[str, int]:
+    return {name: each["due"] for name, each in found["by_type"].items()}
+
+
+def test_due_jobs_are_counted_by_type_without_those_that_are_not_due(desk: Desk) -> None:
+    other = Desk(desk.world)
+    other.create(job_type="a")
+    for priority in ("low", "normal", "high", "urgent"):
+        desk.create(job_type="a", priority=priority)
+        desk.create(job_type="a.b", priority=priority, scheduled_at="2100-01-01T00:00:00Z")
+    desk.shift(desk.create(job_type="a.b"), 50)
+    desk.create(job_type="c")
+    (claimed,) = desk.claim(job_types=["c"])
+    assert desk.report(claimed, status="failed", retry_after=600)["accepted"]
+    for _ in range(2):
+        found = read(desk)
+        assert due(found) == {"a": 4, "a.b": 1, "c": 0}
+        assert found["due"] == 5
+        assert found["by_type"]["c"]["pending"] == 1
+        assert found["due_is_capped"] is False
+        assert 50 <= found["oldest_due_seconds"] == found["by_type"]["a.b"]["oldest_due_seconds"]
+        assert found["oldest_pending_seconds"] == found["oldest_due_seconds"]
+        assert found["by_type"]["a"]["oldest_due_seconds"] < 50
+        assert found["by_type"]["c"]["oldest_due_seconds"] == 0
+        fold(desk)
+
+
+def test_stats_of_job_types_are_theirs_and_always_numbers(desk: Desk) -> None:
+    path = f"/workspace/{desk.workspace_id}/stats?job_type=a.b&job_type=none"
+    for n in (0, 1):
+        found = desk.call("GET", path).json
+        assert found["by_type"].keys() == {"a.b", "none"}
+        assert found["total"] == found["due"] == found["by_type"]["a.b"]["due"] == n
+        assert found["by_type"]["none"] == NOTHING | NONE_DUE
+        assert type(found["oldest_due_seconds"]) is int
+        assert found["rates"]["minute"]["queued"] == n
+        for job_type in ("a.b", "other"):
+            desk.create(job_type=job_type)
+    for query in ("job_type=a%20b", "job_type=", "type=a", "job_type=a&" * 101):
+        assert desk.call("GET", f"/workspace/{desk.workspace_id}/stats?{query}").status_code == 422
+
+
+def test_stats_of_job_types_that_a_key_may_not_see_are_403(desk: Desk) -> None:
+    key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER, job_types=["a"])
+    path = f"/workspace/{desk.workspace_id}/stats"
+    assert desk.world.call("GET", f"{path}?job_type=a", key).json["by_type"].keys() == {"a"}
+    refused = desk.world.call("GET", f"{path}?job_type=a&job_type=b", key)
+    assert refused.status_code == 403
+    assert refused.json["type"].endswith(":job-type-not-allowed")
+
+
+def test_due_jobs_are_counted_up_to_a_bound(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "MAX_DUE", 3)
+    monkeypatch.setattr(stats, "LEAST_DUE", 2)
+    later = {"scheduled_at": "2100-01-01T00:00:00Z"}
+    for job_type, due_jobs, not_due in (("a", 5, 2), ("b", 2, 5), ("c", 5, 5), ("d", 0, 4)):
+        batch = [{"job_type": job_type}] * due_jobs + [{"job_type": job_type, **later}] * not_due
+        assert desk.post("/batch", json={"jobs": batch}).status_code == 201
+    found = read(desk)
+    assert due(found) == {"a": 5, "b": 2, "c": 3, "d": 0}
+    capped = {name for name, each in found["by_type"].items() if each["due_is_capped"]}
+    assert capped == {"c"}
+    assert (found["due"], found["due_is_capped"]) == (10, True)
+
+
+def test_due_jobs_are_found_by_the_index_of_claims_alone(desk: Desk, database: str) -> None:
+    desk.create(job_type="a")
+    if database == "postgresql":
+        with desk.world.state.engine.connect() as connection:
+            connection.exec_driver_sql("ANALYZE jobapi_jobs")
+    plans = explained(desk)
+    assert len(plans) == 3, plans
+    for plan in plans:
+        assert "ix_jobapi_jobs_claim_type" in plan, plan
+        assert not re.search(r"Seq Scan on jobapi_jobs|SCAN jobapi_jobs", plan), plan
+
+
+def explained(desk: Desk) -> list[str]:
+    """The plans of the statements that look for due jobs."""
+    of: Any = {(desk.workspace_id, "a"): 1}
+    plans: list[str] = []
+
+    def explain(
+        connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> tuple[str, Any]:
+        if "jobapi_jobs" in statement:
+            word = "EXPLAIN QUERY PLAN" if cursor.__class__.__module__ == "sqlite3" else "EXPLAIN"
+            cursor.execute(f"{word} {statement}", parameters)
+            plans.append("\n".join(str(row) for row in cursor.fetchall()))
+        return statement, parameters
+
+    engine = desk.world.state.engine
+    with engine.connect() as connection, snapshot(connection) as tx:
+        plan_without(tx, IN_ORDER)
+        now = tx.execute(select(DbNow())).scalar_one()
+        event.listen(engine, "before_cursor_execute", explain, retval=True)
+        try:
+            stats._count(tx, of, jobs.c.due_at > now, now, 5)
+            stats._count(tx, of, jobs.c.due_at <= now, now, 5)
+            stats.oldest_due(tx, of, now)
+        finally:
+            event.remove(engine, "before_cursor_execute", explain)
+    return plans
 
 
 def test_rates_say_what_came_and_folding_changes_nothing(desk: Desk) -> None:

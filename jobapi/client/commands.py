@@ -313,10 +313,12 @@ def _line(operation: Operation) -> str:
 
 
 @jobs_group.command("stats")
+@click.option("--type", "job_type", multiple=True, help="Only of jobs of these types.")
 @service
-def stats(client: Client, workspace_id: int) -> None:
+def stats(client: Client, workspace_id: int, job_type: Sequence[str]) -> None:
     """Print how the workspace is doing, as JSON."""
-    click.echo(json.dumps(client.stats(workspace_id), indent=2, ensure_ascii=False))
+    found = client.stats(workspace_id, job_type=job_type)
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _table(jobs: Iterable[Job], as_json: bool) -> None:

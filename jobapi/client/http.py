@@ -387,9 +387,14 @@ class Client:
 
         return _poll(read, timeout, poll_seconds, first=state(operation))
 
-    def stats(self, workspace_id: int) -> dict[str, Any]:
-        """How a workspace is doing: totals, rates, durations, as the service says it."""
-        answer: dict[str, Any] = self.request("GET", f"/workspace/{workspace_id}/stats")
+    def stats(self, workspace_id: int, *, job_type: Sequence[str] = ()) -> dict[str, Any]:
+        """How a workspace is doing: totals, due jobs, rates, durations, as the service says it.
+
+        With ``job_type`` all numbers are those of these types, 0 where they have no jobs.
+        """
+        query = {"job_type": list(job_type)} if job_type else None
+        path = f"/workspace/{workspace_id}/stats"
+        answer: dict[str, Any] = self.request("GET", path, params=query)
         return answer
 
     # Events

@@ -39,7 +39,7 @@ export default async function overview({ id, query, signal }) {
   }
 
   function showTypes() {
-    const sum = (by) => Object.values(by).reduce((a, b) => a + b, 0);
+    const sum = (by) => STATUSES.reduce((all, status) => all + by[status], 0);
     const all = Object.entries(stats.by_type).sort(([, a], [, b]) => sum(b) - sum(a));
     const most = Math.max(1, ...all.map(([, by]) => sum(by)));
     const items = all.slice(0, TYPES).map(([type, by]) => ({

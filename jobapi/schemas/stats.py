@@ -5,7 +5,20 @@ from __future__ import annotations
 from marshmallow import fields
 
 from ..fields import Time, Word
-from .base import Base, Response
+from .base import Base, Response, job_type_text, length
+
+
+class StatsQuery(Base):
+    """Of which job types."""
+
+    job_type = fields.List(
+        job_type_text(),
+        validate=length(1, 100),
+        metadata={
+            "description": "Only these types; may be repeated. They are in the answer though "
+            "they have no jobs."
+        },
+    )
 
 
 class HistoryQuery(Base):
@@ -31,6 +44,23 @@ class JobTotals(Response):
     success = fields.Integer(required=True)
     failed = fields.Integer(required=True)
     cancelled = fields.Integer(required=True)
+
+
+_DUE = "Pending jobs that could be claimed now; scheduled jobs and backoffs do not count."
+_IS_CAPPED = "Whether `due` is only the least number that there are."
+_OLDEST_DUE = "For how long the job has been due that waits the longest; 0 where none is due."
+
+
+def _capped() -> fields.Boolean:
+    return fields.Boolean(required=True, metadata={"description": _IS_CAPPED})
+
+
+class JobTypeTotals(JobTotals):
+    """How many jobs of a type there are in each status, and how many are due."""
+
+    due = _number(_DUE)
+    due_is_capped = _capped()
+    oldest_due_seconds = _number(_OLDEST_DUE)
 
 
 class JobRates(Response):
@@ -70,14 +100,17 @@ class Stats(Response):
     by_status = fields.Nested(JobTotals, required=True)
     by_type = fields.Dict(
         keys=fields.String(),
-        values=fields.Nested(JobTotals),
+        values=fields.Nested(JobTypeTotals),
         required=True,
-        metadata={"description": "The types of which there are jobs."},
+        metadata={"description": "The types that have jobs, and those that were asked for."},
     )
+    due = _number(_DUE)
+    due_is_capped = _capped()
+    oldest_due_seconds = _number(_OLDEST_DUE)
     oldest_pending_seconds = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "For how long the job has been due that waits the longest."},
+        metadata={"description": "As `oldest_due_seconds`, but null where none is due."},
     )
     rates = fields.Nested(Windows, required=True)
     durations = fields.Dict(

@@ -214,12 +214,14 @@ OPERATION: dict[str, Any] = {
 _TOTALS = {"pending": 4, "running": 2, "success": 1190, "failed": 3, "cancelled": 1}
 _RATES = {"queued": 12, "started": 11, "succeeded": 10, "failed": 1, "cancelled": 0}
 
+_DUE = {"due": 3, "due_is_capped": False, "oldest_due_seconds": 7}
 STATS: dict[str, Any] = {
     "workspace_id": 1,
     "at": "2024-01-15T11:00:00Z",
     "total": 1200,
     "by_status": _TOTALS,
-    "by_type": {"data_processing": _TOTALS},
+    "by_type": {"data_processing": {**_TOTALS, **_DUE}},
+    **_DUE,
     "oldest_pending_seconds": 7,
     "rates": {"minute": _RATES, "hour": _RATES, "day": _RATES},
     "durations": {"data_processing": {"jobs": 500, "median_seconds": 1.25, "p95_seconds": 4.5}},

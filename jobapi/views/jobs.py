@@ -408,6 +408,9 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
             job=caller.job,
             by=caller.name,
         )
+    metrics = state().metrics
+    if metrics is not None and body.get("status") is JobStatus.FAILED:
+        metrics.failed(workspace_id)
     return _put_back(caller, row)
 
 
@@ -430,7 +433,7 @@ def _report(
         row = jobs.get(tx, workspace_id, job_id)
     metrics = state().metrics
     if metrics is not None:
-        metrics.reported(reports, answers)
+        metrics.reported(workspace_id, reports, answers)
     if problem is not None:
         raise problem
     return _put_back(caller, row)

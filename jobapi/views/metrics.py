@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections import defaultdict
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request
-from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import counts, stats
+from .. import stats
 from ..database import snapshot
 from ..errors import TokenInvalid, TokenMissing, Unavailable
 from ..faults import judge, lacks_schema
-from ..lifecycle import JobStatus
 from .access import bearer, connect
 from .base import BLUEPRINT_PREFIX, error_handlers, state
 
@@ -36,17 +33,17 @@ def get_metrics() -> Response:
             "Several processes serve, and each would answer for itself; set "
             "PROMETHEUS_MULTIPROC_DIR to an empty folder before they start."
         )
-    found: tuple[Any, Any] = (None, {})
+    found = None
     try:
-        with connect() as connection:
-            found = _read(connection)
+        with connect() as connection, snapshot(connection) as tx:
+            found = stats.backlog(tx)
     except SQLAlchemyError as error:
         if judge(error) is None and not lacks_schema(error):
             raise
         # The rest is wanted now more than ever.
         logger.warning("the database is away; metrics without it", exc_info=True)
     return current_app.response_class(
-        ours.metrics.text(*found), content_type=ours.metrics.content_type
+        ours.metrics.text(found), content_type=ours.metrics.content_type
     )
 
 
@@ -56,14 +53,3 @@ def _check_token(token: str) -> None:
         raise TokenMissing("Send the header: Authorization: Bearer TOKEN")
     if not hmac.compare_digest(given.encode(), token.encode()):
         raise TokenInvalid("This is not the token of JOBAPI_METRICS_TOKEN.")
-
-
-def _read(connection: Connection) -> tuple[dict[int, dict[JobStatus, int]], dict[int, float]]:
-    with snapshot(connection) as tx:
-        totals: defaultdict[int, dict[JobStatus, int]] = defaultdict(dict)
-        for row in counts.totals(tx):
-            by_status = totals[row.workspace_id]
-            if row.status is not None:
-                by_status[row.status] = row.n
-        busy = [each for each in totals if totals[each].get(JobStatus.PENDING)]
-        return totals, stats.oldest_pending(tx, busy)

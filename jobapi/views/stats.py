@@ -22,27 +22,49 @@ blp = Blueprint("stats", "Stats", "How a workspace is doing.")
 
 @blp.operation("/workspace/<workspace_id>/stats", summary="Get stats", errors=(404,))
 @guard(Role.VIEWER)
+@blp.arguments(schemas.StatsQuery, location="query")
 @blp.response(200, schemas.Stats, example=examples.STATS)
-def get_stats(caller: Caller, workspace_id: int) -> Response:
-    """Jobs by status and type, how long the oldest waits, rates, and durations by type.
+def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+    """Jobs by status and type, due jobs, how long the oldest waits, rates, and durations by type.
 
     Cheap enough to be asked every few seconds, by a page or by what scales
-    workers. A key that is bound to job types sees these alone.
+    workers. With `job_type` all numbers are those of the named types, which are
+    there though they have no jobs. A key that is bound to job types sees these
+    alone; another one is 403.
     """
+    wanted = query.get("job_type")
+    for job_type in wanted or ():
+        caller.check_job_type(job_type)
     with snapshot(caller.connection) as connection:
-        found = service.stats(connection, workspace_id, only_job_types=caller.job_types)
+        found = service.stats(
+            connection, workspace_id, only_job_types=caller.job_types, wanted=wanted
+        )
+    oldest = max(found.oldest_due.values(), default=None)
     return json_response(
         {
             "workspace_id": workspace_id,
             "at": found.at,
             "total": sum(found.by_status.values()),
             "by_status": _totals(found.by_status),
-            "by_type": {name: _totals(found.by_type[name]) for name in sorted(found.by_type)},
-            "oldest_pending_seconds": found.oldest_pending_seconds,
+            "by_type": {name: _of_type(found, name) for name in sorted(found.by_type)},
+            "due": sum(each.jobs for each in found.due.values()),
+            "due_is_capped": any(each.is_capped for each in found.due.values()),
+            "oldest_due_seconds": oldest or 0,
+            "oldest_pending_seconds": oldest,
             "rates": found.rates,
             "durations": {name: asdict(each) for name, each in found.durations.items()},
         }
     )
+
+
+def _of_type(found: service.Stats, name: str) -> dict[str, Any]:
+    due = found.due.get(name, service.Due())
+    return {
+        **_totals(found.by_type[name]),
+        "due": due.jobs,
+        "due_is_capped": due.is_capped,
+        "oldest_due_seconds": found.oldest_due.get(name, 0),
+    }
 
 
 def _totals(by_status: Mapping[Any, int]) -> dict[str, int]:

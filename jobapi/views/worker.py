@@ -199,7 +199,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
                 answers[number] = _answer(report["job_id"], found)
     metrics = state().metrics
     if metrics is not None:
-        metrics.reported(reports, judged, malformed=len(given) - len(reports))
+        metrics.reported(workspace_id, reports, judged, malformed=len(given) - len(reports))
     return json_response({"data": answers})
 
 
