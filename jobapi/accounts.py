@@ -9,9 +9,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
+from inspect import iscoroutine
 from operator import attrgetter
+from types import NoneType
 from typing import Any, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -105,21 +107,67 @@ def _insert_user(
     ).first()
 
 
-def host_username(host_id: object) -> str:
+def host_id(user: object) -> str | None:
+    """The id, as text, of what a host calls its user; None for one who has not logged in.
+
+    ``user`` is the id itself (``str``, ``int``, ``uuid.UUID``) or an object that
+    has it as ``get_id()``, as Flask-Login's users do, or as ``id``. Raises
+    ``TypeError`` for anything else, and ``ValueError`` for a text that is no
+    stable id: it would be another user in each request, or one for everybody.
+    """
+    # Not ``is None``, nor ``type``: it may be a proxy, as Flask-Login's is.
+    if isinstance(user, NoneType):
+        return None
+    if not isinstance(user, _ID_TYPES):
+        if _flag(user, "is_authenticated") is False or _flag(user, "is_anonymous") is True:
+            return None
+        get_id = getattr(user, "get_id", None)
+        user = get_id() if callable(get_id) else getattr(user, "id", user)
+        if isinstance(user, NoneType):
+            return None
+    if isinstance(user, bool) or not isinstance(user, _ID_TYPES):
+        if iscoroutine(user):
+            user.close()
+        raise TypeError(
+            f"the current user is {type(user).__name__}, which is no id: give its id as str, int "
+            "or uuid.UUID, an object with get_id() or id, or None where nobody is logged in"
+        )
+    text = str(user)
+    if not 1 <= len(text.strip()) <= len(text) <= 200 or "\x00" in text:
+        raise ValueError("the id of the current user must have 1 to 200 characters")
+    if text == "None" or _REPR.search(text):
+        raise ValueError(f"the id of the current user is {text!r}, which is no id but a str()")
+    return text
+
+
+def _flag(user: object, name: str) -> object:
+    # A method in older versions of Flask-Login.
+    value = getattr(user, name, None)
+    return value() if callable(value) else value
+
+
+_ID_TYPES = (str, int, UUID)
+_REPR = re.compile(r" at 0x[0-9a-fA-F]+>")
+
+
+def host_username(user: object) -> str:
     """The name under which a host application's user is known here.
 
-    The colon keeps them apart from users who log in here. Raises
-    ``ValueError`` for an id that is empty or longer than 200 characters.
+    The colon keeps them apart from users who log in here. ``user`` is what
+    ``host_id`` takes; raises ``ValueError`` where it is nobody's.
     """
-    text = str(host_id)
-    if not 1 <= len(text) <= 200 or "\x00" in text:
-        raise ValueError("the id of the current user must have 1 to 200 characters")
-    return HOST_USER_PREFIX + text
+    found = host_id(user)
+    if found is None:
+        raise ValueError("there is no user: nobody has logged in")
+    return HOST_USER_PREFIX + found
 
 
-def host_user(session: Executor, host_id: object, *, is_admin: bool = False) -> AnyRow:
-    """The user row of a host application's user, made when first asked for."""
-    name = host_username(host_id)
+def host_user(session: Executor, user: object, *, is_admin: bool = False) -> AnyRow:
+    """The user row of a host application's user, made when first asked for.
+
+    ``user`` is its id, or what ``host_id`` takes.
+    """
+    name = host_username(user)
     row = session.execute(select(users).where(users.c.username == name)).first()
     row = row or _insert_user(session, name, None, is_admin)
     # None again: somebody else made it between the two statements.

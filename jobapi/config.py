@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -29,6 +30,8 @@ CLIENT_VARIABLES = frozenset({"JOBAPI_URL", "JOBAPI_TOKEN", "JOBAPI_WORKSPACE"})
 
 SERVED_BY = ("sqlite", "postgresql")
 NEW_SECRET_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+
+_ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
 
 logger = logging.getLogger("jobapi")
 
@@ -191,7 +194,7 @@ class Settings:
     @property
     def origins(self) -> list[str]:
         """``cors_origins`` as a list."""
-        return [o.strip() for o in self.cors_origins.split(",") if o.strip()]
+        return [o.strip().lower() for o in self.cors_origins.split(",") if o.strip()]
 
 
 def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
@@ -293,8 +296,9 @@ def _check(settings: Settings) -> None:
                 "have for itself; name a file: sqlite:///file."
             )
     for origin in settings.origins:
-        if origin != "*" and (not origin.startswith(("http://", "https://")) or origin[-1] == "/"):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(
-                f"JOBAPI_CORS_ORIGINS has {origin!r}; write an origin as https://app.example.com, "
-                "without a slash at its end."
+                f"JOBAPI_CORS_ORIGINS has {origin!r}; write each origin out, as "
+                "https://app.example.com or http://localhost:3000, without a slash at its end, a "
+                "path, a wildcard or a pattern."
             )

@@ -24,10 +24,12 @@
     │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
+    ├── UriTooLong                414
     ├── UnsupportedMediaType      415
     ├── ValidationFailed          422
     ├── IdempotencyKeyReused      422
     ├── TooManyRequests           429
+    ├── HeadersTooLarge           431
     ├── InternalError             500
     └── Unavailable               503
 
@@ -42,6 +44,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 PROBLEM_TYPE_PREFIX = "urn:jobapi:problem:"
+
+MAX_MESSAGES = 20
+"""How many messages a ``ValidationFailed`` shows; the rest is counted."""
+
+# In characters. With these an error has less than 64 KiB, whatever was sent.
+_MAX_FIELD = 100
+_MAX_MESSAGE = 500
+_MAX_DETAIL = 4000
 
 
 class JobApiError(Exception):
@@ -73,8 +83,12 @@ class JobApiError(Exception):
             "type": PROBLEM_TYPE_PREFIX + self.kind(),
             "title": self.title(),
             "status": self.status,
-            "detail": self.detail,
+            "detail": _cut(self.detail, _MAX_DETAIL),
         }
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class BadRequest(JobApiError):
@@ -266,6 +280,12 @@ class BodyTooLarge(JobApiError):
     status = 413
 
 
+class UriTooLong(JobApiError):
+    """URI too long"""
+
+    status = 414
+
+
 class UnsupportedMediaType(JobApiError):
     """Content type not supported"""
 
@@ -277,10 +297,22 @@ class ValidationFailed(JobApiError):
 
     status = 422
 
-    def __init__(self, errors: Mapping[str, list[str]]) -> None:
-        """``errors`` maps each field (a dotted path) to what is wrong with it."""
-        self.errors = dict(errors)
-        super().__init__("; ".join(f"{f}: {' '.join(m)}" for f, m in self.errors.items()))
+    def __init__(self, errors: Mapping[str, list[str]], *, more: int = 0) -> None:
+        """``errors`` maps each field (a dotted path) to what is wrong with it.
+
+        The first ``MAX_MESSAGES`` messages are kept. The others are counted in
+        ``detail``, together with ``more`` that the caller has counted.
+        """
+        messages = [(field, text) for field, texts in errors.items() for text in texts]
+        self.errors: dict[str, list[str]] = {}
+        for field, text in messages[:MAX_MESSAGES]:
+            kept = self.errors.setdefault(_cut(field, _MAX_FIELD), [])
+            kept.append(_cut(text, _MAX_MESSAGE))
+        detail = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in self.errors.items())
+        more += len(messages[MAX_MESSAGES:])
+        if more:
+            detail = f"{_cut(detail, _MAX_DETAIL - 50)}; … and {more:,} more"
+        super().__init__(detail)
 
     def problem(self) -> dict[str, Any]:
         """The problem details, with the extension member ``errors``."""
@@ -301,6 +333,12 @@ class TooManyRequests(JobApiError):
     def __init__(self, detail: str, *, retry_after: int) -> None:
         """``retry_after`` is in whole seconds."""
         super().__init__(detail, headers={"Retry-After": str(retry_after)})
+
+
+class HeadersTooLarge(JobApiError):
+    """Header fields too large"""
+
+    status = 431
 
 
 class InternalError(JobApiError):

@@ -286,6 +286,11 @@ def _install(
         raise ConfigError(
             f"url_prefix must start with a slash and not end with one, unlike {url_prefix!r}."
         )
+    if app.url_map.host_matching:
+        raise ConfigError(
+            "JobAPI cannot say which host its routes are for, so that it does not work in an "
+            "application with host_matching; mount jobapi.create_app() beside it instead."
+        )
     private = Flask("jobapi", instance_path=app.instance_path, static_folder=None)
     Migrate().init_app(private, directory=str(migrations_folder()), version_table=VERSION_TABLE)
     api = Api(app, version=__version__, description=docs.DESCRIPTION)

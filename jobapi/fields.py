@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from marshmallow import ValidationError, fields, validate
 
+from .errors import MAX_MESSAGES
 from .lifecycle import JobStatus
 
 # Two days from the ends of what Python can hold, so that a stored time can be
@@ -19,9 +20,14 @@ LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 # RFC 3339, section 5.6. What the numbers may be, datetime says.
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?"
-    r"([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)"
+    r"(\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:)([0-5]\d|60)(\.\d+)?"
+    r"([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
 )
+_MAX_TIME_LENGTH = 64
+
+MORE = "_more"
+"""In the messages of a ``ValidationError``: how many there are that are only counted."""
 
 
 class Pattern(validate.Regexp):
@@ -35,7 +41,11 @@ class Pattern(validate.Regexp):
 
 
 class Time(fields.Field[datetime]):
-    """A moment: RFC 3339 with an offset in, UTC in whole seconds out."""
+    """A moment: RFC 3339 with an offset in, UTC in whole seconds out.
+
+    Taken to the microsecond; a leap second (``23:59:60`` at the end of a month) as the second
+    after it.
+    """
 
     def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kw: Any) -> Any:
         if value is None:
@@ -43,16 +53,27 @@ class Time(fields.Field[datetime]):
         return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> datetime:
-        if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        form = (
+            _RFC3339.fullmatch(value)
+            if isinstance(value, str) and len(value) <= _MAX_TIME_LENGTH
+            else None
+        )
+        if form is None:
             raise ValidationError(
                 "Not a time; write it as 2024-01-15T10:00:00Z, with Z or an offset."
             )
+        until_minute, _, second, fraction, offset, _ = form.groups()
+        leap = second == "60"
         try:
-            # Python's own parser knows no nanoseconds.
-            text = re.sub(r"(\.\d{6})\d+", r"\1", value.upper())
-            moment = datetime.fromisoformat(text).astimezone(UTC)
+            # Python knows neither leap seconds nor nanoseconds.
+            text = f"{until_minute}{59 if leap else second}{(fraction or '')[:7]}{offset}"
+            moment = datetime.fromisoformat(text.upper()).astimezone(UTC)
+            # As POSIX has it, a leap second is the second after it.
+            moment += timedelta(seconds=leap)
         except (ValueError, OverflowError):
             raise ValidationError("There is no such time.") from None
+        if leap and (moment.day, moment.hour, moment.minute, moment.second) != (1, 0, 0, 0):
+            raise ValidationError("There is no such time.")
         if not EARLIEST <= moment < LATEST:
             raise ValidationError("It is too near to the end of the calendar.")
         return moment
@@ -136,6 +157,12 @@ class Document(fields.Dict):
     def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kw: Any) -> None:
         documented = {"component": "JsonObject", "additionalProperties": True}
         super().__init__(keys=fields.String(), metadata={**documented, **(metadata or {})}, **kw)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
+        # Its keys are texts, as JSON has them: there is nothing to go through.
+        if not isinstance(value, dict):
+            raise self.make_error("invalid")
+        return value
 
 
 class Text(fields.String):
@@ -236,13 +263,17 @@ class Many(fields.List[Any]):
         if not isinstance(value, list):
             raise self.make_error("invalid")
         loaded = []
-        wrong = {}
+        wrong: dict[Any, Any] = {}
+        more = 0
         load_one = cast(Any, self.inner).schema.load_one
         for number, each in enumerate(value):
             try:
                 loaded.append(load_one(each))
             except ValidationError as error:
-                wrong[number] = error.messages
+                if len(wrong) < MAX_MESSAGES:
+                    wrong[number] = error.messages
+                else:
+                    more += 1
         if wrong:
-            raise ValidationError(wrong)
+            raise ValidationError({**wrong, MORE: more})
         return loaded

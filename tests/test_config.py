@@ -65,6 +65,15 @@ def test_secret_of_digits_stays_text() -> None:
         ("DATABASE_URL", "sqlite:///:memory:", "name a file"),
         ("CORS_ORIGINS", "app.example.com", "https://app.example.com"),
         ("CORS_ORIGINS", "https://app.example.com/", "without a slash"),
+        ("CORS_ORIGINS", "https://app.example.com/path", "without a slash"),
+        ("CORS_ORIGINS", "https://*.example.com", "a wildcard"),
+        ("CORS_ORIGINS", "https://app.example.com,https://.*\\.example\\.com", "a pattern"),
+        ("CORS_ORIGINS", "https://app[0-9].example.com", "a pattern"),
+        ("CORS_ORIGINS", "https://(a|b).example.com", "a pattern"),
+        ("CORS_ORIGINS", "https://user@app.example.com", "write each origin out"),
+        ("CORS_ORIGINS", "https://app.example.com:", "write each origin out"),
+        ("CORS_ORIGINS", "https://app.example.com?", "write each origin out"),
+        ("CORS_ORIGINS", "null", "write each origin out"),
     ],
 )
 def test_bad_value_is_refused_with_what_to_do(name: str, value: str, says: str) -> None:

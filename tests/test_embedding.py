@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import flask_migrate
 import pytest
-from flask import Flask, request
+from flask import Flask, Response, request
+from flask_jwt_extended import create_access_token, get_jwt_identity, verify_jwt_in_request
 from sqlalchemy import inspect
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import (
+    BadGateway,
+    Forbidden,
+    GatewayTimeout,
+    Gone,
+    HTTPException,
+    ImATeapot,
+    InternalServerError,
+    NotImplemented,
+    ServiceUnavailable,
+    TooManyRequests,
+    Unauthorized,
+    default_exceptions,
+)
+from werkzeug.local import LocalProxy
 
 from jobapi import JobAPI, accounts, jobs, streams, workspaces
 from jobapi.config import ConfigError
@@ -22,6 +42,7 @@ from .factories import PASSWORD, World
 from .host import HTML_404, HTML_405, answers, make_host
 
 PREFIX = "/job-api"
+ORIGIN = "https://app.example.com"
 PROBLEM = "application/problem+json"
 
 
@@ -288,6 +309,422 @@ def test_current_user_seen_first_by_many_at_once_is_one(embed: Any) -> None:
         thread.join()
     assert len(ids) == 6
     assert len(set(ids)) == 1
+
+
+class Thing:
+    """Something with attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+async def find_user() -> str:
+    return "7"
+
+
+ID = UUID("0af76519-16cd-43dd-8448-eb211c80319c")
+
+
+IDS = [
+    ("u-17", "u-17"),
+    (17, "17"),
+    (0, "0"),
+    (ID, str(ID)),
+    (Thing(id=17), "17"),
+    (Thing(id=ID), str(ID)),
+    (Thing(get_id=lambda: "u-17", id=5), "u-17"),
+    (Thing(get_id=lambda: "u-17", is_authenticated=True, is_anonymous=False), "u-17"),
+    (LocalProxy(lambda: "u-17"), "u-17"),
+    (LocalProxy(lambda: Thing(get_id=lambda: "u-17", is_authenticated=True)), "u-17"),
+]
+
+
+@pytest.fixture
+def embed_user(embed: Any) -> Any:
+    """A host whose ``current_user`` returns, or does, what the list has."""
+    user: list[Any] = [None]
+    host = embed(current_user=lambda: user[0]() if callable(user[0]) else user[0])
+    return host.world, user
+
+
+SQLITE = pytest.mark.parametrize("database", ["sqlite"])
+
+
+@SQLITE
+def test_current_user_is_an_id_or_has_one(embed_user: Any) -> None:
+    world, user = embed_user
+    for given, name in IDS:
+        for _ in range(2):
+            user[0] = (lambda found: lambda: found)(given)
+            assert world.call("GET", f"{PREFIX}/auth/me").json["username"] == f"host:{name}"
+    assert sorted(user_rows(world)) == sorted({f"host:{name}" for _, name in IDS})
+
+
+def user_rows(world: World) -> list[str]:
+    with world.transaction() as tx:
+        return list(tx.exec_driver_sql("SELECT username FROM jobapi_users").scalars())
+
+
+ANONYMOUS = [
+    None,
+    LocalProxy(lambda: None),
+    Thing(get_id=lambda: None, is_authenticated=False, is_anonymous=True),
+    LocalProxy(lambda: Thing(get_id=lambda: None, is_authenticated=False)),
+    Thing(get_id=lambda: "7", is_authenticated=False),
+    Thing(id=7, is_authenticated=lambda: False),
+    Thing(id=7, is_anonymous=True),
+    Thing(id=None),
+]
+
+
+@SQLITE
+def test_current_user_who_has_not_logged_in_is_401(embed_user: Any) -> None:
+    world, user = embed_user
+    for given in ANONYMOUS:
+        user[0] = (lambda found: lambda: found)(given)
+        for method, path in (("GET", "/workspace"), ("POST", "/workspace"), ("GET", "/jobs")):
+            response = world.call(method, PREFIX + path, json={"name": "Mine"})
+            assert response.status_code == 401
+            assert response.json["type"].endswith(":token-missing")
+    assert user_rows(world) == []
+
+
+NO_IDS = [
+    lambda: False,
+    lambda: True,
+    lambda: b"7",
+    lambda: 7.0,
+    lambda: object(),
+    lambda: Thing(name="anna"),
+    lambda: Thing(id=True),
+    lambda: Thing(id=b"7"),
+    lambda: Thing(get_id=lambda: object()),
+    lambda: {"id": 7},
+    lambda: [7],
+    lambda: (7,),
+    find_user,
+    lambda: LocalProxy(object),
+    lambda: "",
+    lambda: "  ",
+    lambda: "x" * 201,
+    lambda: "a\x00b",
+    lambda: str(None),
+    lambda: str(object()),
+]
+
+
+@SQLITE
+def test_current_user_that_is_no_id_is_a_fault_that_is_named(
+    embed_user: Any, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    world, user = embed_user
+    for make in NO_IDS:
+        user[0] = make
+        caplog.clear()
+        response = world.call("POST", f"{PREFIX}/workspace", json={"name": "Mine"})
+        assert response.status_code == 500
+        assert response.mimetype == PROBLEM
+        assert "the current user" in caplog.text
+    assert user_rows(world) == []
+
+
+def test_host_user_takes_what_the_log_in_gives(embed: Any) -> None:
+    world = embed(current_user=who).world
+    with world.transaction() as tx:
+        by_object = accounts.host_user(tx, Thing(id=17))
+        assert accounts.host_user(tx, 17).id == by_object.id
+        for wrong, error in ((None, ValueError), (b"17", TypeError), (True, TypeError)):
+            with pytest.raises(error):
+                accounts.host_user(tx, wrong)
+
+
+SITES: list[tuple[dict[str, str], int]] = [
+    ({"Origin": ORIGIN}, 201),
+    ({"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}, 201),
+    ({"Origin": ORIGIN.upper(), "Sec-Fetch-Site": "same-site"}, 201),
+    ({"Origin": f"{ORIGIN}.evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+    ({"Origin": "https://evil.example", "Authorization": "Token u-1"}, 201),
+    ({"Origin": "https://evil.example", "Authorization": "Basic dTp1"}, 403),
+    ({"Origin": "https://evil.example", "Authorization": "Negotiate x"}, 403),
+    ({"Origin": "https://evil.example", "Authorization": ""}, 403),
+    ({"Origin": "https://evil.example", "Cookie": "session=u-1"}, 403),
+    ({"Host": "host.example", "Origin": "https://host.example:8443"}, 201),
+    ({"Host": "host.example:443", "Origin": "https://host.example"}, 201),
+    ({"Host": "host.example:5000", "Origin": "http://host.example:8080"}, 403),
+    ({"Host": "host.example", "Origin": "https://host.example.evil.example"}, 403),
+    ({"Host": "host.example", "Origin": "https://evil.example:8443"}, 403),
+    ({"Origin": "http://[::1"}, 403),
+    ({"Origin": "null"}, 403),
+]
+
+
+@SQLITE
+def test_origin_that_is_allowed_and_tokens_of_the_hosts_are_no_other_site(embed: Any) -> None:
+    world = embed(current_user=lambda: "u-1", JOBAPI_CORS_ORIGINS=ORIGIN).world
+    for headers, status in SITES:
+        response = world.call("POST", f"{PREFIX}/workspace", json={"name": "M"}, headers=headers)
+        assert response.status_code == status, headers
+
+
+@SQLITE
+def test_cors_for_everybody_lets_no_cookie_pass(embed: Any) -> None:
+    world = embed(current_user=lambda: "u-1", JOBAPI_CORS_ORIGINS="*").world
+    headers = {"Origin": "https://evil.example"}
+    response = world.call("POST", f"{PREFIX}/workspace", json={"name": "M"}, headers=headers)
+    assert response.status_code == 403
+
+
+# What the host raises around our views
+
+
+class NotLoggedIn(Exception):
+    """One of the host's own."""
+
+
+class LimitReached(TooManyRequests):
+    """As flask-limiter has one."""
+
+
+def hooked(raised: Exception) -> Flask:
+    """A host whose hook raises something when it is told to; no request of it needs a database."""
+    app = Flask("host")
+    app.config["SECRET_KEY"] = "k" * 32
+
+    @app.before_request
+    def check() -> None:
+        if "X-Raise" in request.headers:
+            raise raised
+
+    app.add_url_rule("/me", "me", lambda: "me")
+    JobAPI(app, url_prefix=PREFIX)
+    return app
+
+
+def ask(app: Flask, path: str = f"{PREFIX}/jobs") -> Any:
+    """A request that the hook raises in."""
+    return app.test_client().get(path, headers={"X-Raise": "yes"})
+
+
+def test_exception_of_the_hosts_is_answered_by_the_host() -> None:
+    app = hooked(NotLoggedIn())
+    app.register_error_handler(NotLoggedIn, lambda error: ("host: log in", 401))
+    app.register_error_handler(Exception, lambda error: ("host: everything", 500))
+    for path in (f"{PREFIX}/jobs", f"{PREFIX}/nowhere", f"{PREFIX}/docs", "/me"):
+        response = ask(app, path)
+        assert (response.status_code, response.text) == (401, "host: log in")
+
+
+@pytest.mark.parametrize("page", [False, True])
+def test_exception_of_the_hosts_without_a_handler_is_a_fault_and_logged(
+    page: bool, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    app = hooked(NotLoggedIn())
+    if page:
+        app.register_error_handler(Exception, lambda error: ("host: everything", 500))
+        app.register_error_handler(500, lambda error: ("host: 500", 500))
+    response = ask(app)
+    assert response.status_code == 500
+    assert response.mimetype == PROBLEM
+    assert "NotLoggedIn" in caplog.text
+
+
+def test_limiter_with_a_handler_for_its_own_exception_answers() -> None:
+    app = hooked(LimitReached("5 per minute"))
+    app.register_error_handler(LimitReached, lambda error: ("host: slow down", 429))
+    assert ask(app).text == "host: slow down"
+
+
+class InsufficientStorage(HTTPException):
+    """Werkzeug has none for 507."""
+
+    code = 507
+    description = "Full."
+
+
+RAISED: list[tuple[HTTPException, str, dict[str, str]]] = [
+    (ServiceUnavailable("Noon.", retry_after=120), "unavailable", {"Retry-After": "120"}),
+    (ServiceUnavailable("Back soon."), "unavailable", {"Retry-After": "1"}),
+    (LimitReached("5 a minute", retry_after=7), "too-many-requests", {"Retry-After": "7"}),
+    (LimitReached("5 a minute"), "too-many-requests", {"Retry-After": "1"}),
+    (
+        Unauthorized("Who?", www_authenticate=WWWAuthenticate("digest", {"realm": "x"})),
+        "token-invalid",
+        {"WWW-Authenticate": 'Digest realm="x"'},
+    ),
+    (Forbidden("No."), "forbidden", {}),
+    (Gone("It was here."), "bad-request", {}),
+    (ImATeapot("Tea."), "bad-request", {}),
+    (BadGateway("The other is away."), "unavailable", {}),
+    (GatewayTimeout("It is slow."), "unavailable", {}),
+    (InsufficientStorage(), "unavailable", {}),
+    (NotImplemented("Not yet."), "internal-error", {}),
+]
+
+
+@pytest.mark.parametrize(("raised", "kind", "headers"), RAISED)
+def test_http_exception_of_a_hook_keeps_its_status_and_headers(
+    raised: HTTPException, kind: str, headers: Any
+) -> None:
+    app = hooked(raised)
+    # What the host shows for a status is for its own routes.
+    code = raised.code or 0
+    if code in default_exceptions:
+        app.register_error_handler(code, lambda error: ("host page", code))
+    app.register_error_handler(HTTPException, lambda error: ("host page", code))
+    response = ask(app)
+    assert response.status_code == raised.code
+    assert response.mimetype == PROBLEM
+    assert response.json["type"] == f"urn:jobapi:problem:{kind}"
+    assert response.json["status"] == raised.code
+    assert kind == "internal-error" or response.json["detail"] == raised.description
+    for name, value in headers.items():
+        assert response.headers.get_all(name) == [value]
+    assert ask(app, "/me").text == "host page"
+
+
+def test_server_error_of_a_hook_is_logged(caplog: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    assert ask(hooked(InternalServerError())).mimetype == PROBLEM
+    assert "InternalServerError" in caplog.text
+
+
+def test_response_that_a_hook_aborts_with_is_kept() -> None:
+    app = hooked(HTTPException(response=Response("the host's own", 418)))
+    assert (ask(app).status_code, ask(app).text) == (418, "the host's own")
+
+
+def test_page_of_the_hosts_for_a_status_is_never_on_our_routes() -> None:
+    app = hooked(NotLoggedIn())
+    for status in default_exceptions:
+        app.register_error_handler(status, lambda error: ("host page", error.code))
+    client = app.test_client()
+    big = b"x" * (1024 * 1024 + 1)
+    log_in = f"{PREFIX}/auth/login"
+    for response, status in (
+        (client.post(log_in, data=big, content_type="application/json"), 413),
+        (client.post(log_in, data=b"{", content_type="application/json"), 400),
+        (client.post(log_in, data=b"x"), 415),
+        (client.post(log_in, json={}), 422),
+        (client.get(f"{PREFIX}/docs/files/nothing"), 404),
+        (client.get(f"{PREFIX}/dashboard/files/x/nothing"), 404),
+        (client.get(f"{PREFIX}/nowhere"), 404),
+        (client.put(f"{PREFIX}/jobs"), 405),
+        (client.get(f"{PREFIX}/jobs"), 401),
+    ):
+        assert response.status_code == status
+        assert response.mimetype == PROBLEM
+    assert client.get("/nowhere").text == "host page"
+
+
+EXPIRED = timedelta(seconds=-10)
+
+
+@SQLITE
+@pytest.mark.parametrize("optional", [True, False])
+def test_flask_jwt_extended_of_the_hosts_answers_for_its_tokens(embed: Any, optional: bool) -> None:
+    def current_user() -> Any:
+        verify_jwt_in_request(optional=optional)
+        return get_jwt_identity()
+
+    host = embed(current_user=current_user)
+    client = host.app.test_client()
+    with host.app.app_context():
+        good, expired = (create_access_token("7", expires_delta=d) for d in (None, EXPIRED))
+
+    def both(token: str | None) -> tuple[Any, Any]:
+        headers = {} if token is None else {"Authorization": f"Token {token}"}
+        return (client.get(path, headers=headers) for path in (f"{PREFIX}/auth/me", "/me"))
+
+    ours, _ = both(good)
+    assert ours.json["username"] == "host:7"
+    for token, status in ((expired, 401), ("x", 422), (f"{good}x", 422)):
+        ours, theirs = both(token)
+        assert (ours.status_code, ours.json) == (theirs.status_code, theirs.json)
+        assert ours.status_code == status
+    ours, theirs = both(None)
+    assert ours.status_code == 401
+    assert ours.mimetype == (PROBLEM if optional else theirs.mimetype)
+
+
+# Routes beside ours
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_catch_all_of_the_hosts_is_not_below_our_prefix(
+    early: bool,
+) -> None:
+    app = Flask("host")
+    app.config["SECRET_KEY"] = "k" * 32
+
+    def page(path: str = "") -> str:
+        return f"host: {path}"
+
+    def add() -> None:
+        app.add_url_rule("/<path:path>", "page", page, methods=["GET", "POST", "PUT"])
+        app.add_url_rule(f"{PREFIX}/mine", "mine", lambda: "mine", methods=["POST"])
+
+    if early:
+        add()
+    JobAPI(app, url_prefix=PREFIX)
+    if not early:
+        add()
+    client = app.test_client()
+    for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "BREW"):
+        for path in ("/nowhere", "/workspaces/1/jobs", "/", "/a/b/c/", "/%2F", "/docs/"):
+            response = client.open(PREFIX + path, method=method)
+            assert response.status_code == 404, (method, path)
+            assert response.mimetype == PROBLEM
+    for method, path, allowed in (
+        ("GET", "/auth/login", "OPTIONS, POST"),
+        ("PUT", "/jobs", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/workspace/1/jobs/claim", "OPTIONS, POST"),
+        ("BREW", "/workspace/1/jobs/x", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+        ("GET", "/mine", "OPTIONS, POST"),
+    ):
+        response = client.open(PREFIX + path, method=method)
+        assert response.status_code == 405
+        assert response.mimetype == PROBLEM
+        assert response.headers["Allow"] == allowed
+    assert client.post(f"{PREFIX}/mine").text == "mine"
+    assert client.options(f"{PREFIX}/jobs").headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert client.get("/nowhere").text == "host: nowhere"
+    assert client.get(f"{PREFIX}-like").text == f"host: {PREFIX[1:]}-like"
+    assert client.get(PREFIX).text == f"host: {PREFIX[1:]}"
+
+
+def test_static_files_of_the_hosts_at_the_root_are_not_below_our_prefix(tmp_path: Any) -> None:
+    (tmp_path / "page.html").write_text("host")
+    app = Flask("host", static_folder=str(tmp_path), static_url_path="")
+    app.config["SECRET_KEY"] = "k" * 32
+    JobAPI(app, url_prefix=PREFIX)
+    client = app.test_client()
+    assert client.get("/page.html", buffered=True).text == "host"
+    assert client.get(f"{PREFIX}/page.html").mimetype == PROBLEM
+    assert client.get(f"{PREFIX}/auth/login").status_code == 405
+
+
+@SQLITE
+def test_url_defaults_of_the_host_do_not_break_our_pages(embed: Any) -> None:
+    host = embed()
+    host.app.url_default_functions.setdefault(None, []).append(
+        lambda endpoint, values: values.setdefault("lang", "en")
+    )
+    page = host.world.call("GET", f"{PREFIX}/docs").text
+    assert f'src="{PREFIX}/docs/files/swagger-ui-bundle.js"' in page
+    page = host.world.call("GET", f"{PREFIX}/dashboard").text
+    assert "?lang=" not in page
+    token = host.world.token(host.world.user())
+    made = host.world.call("POST", f"{PREFIX}/workspace", token, json={"name": "M"})
+    assert "?" not in made.headers["Location"]
+
+
+def test_host_that_matches_hosts_is_refused_with_what_to_do() -> None:
+    app = Flask("host", host_matching=True, static_host="host.example")
+    app.config["SECRET_KEY"] = "k" * 32
+    with pytest.raises(ConfigError, match="host_matching"):
+        JobAPI(app, url_prefix=PREFIX)
 
 
 # Our services in the host's own transaction

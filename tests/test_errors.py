@@ -65,6 +65,14 @@ def test_unknown_path_is_a_problem(app: Flask, path: str) -> None:
         ("POST", "/docs", "GET, HEAD, OPTIONS"),
         ("TRACE", "/jobs", "GET, HEAD, OPTIONS"),
         ("BREW", "/health/live", "GET, HEAD, OPTIONS"),
+        # Names beside a variable: they are no jobs.
+        ("GET", "/workspace/1/jobs/claim", "OPTIONS, POST"),
+        ("PATCH", "/workspace/1/jobs/batch", "OPTIONS, POST"),
+        ("DELETE", "/workspace/1/jobs/report", "OPTIONS, POST"),
+        ("PUT", "/workspace/1/jobs/report", "OPTIONS, POST"),
+        ("POST", "/workspace/1/events/stream", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/auth/me", "GET, HEAD, OPTIONS"),
+        ("PATCH", "/dashboard/jobs", "GET, HEAD, OPTIONS"),
     ],
 )
 def test_method_that_is_not_there_is_405_with_allow(

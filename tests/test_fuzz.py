@@ -44,7 +44,7 @@ def configuration(path: str) -> SchemathesisConfig:
     checks.positive_data_acceptance.expected_statuses = accepted
     # What is wrong and too large besides is refused for the one or the other.
     rejected = checks.negative_data_rejection.expected_statuses
-    also = ["413"]
+    also = ["413", "414"]
     if path.endswith("/report"):
         # Each report is judged alone: a wrong one is refused inside of a 200.
         also.append("200")

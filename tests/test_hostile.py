@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import io
 import json
+import logging
 from base64 import urlsafe_b64encode
 from typing import Any
 
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from jobapi import jobs
 from jobapi.errors import ValidationFailed
+from jobapi.fields import Choice, Text, Whole
 from jobapi.jobs import MAX_DOCUMENT_BYTES
+from jobapi.schemas.base import Base
 
 from .conftest import SECRET
 from .factories import Desk
@@ -272,6 +276,331 @@ def test_token_that_was_tampered_with_is_401(desk: Desk) -> None:
         f"{head}.{body}",
     ):
         assert desk.world.call("GET", "/auth/me", token).status_code == 401
+
+
+# Bodies
+
+
+class Chunks:
+    """What a server hands over of a body whose length it does not know."""
+
+    def __init__(self, data: bytes, error: Exception | None = None) -> None:
+        self.rest = io.BytesIO(data)
+        self.error = error
+        self.read_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.rest.read(size)
+        if not data and self.error is not None:
+            raise self.error
+        self.read_bytes += len(data)
+        return data
+
+
+def chunked(desk: Desk, method: str, path: str, chunks: Chunks, **kw: Any) -> Any:
+    """A request with a chunked body, as a server that knows such passes it on."""
+    environ = {
+        "wsgi.input": chunks,
+        "wsgi.input_terminated": True,
+        "HTTP_TRANSFER_ENCODING": "chunked",
+        "CONTENT_TYPE": "application/json",
+    }
+    return desk.call(method, path, environ_overrides=environ, **kw)
+
+
+def create_body(desk: Desk) -> bytes:
+    return json.dumps({"job_type": "x", "workspace_id": desk.workspace_id}).encode()
+
+
+LIMIT = 1024 * 1024
+
+
+def test_chunked_body_up_to_the_limit_is_taken(desk: Desk) -> None:
+    body = create_body(desk)
+    for size in (len(body), LIMIT - 1, LIMIT):
+        assert chunked(desk, "POST", desk.jobs_path, Chunks(body.ljust(size))).status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/auth/login", "", "/batch", "/claim", "/report", "job/cancel"])
+def test_chunked_body_over_the_limit_is_413_and_not_cut(desk: Desk, path: str) -> None:
+    url = path if path.startswith("/auth") else desk.jobs_path + path
+    if path == "job/cancel":
+        url = f"{desk.jobs_path}/{desk.create()['job_id']}/cancel"
+    before = desk.get().json["pagination"]["total"]
+    good = create_body(desk).ljust(LIMIT)
+    for body in (good + b" ", good + b"}}} not JSON", b"{" * (LIMIT + 1), b'"' + b"x" * 3 * LIMIT):
+        chunks = Chunks(body)
+        response = chunked(desk, "POST", url, chunks)
+        assert response.status_code == 413
+        assert response.json["type"].endswith(":body-too-large")
+        # No more than needed to see that it is too large.
+        assert chunks.read_bytes == LIMIT + 1
+    assert desk.get().json["pagination"]["total"] == before
+
+
+@pytest.mark.parametrize("length", [LIMIT + 1, 10**12, 10**30])
+def test_body_that_is_announced_too_large_is_413_and_not_read(desk: Desk, length: int) -> None:
+    for method, path in (
+        ("POST", desk.jobs_path),
+        ("POST", "/auth/login"),
+        # Bodies that are of no use have the same limit.
+        ("GET", desk.jobs_path),
+        ("POST", "/auth/refresh"),
+        ("POST", "/auth/logout"),
+        ("GET", "/health/live"),
+    ):
+        chunks = Chunks(b"x")
+        environ = {"wsgi.input": chunks, "CONTENT_LENGTH": str(length)}
+        response = desk.call(method, path, environ_overrides=environ)
+        assert response.status_code == 413
+        assert chunks.read_bytes == 0
+
+
+class InvalidChunkSize(Exception):
+    """A server's own exception."""
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidChunkSize("-2"), OSError("reset"), ValueError("closed"), TimeoutError()]
+)
+@pytest.mark.parametrize("path", ["/auth/login", "/auth/refresh", "/auth/logout", ""])
+def test_body_that_the_server_cannot_read_is_400_and_no_fault(
+    desk: Desk, path: str, error: Exception, caplog: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    response = chunked(desk, "POST", path or desk.jobs_path, Chunks(b"{", error))
+    assert response.status_code == 400
+    assert response.json["type"].endswith(":bad-request")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_body_that_breaks_off_is_400_though_it_is_json_so_far(desk: Desk) -> None:
+    body = create_body(desk)
+    environ = {
+        "wsgi.input": Chunks(body),
+        "wsgi.input_terminated": True,
+        "CONTENT_LENGTH": str(len(body) + 1),
+        "CONTENT_TYPE": "application/json",
+    }
+    response = desk.call("POST", desk.jobs_path, environ_overrides=environ)
+    assert response.status_code == 400
+    assert "breaks off" in response.json["detail"]
+
+
+def test_chunked_body_that_the_server_does_not_pass_on_is_400(desk: Desk) -> None:
+    environ = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_TYPE": "application/json"}
+    job_id = desk.create()["job_id"]
+    response = desk.post(f"/{job_id}/cancel", environ_overrides=environ)
+    assert response.status_code == 400
+    assert "Content-Length" in response.json["detail"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "identity, gzip", "x"])
+def test_body_with_a_content_encoding_is_415(desk: Desk, coding: str) -> None:
+    headers = {"Content-Encoding": coding}
+    for path in (desk.jobs_path, "/auth/login", f"{desk.jobs_path}/claim"):
+        response = desk.call("POST", path, json={}, headers=headers)
+        assert response.status_code == 415
+        assert response.json["type"].endswith(":unsupported-media-type")
+        assert response.headers["Accept-Encoding"] == "identity"
+    assert desk.post("/claim", headers=headers).status_code == 200
+    assert desk.post("/claim", json={}, headers={"Content-Encoding": "Identity"}).status_code == 200
+
+
+# Bounds before work
+
+
+MAX_ANSWER = 64 * 1024
+
+
+def refused(response: Any) -> Any:
+    """Hold a refusal to its bounds."""
+    assert response.status_code == 422, response.status_code
+    assert len(response.data) < MAX_ANSWER
+    assert sum(map(len, response.json["errors"].values())) <= 20
+    return response.json
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/batch", {"jobs": [1] * 300_000}, "jobs: Length must be between 1 and 1000."),
+        ("/batch", {"jobs": [{}] * 300_000}, "jobs: Length must be between 1 and 1000."),
+        ("/claim", {"job_types": [1] * 300_000}, "job_types: Length must be between 1 and"),
+        ("/report", {"reports": [{}] * 300_000}, "reports: Length must be between 1 and 100."),
+        (
+            "/../operations",
+            {"action": "cancel", "filter": {"status": [1] * 300_000}},
+            "filter.status: Length must be between 1 and",
+        ),
+    ],
+)
+def test_list_that_is_too_long_is_refused_before_its_items(
+    desk: Desk, path: str, body: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(*arguments: Any, **kw: Any) -> None:
+        raise AssertionError("an item was looked at")
+
+    for field in (Whole, Text, Choice):
+        monkeypatch.setattr(field, "_deserialize", judge)
+    monkeypatch.setattr(Base, "load_one", judge)
+    if "action" in body:
+        monkeypatch.setattr(Choice, "_deserialize", lambda self, value, *a, **kw: self.take(value))
+    url = f"/workspace/{desk.workspace_id}/operations" if "operations" in path else None
+    data = json.dumps(body, separators=(",", ":"))
+    response = desk.call("POST", url or desk.jobs_path + path, data=data, headers=JSON)
+    assert refused(response)["detail"].startswith(says)
+
+
+def test_wrong_items_are_shown_up_to_twenty_and_the_rest_is_counted(desk: Desk) -> None:
+    item = {"job_type": "x"}
+    body = refused(desk.post("/batch", json={"jobs": [item, *[{}] * 500, item]}))
+    assert list(body["errors"]) == [f"jobs.{n}.job_type" for n in range(1, 21)]
+    assert body["detail"].endswith("; … and 480 more")
+    assert desk.get().json["pagination"]["total"] == 0
+
+
+def test_few_unknown_fields_are_named(desk: Desk) -> None:
+    body = refused(desk.post(json={"job_type": "x", "workspace_id": 1, "a": 1, "b": 2}))
+    assert body["errors"] == {"a": ["Unknown field."], "b": ["Unknown field."]}
+
+
+@pytest.mark.parametrize("count", [21, 50_000])
+def test_many_unknown_fields_are_counted(desk: Desk, count: int) -> None:
+    many = {f"f{n}": n for n in range(count)}
+    for path, body in (
+        ("/auth/login", many),
+        (desk.jobs_path, many),
+        (f"{desk.jobs_path}/batch", {"jobs": [many]}),
+        (f"/workspace/{desk.workspace_id}/operations", {"action": "retry", "filter": many}),
+    ):
+        detail = refused(desk.call("POST", path, json=body))["detail"]
+        assert f"{count:,} fields are unknown" in detail
+    job_id = desk.create()["job_id"]
+    assert f"{count:,} fields" in refused(desk.patch(job_id, many))["detail"]
+
+
+def test_items_with_many_unknown_fields_are_a_small_answer(desk: Desk) -> None:
+    item = {"x" * 20 + str(n): n for n in range(20)}
+    body = refused(desk.post("/batch", json={"jobs": [item] * 1000}))
+    assert "more" in body["detail"]
+
+
+@pytest.mark.parametrize("name", ["x", "\u0001", "😀", '"', "é"])
+def test_long_names_are_cut_in_messages(desk: Desk, name: str) -> None:
+    body = json.dumps({f"{n}{name * 8_000}": 1 for n in range(20)}, ensure_ascii=False)
+    refused(desk.call("POST", "/auth/login", data=body.encode(), headers=JSON))
+    one = json.dumps({name * 100_000: 1}, ensure_ascii=False).encode()
+    assert "…" in refused(desk.post(data=one, headers=JSON))["detail"]
+    paths = {"filter": {"metadata": {f"{n}{name * 30_000}": 1 for n in range(2)}}}
+    url = f"/workspace/{desk.workspace_id}/operations"
+    refused(desk.call("POST", url, json={"action": "cancel", **paths}))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {f"{n}" * 200: 1 for n in range(20)},
+        {"\u0001" * 1_500: 1},
+        {"job_id": "\u0001" * 1_500},
+        {"job_id": "😀" * 41, "status": "x" * 8_000},
+        {"job_id": "\u0001" * 40, "lease_token": "t"},
+        1,
+        "x" * 9_000,
+    ],
+)
+def test_reports_that_are_all_malformed_are_a_small_answer(desk: Desk, report: Any) -> None:
+    response = desk.post("/report", json={"reports": [report] * 100})
+    assert response.status_code == 200
+    assert len(response.data) < MAX_ANSWER
+    answers = response.json["data"]
+    assert len(answers) == 100
+    assert not any(answer["accepted"] for answer in answers)
+    assert all(answer["problem"]["detail"] for answer in answers)
+
+
+def test_reports_that_are_malformed_are_all_explained_where_that_is_short(desk: Desk) -> None:
+    answers = desk.post("/report", json={"reports": [{"job_id": "x"}] * 30}).json["data"]
+    assert {tuple(answer["problem"]["errors"]) for answer in answers} == {("lease_token",)}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "&".join(f"x{n}=1" for n in range(2_000)),
+        "x" * 16_000 + "=1",
+        "&".join(["status=wrong"] * 1_200),
+        "&".join(["job_type=!"] * 900),
+        "&".join(["limit=1"] * 2_000),
+        "&".join(f"metadata.x{n}=1" for n in range(1_000)),
+        "metadata." + "x" * 16_000 + "=1",
+        "metadata.x=" + "y" * 16_000,
+        "sort=" + "x" * 16_000,
+        "created_after=" + "1" * 16_000,
+        "cursor=" + "x" * 16_000,
+    ],
+)
+def test_long_queries_are_a_small_refusal(desk: Desk, query: str) -> None:
+    refused(desk.get("?" + query))
+    refused(desk.call("GET", "/jobs?" + query))
+
+
+def test_query_over_its_limit_is_414(desk: Desk) -> None:
+    response = desk.get("?" + "&".join(f"x{n}=1" for n in range(90_000)))
+    assert response.status_code == 414
+    assert response.json["type"].endswith(":uri-too-long")
+
+
+def test_path_that_is_long_is_a_small_answer(desk: Desk) -> None:
+    response = desk.call("GET", "/" + "x" * 100_000)
+    assert response.status_code == 404
+    assert len(response.data) < MAX_ANSWER
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
+        ("2016-12-31T23:59:60.5Z", "2017-01-01T00:00:00Z"),
+        ("2017-01-01T01:59:60+02:00", "2017-01-01T00:00:00Z"),
+        ("2015-06-30t16:59:60-07:00", "2015-07-01T00:00:00Z"),
+        ("2024-01-15T10:00:00.123456789012Z", "2024-01-15T10:00:00Z"),
+        ("2024-01-15t10:00:00z", "2024-01-15T10:00:00Z"),
+        ("2024-01-15 10:00:00.9+02:00", "2024-01-15T08:00:00Z"),
+    ],
+)
+def test_any_rfc_3339_time_is_taken(desk: Desk, given: str, kept: str) -> None:
+    assert desk.create(scheduled_at=given)["scheduled_at"] == kept
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "2024-01-15T10:00:60Z",
+        "2016-12-31T22:59:60Z",
+        "2016-12-30T23:59:60Z",
+        "2016-12-31T23:59:61Z",
+        "2024-01-15T10:00:00 02:00",
+        "2024-01-15T10:00:00.Z",
+        "2024-01-15T10:00:00." + "1" * 100 + "Z",
+        "٢٠٢٤-01-15T10:00:00Z",
+        "9999-12-31T23:59:60Z",
+    ],
+)
+def test_time_that_is_none_is_422(desk: Desk, given: str) -> None:
+    body = {"job_type": "x", "workspace_id": desk.workspace_id, "scheduled_at": given}
+    assert list(refused(desk.post(json=body))["errors"]) == ["scheduled_at"]
+
+
+def test_plus_of_an_offset_in_a_query_need_not_be_encoded(desk: Desk) -> None:
+    job_id = desk.create()["job_id"]
+    for name, shown in (("created_after", True), ("created_before", False)):
+        for offset in ("+02:00", "%2B02:00", "-02:00", "Z"):
+            found = desk.get(f"?{name}=2024-01-15T10:00:00{offset}").json["data"]
+            assert [job["job_id"] for job in found] == ([job_id] if shown else [])
 
 
 def test_body_over_the_limit_is_413_before_it_is_looked_at(desk: Desk) -> None:

@@ -6,10 +6,17 @@ import ast
 import configparser
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flask import Flask
+from marshmallow import RAISE, fields, validate
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from jobapi import JobAPI
+from jobapi.fields import Document, Paths
+from jobapi.schemas.base import Base
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
@@ -52,7 +59,7 @@ MAY_IMPORT = {
     "readiness": {"database", "models"},
     "config": {"database"},
     "models": {"database"},
-    "fields": {"lifecycle"},
+    "fields": {"errors", "lifecycle"},
     "tokens": {"accounts", "errors", "models"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
     "maintenance": {"database", "leases", "lifecycle", "models", "counts", "events", "flow"}
@@ -182,3 +189,43 @@ def test_every_locked_requirement_has_hashes() -> None:
         blocks = re.split(r"^(?=[A-Za-z0-9_.-]+.*==)", text, flags=re.M)[1:]
         assert len(blocks) == len(pins)
         assert all("--hash=sha256:" in block for block in blocks)
+
+
+def request_schemas() -> list[Base]:
+    """What bodies and queries are loaded by, and what is nested in it."""
+    app = Flask("host")
+    app.config["SECRET_KEY"] = "k" * 32
+    JobAPI(app)
+    found: dict[type, Base] = {}
+
+    def add(schema: Any) -> None:
+        if type(schema) not in found:
+            found[type(schema)] = schema
+            for field in schema.fields.values():
+                inner = getattr(field, "inner", field)
+                if isinstance(inner, fields.Nested):
+                    add(inner.schema)
+
+    for view in app.view_functions.values():
+        arguments = getattr(view, "_apidoc", {}).get("arguments", {})
+        for parameter in arguments.get("parameters", []):
+            add(parameter["schema"])
+    return list(found.values())
+
+
+def test_every_list_and_object_of_a_request_has_a_bound() -> None:
+    lists = 0
+    for schema in request_schemas():
+        assert isinstance(schema, Base)
+        assert schema.unknown == RAISE
+        for name, field in schema.fields.items():
+            where = f"{type(schema).__name__}.{name}"
+            assert not isinstance(field, fields.Tuple), where
+            if isinstance(field, fields.List):
+                lists += 1
+                limits = [v for v in field.validators if isinstance(v, validate.Length)]
+                assert any(limit.max is not None and limit.max <= 1000 for limit in limits), where
+            elif isinstance(field, fields.Mapping):
+                # The bytes of a document are bounded, and the paths of a filter in number.
+                assert isinstance(field, Document | Paths), where
+    assert lists >= 12

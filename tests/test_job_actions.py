@@ -146,7 +146,8 @@ def test_change_with_an_old_etag_is_412_and_with_the_current_one_done(
     job = desk.job_in("failed" if call == "/retry" else "pending")
     job_id = job["job_id"]
     current = desk.get(f"/{job_id}").headers["ETag"]
-    for stale in ('"0"', f"W/{current}", '"1234567"', "nonsense"):
+    compressed = f'{current[:-1]}-gzip"'
+    for stale in ('"0"', 'W/"0"', '"1234567"', "nonsense", compressed, f"W/{compressed}"):
         response = make_call(desk, job_id, call, headers={"If-Match": stale})
         assert response.status_code == 412, stale
         assert desk.get(f"/{job_id}").json == job
@@ -155,6 +156,18 @@ def test_change_with_an_old_etag_is_412_and_with_the_current_one_done(
     assert response.headers["ETag"] != current
     again = make_call(desk, job_id, call, headers={"If-Match": current})
     assert again.status_code == 412
+
+
+def test_change_with_the_weak_form_of_our_etag_is_done(desk: Desk) -> None:
+    """Proxies that compress answers make it of ours."""
+    job_id = desk.create()["job_id"]
+    for call in ("running", "/cancel", "/retry"):
+        weak = f"W/{desk.get(f'/{job_id}').headers['ETag']}"
+        assert desk.get(f"/{job_id}", headers={"If-None-Match": weak}).status_code == 304
+        response = make_call(desk, job_id, call, headers={"If-Match": f'"x", {weak}'})
+        assert response.status_code == 200, response.text
+        again = make_call(desk, job_id, call, headers={"If-Match": weak})
+        assert again.status_code == 412
 
 
 def test_precondition_is_judged_before_the_state(desk: Desk) -> None:

@@ -73,6 +73,12 @@ def test_head_answers_as_get_without_the_body(desk: Desk) -> None:
     assert desk.call("HEAD", "/workspace/999/jobs").status_code == 404
 
 
+def test_options_of_a_name_beside_a_variable_are_the_names_own(desk: Desk) -> None:
+    response = desk.world.call("OPTIONS", f"{desk.jobs_path}/claim")
+    assert response.status_code == 200
+    assert response.headers["Allow"] == "OPTIONS, POST"
+
+
 def test_options_says_what_is_allowed_without_a_token(desk: Desk) -> None:
     response = desk.world.call("OPTIONS", desk.jobs_path)
     assert response.status_code == 200
@@ -113,6 +119,21 @@ def test_cors_is_for_the_origins_that_are_set(make_app: Any, new_database: Any) 
         assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert "ETag" in response.headers["Access-Control-Expose-Headers"]
         assert "Origin" in response.headers["Vary"]
+
+
+def test_cors_compares_origins_as_texts(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("sqlite"), JOBAPI_CORS_ORIGINS=f"{ORIGIN},http://[::1]:3000")
+    for origin, allowed in (
+        (ORIGIN, True),
+        (ORIGIN.upper(), True),
+        ("http://[::1]:3000", True),
+        (f"{ORIGIN}.evil.org", False),
+        ("https://appXexample.com", False),
+        ("http://:", False),
+        ("http://1:3000", False),
+    ):
+        answer = app.test_client().get("/jobs", headers={"Origin": origin})
+        assert ("Access-Control-Allow-Origin" in answer.headers) == allowed, origin
 
 
 def test_cors_for_everybody_is_a_star(make_app: Any, new_database: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -13,6 +14,10 @@ from ..lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 MAX_SECONDS = 10 * 365 * 24 * 3600
 MAX_PAGE = 10**9
 MAX_TEXT = 65_536
+MAX_UNKNOWN = 20
+MAX_REPEATS = 1000
+MAX_CHOICES = 100
+"""How often a query parameter that may be repeated may be given; one of an enumeration."""
 
 
 def length(least: int, most: int) -> validate.Length:
@@ -59,6 +64,27 @@ class Base(Schema):
     def _complete(self, data: dict[str, Any], **kw: Any) -> dict[str, Any]:
         return self.complete(data)
 
+    def load(self, data: Any, **kw: Any) -> Any:
+        """Judge how many fields and items there are, and only then what is in them."""
+        if isinstance(data, Mapping):
+            self._check_bounds(data, kw.get("unknown") or self.unknown)
+        return super().load(data, **kw)
+
+    def _check_bounds(self, data: Mapping[str, Any], unknown: str) -> None:
+        if unknown == RAISE:
+            more = len(data) - sum(name in data for name in self.fields)
+            if more > MAX_UNKNOWN:
+                raise ValidationError(f"{more:,} fields are unknown; the documentation lists all.")
+        wrong: dict[str, Any] = {}
+        for name, check in self._lengths.items():
+            if name in data:
+                try:
+                    check(data[name])
+                except ValidationError as error:
+                    wrong[name] = error.messages
+        if wrong:
+            raise ValidationError(wrong)
+
     def load_one(self, data: Any) -> dict[str, Any]:
         """``load`` of one of many: the same, at a fraction of the cost where nothing is wrong.
 
@@ -75,9 +101,40 @@ class Base(Schema):
         return cast(dict[str, Any], self.load(data))
 
     @cached_property
-    def _take(self) -> dict[str, Any]:
+    def _lengths(self) -> dict[str, Callable[[Any], None]]:
+        """For each field that is a list: judges its length."""
+
+        def judge(field: Any) -> Callable[[Any], None]:
+            limits = [v for v in field.validators if isinstance(v, validate.Length)]
+
+            def check(value: Any) -> None:
+                for limit in limits if isinstance(value, list) else ():
+                    limit(value)
+
+            return check
+
         return {
-            name: getattr(field, "take", field.deserialize) for name, field in self.fields.items()
+            name: judge(field)
+            for name, field in self.fields.items()
+            if isinstance(field, fields.List)
+        }
+
+    @cached_property
+    def _take(self) -> dict[str, Callable[[Any], Any]]:
+        def bounded(name: str, field: Any) -> Callable[[Any], Any]:
+            check = self._lengths[name]
+
+            def take(value: Any) -> Any:
+                check(value)
+                return field.deserialize(value)
+
+            return take
+
+        return {
+            name: bounded(name, field)
+            if name in self._lengths
+            else getattr(field, "take", field.deserialize)
+            for name, field in self.fields.items()
         }
 
     @cached_property

@@ -6,7 +6,16 @@ from marshmallow import fields
 
 from ..fields import Choice, Document, QueryInteger, Text, Time
 from ..lifecycle import EventKind, JobStatus
-from .base import Base, Response, between, job_type_text, length, sort_order
+from .base import (
+    MAX_CHOICES,
+    MAX_REPEATS,
+    Base,
+    Response,
+    between,
+    job_type_text,
+    length,
+    sort_order,
+)
 
 _KIND = {"description": "Only these kinds; may be repeated."}
 _OF_JOB = {"description": "Only this job's."}
@@ -32,17 +41,17 @@ class EventQuery(JobEventQuery):
         load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
     )
     order = sort_order("desc", "Oldest or newest first.")
-    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    kind = fields.List(Choice(EventKind), validate=length(1, MAX_CHOICES), metadata=_KIND)
     job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
-    job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
+    job_type = fields.List(job_type_text(), validate=length(1, MAX_REPEATS), metadata=_OF_TYPE)
 
 
 class StreamQuery(Base):
     """Which events a stream has."""
 
-    kind = fields.List(Choice(EventKind), metadata=_KIND)
+    kind = fields.List(Choice(EventKind), validate=length(1, MAX_CHOICES), metadata=_KIND)
     job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
-    job_type = fields.List(job_type_text(), metadata=_OF_TYPE)
+    job_type = fields.List(job_type_text(), validate=length(1, MAX_REPEATS), metadata=_OF_TYPE)
     last_event_id = Text(
         validate=length(1, 8000),
         metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},

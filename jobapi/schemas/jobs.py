@@ -20,6 +20,8 @@ from ..fields import (
 )
 from ..lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
+    MAX_CHOICES,
+    MAX_REPEATS,
     MAX_TEXT,
     Base,
     Pagination,
@@ -49,13 +51,19 @@ class JobListQuery(PagingQuery):
         validate=between(1, 2**31 - 1), metadata={"description": "Only this user's jobs."}
     )
     status = fields.List(
-        StatusInput(), metadata={"description": "Only these statuses; may be repeated."}
+        StatusInput(),
+        validate=length(1, MAX_CHOICES),
+        metadata={"description": "Only these statuses; may be repeated."},
     )
     job_type = fields.List(
-        job_type_text(), metadata={"description": "Only these types; may be repeated."}
+        job_type_text(),
+        validate=length(1, MAX_REPEATS),
+        metadata={"description": "Only these types; may be repeated."},
     )
     priority = fields.List(
-        Choice(Priority), metadata={"description": "Only these priorities; may be repeated."}
+        Choice(Priority),
+        validate=length(1, MAX_CHOICES),
+        metadata={"description": "Only these priorities; may be repeated."},
     )
     sort = Word(
         "JobSort",

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, wraps
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from flask import g, request
 from sqlalchemy import Connection, and_, bindparam, select
@@ -28,11 +27,13 @@ from ..jobs import COLUMNS, not_found
 from ..keys import KEY_PREFIX, USE_RESOLUTION, digest
 from ..models import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
 from ..workspaces import IS_THERE
-from .base import View, state
+from .base import RaisedByHost, View, state
+from .bodies import read_body
 
 NUMBERS = frozenset({"workspace_id", "user_id", "key_id", "operation_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 _JOB_ID = re.compile(r"job_[0-9a-v]{26,32}")
+_DEFAULT_PORT = re.compile(r":(80|443)$")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 HOST_SECONDS = 300.0
@@ -110,9 +111,15 @@ def lease_token() -> str | None:
 
 
 def public(view: View) -> View:
-    """Mark a view that anybody may call."""
-    view.__dict__.setdefault("_apidoc", {})["jobapi"] = {"public": True}
-    return view
+    """Let anybody call a view."""
+
+    @wraps(view)
+    def bounded(**url: Any) -> Any:
+        read_body()
+        return view(**url)
+
+    bounded.__dict__.setdefault("_apidoc", {})["jobapi"] = {"public": True}
+    return bounded
 
 
 def guard(
@@ -153,9 +160,9 @@ def guard(
         @wraps(view)
         def guarded(**url: Any) -> Any:
             identity = identify()
-            if request.method not in _SAFE_METHODS:
-                # Read the body first: nobody's slow upload may hold a connection.
-                request.get_data()
+            # Read the body first: a slow upload must not hold a connection. One that the view
+            # ignores has the same limit.
+            read_body()
             for name in NUMBERS & url.keys():
                 url[name] = _number(url[name])
             with connect() as connection:
@@ -239,21 +246,47 @@ def identify() -> Identity:
 
 
 def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
-    host_id = current_user()
+    try:
+        user = current_user()
+    except Exception as error:
+        raise RaisedByHost(error) from None
+    host_id = accounts.host_id(user)
     if host_id is None:
         raise errors.TokenMissing("Log in first.")
-    # The host's log-in may be a cookie, which a browser sends along from any
-    # page; what such a page may not do is change something.
-    if request.method not in _SAFE_METHODS:
-        site = request.headers.get("Sec-Fetch-Site")
-        origin = request.headers.get("Origin")
-        if site not in (None, "same-origin", "none") or (
-            site is None and origin is not None and urlsplit(origin).netloc != request.host
-        ):
-            raise errors.CrossSiteRequest("Requests from other sites' pages are refused.")
+    if request.method not in _SAFE_METHODS and _is_cross_site():
+        raise errors.CrossSiteRequest(
+            "Requests from other sites' pages are refused; the origins in JOBAPI_CORS_ORIGINS "
+            "are not."
+        )
     # The host is not to be asked without a request.
     until = time.time() + HOST_SECONDS
     return Identity("host", {"username": accounts.host_username(host_id)}, until)
+
+
+_SENT_BY_ITSELF = frozenset({"", "basic", "digest", "negotiate", "ntlm"})
+
+
+def _is_cross_site() -> bool:
+    """Whether another site's page may have sent this, together with the host's log-in.
+
+    A browser adds cookies, and passwords that it keeps, to requests of any page. Another
+    ``Authorization`` header only the page itself can have set, and only where CORS allows it.
+    """
+    scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
+    if scheme not in _SENT_BY_ITSELF:
+        return False
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.lower() in state().settings.origins:
+        return False
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    if origin is None:
+        return False
+    # Proxies drop the port from the Host header, or add their own default.
+    authority = origin.lower().partition("://")[2]
+    host = _DEFAULT_PORT.sub("", request.host.lower())
+    return authority != host and authority.rpartition(":")[0] != host
 
 
 @cache

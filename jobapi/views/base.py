@@ -7,18 +7,20 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask, Response, current_app, got_request_exception, request, url_for
+from flask.globals import request_ctx
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow.fields import Field
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .. import errors
 from ..faults import judge, lacks_schema, parent_is_gone
@@ -84,7 +86,12 @@ def paginated(rows: Sequence[Any], found: Any, query: Mapping[str, Any]) -> dict
 
 def location(endpoint: str, **url: Any) -> dict[str, str]:
     """The header that says where what was created is."""
-    return {"Location": url_for(endpoint, **url)}
+    return {"Location": address(endpoint, **url)}
+
+
+def address(endpoint: str, **url: Any) -> str:
+    """The path of a view of ours, without the query that a host's ``url_defaults`` may add."""
+    return url_for(endpoint, **url).partition("?")[0]
 
 
 def etag(version: int) -> str:
@@ -104,7 +111,8 @@ def version_wanted() -> Callable[[int], bool] | None:
     """What the If-Match header asks of a version; None where there is no header."""
     if "If-Match" not in request.headers:
         return None
-    return lambda version: request.if_match.contains(str(version))
+    # The weak form too, which proxies that compress make of our tags.
+    return lambda version: request.if_match.contains_weak(str(version))
 
 
 # Errors
@@ -119,57 +127,98 @@ def render(error: errors.JobApiError) -> Response:
 
 _BY_STATUS: Mapping[int, type[errors.JobApiError]] = {
     400: errors.BadRequest,
-    401: errors.Unauthorized,
+    401: errors.TokenInvalid,
     403: errors.Forbidden,
     404: errors.UnknownPath,
     405: errors.MethodNotAllowed,
     409: errors.Conflict,
     412: errors.PreconditionFailed,
     413: errors.BodyTooLarge,
+    414: errors.UriTooLong,
     415: errors.UnsupportedMediaType,
+    431: errors.HeadersTooLarge,
+    502: errors.Unavailable,
+    503: errors.Unavailable,
+    504: errors.Unavailable,
+    507: errors.Unavailable,
 }
 
 
 def translate(error: HTTPException) -> errors.JobApiError:
-    """One of our errors for one of Werkzeug's."""
+    """One of our errors for one of Werkzeug's, with its status and its headers."""
     status = error.code or 500
-    if status == 404:
-        return errors.UnknownPath(f"There is nothing at {request.path}.")
+    headers: dict[str, str] = {}
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    detail = error.description or _phrase(status)
+    translated: errors.JobApiError
     if status == 405:
-        allowed = sorted(getattr(error, "valid_methods", None) or ())
-        return errors.MethodNotAllowed(
-            f"{request.method} is not allowed here; allowed: {', '.join(allowed)}.",
-            headers={"Allow": ", ".join(allowed)},
-        )
-    if status == 413:
-        return errors.BodyTooLarge(
-            f"The body may have at most {state().settings.max_body_bytes} bytes."
-        )
-    detail = error.description or http.HTTPStatus(status).phrase
-    if status == 401:
-        return errors.TokenInvalid(detail)
-    if status in _BY_STATUS:
-        return _BY_STATUS[status](detail)
-    if 400 <= status < 500:
-        translated = errors.BadRequest(detail)
-        translated.status = status
-        return translated
-    return errors.InternalError(_INSIDE)
+        allowed = allowed_methods()
+        headers["Allow"] = ", ".join(allowed)
+        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}."
+    if status == 404:
+        translated = errors.UnknownPath(f"There is nothing at {request.path}.")
+    elif status == 413:
+        most = state().settings.max_body_bytes
+        translated = errors.BodyTooLarge(f"The body may have at most {most} bytes.")
+    elif status == 429:
+        translated = errors.TooManyRequests(detail, retry_after=1)
+    elif status in _BY_STATUS:
+        translated = _BY_STATUS[status](detail)
+    else:
+        translated = errors.BadRequest(detail) if status < 500 else errors.InternalError(_INSIDE)
+    translated.status = status
+    translated.headers |= headers
+    return translated
+
+
+def _phrase(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return f"The request was answered with {status}."
+
+
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+UNKNOWN = f"{BLUEPRINT_PREFIX}unknown.below_prefix"
+"""The endpoint of all that is below the prefix and is not there."""
+
+
+def allowed_methods() -> list[str]:
+    """The methods that the path of this request takes.
+
+    Where a path fits a rule with a name in it and one with a variable in the name's place, as
+    ``/jobs/claim`` does, only the former counts.
+    """
+    adapter: Any = request_ctx.url_adapter
+    by_rule: dict[Any, set[str]] = {}
+    for method in METHODS:
+        try:
+            rule, _ = adapter.match(method=method, return_rule=True)
+        except HTTPException:
+            continue
+        if rule.endpoint != UNKNOWN:
+            by_rule.setdefault(rule.rule, set()).add(method)
+    if not by_rule:
+        return []
+    # The rule with the fewest variables.
+    best = min(by_rule, key=lambda rule: rule.count("<"))
+    return sorted(by_rule[best])
 
 
 _INSIDE = "Something went wrong on our side; the log has the details under this request's id."
-
-
-def handle_own(error: errors.JobApiError) -> Response:
-    """Render an error of ours."""
-    return render(error)
 
 
 def handle_http(error: HTTPException) -> Response:
     """Render an error of Werkzeug's; what carries a response, or redirects, is kept."""
     if error.response is not None or error.code is None or error.code < 400:
         return cast(Response, error.get_response())
-    return render(translate(error))
+    translated = translate(error)
+    if translated.status == 500 and getattr(error, "original_exception", None) is None:
+        # Flask itself logs what it makes a 500 of.
+        _log_fault(error)
+    return render(translated)
 
 
 def handle_database(error: Exception) -> Response:
@@ -205,15 +254,73 @@ def handle_any(error: Exception) -> Response:
     return render(errors.InternalError(_INSIDE))
 
 
-def error_handlers() -> list[tuple[type[Exception], Callable[[Any], Response]]]:
-    """Which error is rendered by what."""
-    return [
-        (errors.JobApiError, handle_own),
-        (HTTPException, handle_http),
-        (DBAPIError, handle_database),
-        (PoolTimeout, handle_database),
-        (Exception, handle_any),
-    ]
+def handle(error: Exception) -> Response:
+    """Render whatever was raised in a view of ours."""
+    if isinstance(error, errors.JobApiError):
+        return render(error)
+    if isinstance(error, HTTPException):
+        return handle_http(error)
+    if isinstance(error, DBAPIError | PoolTimeout):
+        return handle_database(error)
+    return handle_any(error)
+
+
+def handled(view: View) -> View:
+    """Render what the view raises here, where no page of the host's can come before ours."""
+
+    @wraps(view)
+    def handling(**url: Any) -> Any:
+        try:
+            return view(**url)
+        except RaisedByHost as raised:
+            # Flask is to handle it as if a hook of the host's had raised it.
+            raise raised.error from None
+        except Exception as error:
+            return handle(error)
+
+    return handling
+
+
+class RaisedByHost(Exception):
+    """What a function of the host's raised that a view of ours had called."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def handle_outside(error: Exception) -> Any:
+    """Render what was raised around a view of ours: by a hook or an extension of the host's.
+
+    The host answers where it has a handler for this kind of exception. Its pages for a status,
+    and for everything, are for its own routes.
+    """
+    handler = _handler_of_host(error)
+    return handle(error) if handler is None else current_app.ensure_sync(handler)(error)
+
+
+_EVERYTHING = frozenset({Exception, HTTPException, *default_exceptions.values()})
+
+
+def _handler_of_host(error: Exception) -> Callable[[Any], Any] | None:
+    by_code = current_app.error_handler_spec[None]
+    status = error.code if isinstance(error, HTTPException) else None
+    for code in {status, None}:
+        for kind in type(error).__mro__:
+            handler = by_code.get(code, {}).get(cast(Any, kind))
+            if handler is not None and kind not in _EVERYTHING:
+                return handler
+    return None
+
+
+def add_error_handlers(blueprint: Any) -> None:
+    """Let errors around a blueprint's views be rendered by ``handle_outside``.
+
+    Flask asks an application's handler for a status before a blueprint's for a class, so that
+    each status is named.
+    """
+    for kind in (Exception, *default_exceptions):
+        blueprint.register_error_handler(kind, handle_outside)
 
 
 def _log_fault(error: Exception) -> None:
@@ -372,9 +479,11 @@ ERROR_RESPONSES = {
     409: "The request is right, but the state does not allow it.",
     412: "The job has changed since the version that `If-Match` names.",
     413: "The body is too large.",
+    414: "The query is too long.",
     415: "The body is of a type that is not accepted.",
     422: "The data is not valid; `errors` says for each field what is wrong.",
     429: "Too many requests; `Retry-After` says in how many seconds to try again.",
+    431: "The header fields are too many or too large.",
     500: "A fault in the service; the log has the details under `X-Request-Id`.",
     503: "The database is away; try again.",
 }
@@ -411,8 +520,7 @@ class Blueprint(SmorestBlueprint):
         super().__init__(f"{BLUEPRINT_PREFIX}{name}", __name__, description=description)
         self.tag = tag
         self._prepare_doc_cbks += [_document_parameters, _document_errors]
-        for kind, handler in error_handlers():
-            self.register_error_handler(kind, handler)
+        add_error_handlers(self)
 
     def arguments(self, schema: Any, **kw: Any) -> Callable[[View], View]:
         """Load what the request carries by a schema; the view gets it after the caller."""
@@ -478,7 +586,7 @@ def _document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
 def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
     """Add to an operation the errors that it can answer with, and its security."""
     ours = info.get("jobapi", {})
-    statuses = {500, 503, *ours["errors"]}
+    statuses = {431, 500, 503, *ours["errors"]}
     if ours.get("guarded"):
         statuses |= {401, 403}
         doc["security"] = [{"bearer": []}]
@@ -489,7 +597,7 @@ def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
     if "requestBody" in doc:
         statuses |= {400, 415, 422}
     if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
-        statuses.add(422)
+        statuses |= {414, 422}
     for status in sorted(statuses):
         doc["responses"].setdefault(str(status), _component(status))
     return doc

@@ -10,16 +10,19 @@ from typing import Any, NoReturn
 
 import marshmallow
 import orjson
-from flask import request
+from flask import current_app, request
 from webargs import core
 from webargs.flaskparser import FlaskParser
 from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wsgi import get_content_length
 
 from .. import errors
-from ..fields import MAX_PATHS, wrong_path
+from ..fields import MAX_PATHS, MORE, Time, wrong_path
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
+MAX_QUERY_BYTES = 16 * 1024
 MERGE_PATCH = "application/merge-patch+json"
 
 _JSON = "application/json"
@@ -143,36 +146,31 @@ class Parser(FlaskParser):
 
     def load_json(self, req: Any, schema: Any) -> Any:
         """A body that must be there."""
-        data = req.get_data()
-        if not data:
-            raise errors.MalformedJson("The request needs a JSON body.")
-        _check_content_type(req.mimetype, _JSON)
-        return parse_json(data)
+        return _load(req, _JSON)
 
     def load_patch_json(self, req: Any, schema: Any) -> Any:
         """A body that must be there, and may say that it is a merge patch."""
-        data = req.get_data()
-        if not data:
-            raise errors.MalformedJson("The request needs a JSON body.")
-        _check_content_type(req.mimetype, _JSON, MERGE_PATCH)
-        return parse_json(data)
+        return _load(req, _JSON, MERGE_PATCH)
 
     def load_optional_json(self, req: Any, schema: Any) -> Any:
         """A body that may be left out, whatever the content type says."""
-        data = req.get_data()
-        if not data:
-            return core.missing
-        _check_content_type(req.mimetype, _JSON)
-        return parse_json(data)
+        return _load(req, _JSON) if read_body() else core.missing
 
     def load_querystring(self, req: Any, schema: Any) -> Any:
         """Query parameters; only those that are lists may be repeated."""
+        if len(req.query_string) > MAX_QUERY_BYTES:
+            raise errors.UriTooLong(f"The query may have at most {MAX_QUERY_BYTES:,} bytes.")
         args = req.args
         if schema.PATHS:
             args = MultiDict(
                 (name, value)
                 for name, value in args.items(multi=True)
                 if not name.startswith(f"{schema.PATHS}.")
+            )
+        if b"+" in req.query_string:
+            args = MultiDict(
+                (name, _with_plus(value) if isinstance(schema.fields.get(name), Time) else value)
+                for name, value in args.items(multi=True)
             )
         twice = {
             name: ["Give it once."]
@@ -191,26 +189,78 @@ class Parser(FlaskParser):
         """Turn marshmallow's nested messages into one list per field."""
         # webargs puts the location on top.
         by_location = error.messages_dict
-        raise errors.ValidationFailed(flatten(next(iter(by_location.values()))))
+        raise refusal(next(iter(by_location.values())))
+
+
+def _with_plus(value: str) -> str:
+    # An offset of +02:00 whose plus is not encoded arrives with a space in its place.
+    return re.sub(r" (\d\d:\d\d)$", r"+\1", value)
 
 
 def query_paths(name: str) -> dict[str, str]:
     """The query parameters ``name.path=value``, by their paths. Raises ``ValidationFailed``."""
     found: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
-    for key, values in request.args.lists():
-        if not key.startswith(f"{name}."):
-            continue
+    given = [(k, values) for k, values in request.args.lists() if k.startswith(f"{name}.")]
+    if len(given) > MAX_PATHS:
+        raise errors.ValidationFailed({name: [f"Give {MAX_PATHS} of these at most."]})
+    for key, values in given:
         path, value = key.removeprefix(f"{name}."), values[0]
         problem = "Give it once." if len(values) > 1 else wrong_path(path, value)
         if problem is not None:
             wrong[key] = [problem]
         found[path] = value
-    if len(found) > MAX_PATHS:
-        wrong[name] = [f"Give {MAX_PATHS} of these at most."]
     if wrong:
         raise errors.ValidationFailed(wrong)
     return found
+
+
+_UNREADABLE = "The body could not be read: it breaks off, or its chunks are malformed."
+
+
+def read_body() -> bytes:
+    """The request's body, whole.
+
+    Raises ``BodyTooLarge``, or ``BadRequest`` where the server cannot read it.
+    """
+    limit = current_app.extensions["jobapi"].settings.max_body_bytes
+    environ = request.environ
+    length = get_content_length(environ)
+    if length is None:
+        if "HTTP_TRANSFER_ENCODING" not in environ:
+            return b""
+        if not environ.get("wsgi.input_terminated"):
+            raise errors.BadRequest(
+                "This server does not pass on chunked bodies; send a Content-Length."
+            )
+    try:
+        # At most one byte more than the limit, which the hooks have set.
+        data = request.get_data() if length is None or length <= limit else None
+    except RequestEntityTooLarge:
+        data = None
+    except Exception as error:
+        # Each server has exceptions of its own for malformed chunks, a time
+        # limit, or a caller that has gone.
+        raise errors.BadRequest(_UNREADABLE) from error
+    if data is None or len(data) > limit:
+        raise errors.BodyTooLarge(f"The body may have at most {limit} bytes.")
+    if length is not None and len(data) < length:
+        raise errors.BadRequest(_UNREADABLE)
+    return data
+
+
+def _load(req: Any, *accepted: str) -> Any:
+    data = read_body()
+    if not data:
+        raise errors.MalformedJson("The request needs a JSON body.")
+    _check_content_type(req.mimetype, *accepted)
+    codings = req.environ.get("HTTP_CONTENT_ENCODING", "").lower().split(",")
+    if any(coding.strip() not in ("", "identity") for coding in codings):
+        raise errors.UnsupportedMediaType(
+            "Send the body as it is, without a Content-Encoding.",
+            headers={"Accept-Encoding": "identity"},
+        )
+    return parse_json(data)
 
 
 def _check_content_type(mimetype: str, *accepted: str) -> None:
@@ -219,15 +269,23 @@ def _check_content_type(mimetype: str, *accepted: str) -> None:
         raise errors.UnsupportedMediaType(f"Send the body as {' or '.join(accepted)}, {given}.")
 
 
-def flatten(messages: Any, path: str = "") -> dict[str, list[str]]:
-    """Marshmallow's nested messages as one list per field, named by its dotted path."""
-    if isinstance(messages, str):
-        return {path or "body": [messages]}
-    if isinstance(messages, list):
-        return {path or "body": [str(m) for m in messages]}
+def refusal(messages: Any) -> errors.ValidationFailed:
+    """The error for marshmallow's nested messages: one list per field, named by its dotted path."""
     flat: dict[str, list[str]] = {}
+    return errors.ValidationFailed(flat, more=_flatten(messages, "", flat))
+
+
+def _flatten(messages: Any, path: str, flat: dict[str, list[str]]) -> int:
+    """Put the messages into ``flat``; returns how many more there are that are only counted."""
+    if isinstance(messages, str | list):
+        texts = [messages] if isinstance(messages, str) else map(str, messages)
+        flat.setdefault(path or "body", []).extend(texts)
+        return 0
+    more = 0
     for key, value in messages.items():
+        if key == MORE and isinstance(value, int):
+            more += value
+            continue
         below = path if key == "_schema" else f"{path}.{key}" if path else str(key)
-        for name, texts in flatten(value, below).items():
-            flat.setdefault(name, []).extend(texts)
-    return flat
+        more += _flatten(value, below, flat)
+    return more

@@ -6,11 +6,11 @@ from functools import cache
 from hashlib import sha256
 from importlib import resources
 
-from flask import Blueprint, Response, current_app, request, send_from_directory, url_for
+from flask import Blueprint, Response, current_app, request, send_from_directory
 from markupsafe import escape
 from werkzeug.exceptions import NotFound
 
-from .base import BLUEPRINT_PREFIX, error_handlers, state
+from .base import BLUEPRINT_PREFIX, add_error_handlers, address, state
 
 FOLDER = resources.files("jobapi") / "dashboard"
 PAGE = "index.html"
@@ -25,8 +25,7 @@ _POLICY = (
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}dashboard", __name__)
-for _kind, _handler in error_handlers():
-    blp.register_error_handler(_kind, _handler)
+add_error_handlers(blp)
 
 
 @cache
@@ -51,8 +50,8 @@ def get_dashboard(view: str = "") -> Response:
         files()[PAGE]
         .decode()
         .format(
-            home=escape(url_for(".get_dashboard")),
-            files=escape(url_for(".get_dashboard_file", file=f"{version()}/")),
+            home=escape(address(".get_dashboard")),
+            files=escape(address(".get_dashboard_file", file=f"{version()}/")),
             login="own" if state().current_user is None else "host",
         )
     )

@@ -6,11 +6,11 @@ import json
 from importlib import resources
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request, send_from_directory, url_for
+from flask import Blueprint, Response, current_app, request, send_from_directory
 from markupsafe import escape
 from werkzeug.urls import iri_to_uri
 
-from .base import BLUEPRINT_PREFIX, error_handlers, json_response, state
+from .base import BLUEPRINT_PREFIX, add_error_handlers, address, json_response, state
 
 DESCRIPTION = """\
 Background jobs over HTTP: create jobs in a workspace; watch, filter, change, cancel and retry
@@ -59,8 +59,7 @@ window.ui = SwaggerUIBundle(options);
 """
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}docs", __name__)
-for _kind, _handler in error_handlers():
-    blp.register_error_handler(_kind, _handler)
+add_error_handlers(blp)
 
 
 @blp.get("/openapi.json")
@@ -77,8 +76,8 @@ def get_docs() -> Response:
     """Swagger UI."""
     page = _PAGE.format(
         title=escape(state().api.spec.title),
-        files=escape(url_for(".get_docs_file", name="")),
-        start=escape(url_for(".get_docs_start")),
+        files=escape(address(".get_docs_file", name="")),
+        start=escape(address(".get_docs_start")),
     )
     return current_app.response_class(
         page,
@@ -91,7 +90,7 @@ def get_docs() -> Response:
 def get_docs_start() -> Response:
     """What Swagger UI is to show, as a file: the page allows no scripts within it."""
     options = {
-        "url": url_for(".get_openapi"),
+        "url": address(".get_openapi"),
         "dom_id": "#swagger-ui",
         "deepLinking": True,
         "persistAuthorization": True,

@@ -5,17 +5,28 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
+from flask.globals import request_ctx
 from flask_cors.core import serialize_options, set_cors_headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as UnknownRoute
+from werkzeug.routing import BaseConverter, Rule
 
 from ..identity import client_address
-from .base import BLUEPRINT_PREFIX, error_handlers, render, translate
+from .base import (
+    BLUEPRINT_PREFIX,
+    UNKNOWN,
+    add_error_handlers,
+    allowed_methods,
+    handle,
+    handle_http,
+    handled,
+)
 
 if TYPE_CHECKING:
     from ..extension import State
@@ -62,7 +73,11 @@ def register(app: Flask, state: State) -> None:
         # errors of routing, so its one function is called from ours.
         cors = serialize_options(
             {
-                "origins": settings.origins,
+                # Patterns, since it takes texts with some characters for patterns, too.
+                "origins": [
+                    "*" if origin == "*" else re.compile(re.escape(origin) + r"\Z", re.IGNORECASE)
+                    for origin in settings.origins
+                ],
                 "methods": ["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
                 "allow_headers": REQUEST_HEADERS,
                 "expose_headers": RESPONSE_HEADERS,
@@ -86,10 +101,13 @@ def register(app: Flask, state: State) -> None:
             state.maintenance.start()
         given = request.headers.get("X-Request-Id", "")
         g.jobapi_request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
-        request.max_content_length = settings.max_body_bytes
+        # A body with this one byte more is too large, and not cut at the limit: see ``read_body``.
+        request.max_content_length = settings.max_body_bytes + 1
         error = request.routing_exception
         if isinstance(error, HTTPException) and not state.standalone:
-            return render(translate(error))
+            return handle_http(error)
+        if _is_shadowed(shadowed):
+            return handle_http(MethodNotAllowed())
         return None
 
     def finish(response: Response) -> Response:
@@ -97,6 +115,9 @@ def register(app: Flask, state: State) -> None:
         if started is None:
             return response
         headers = response.headers
+        if request.method == "OPTIONS" and request.endpoint is not None:
+            # Flask would count what only refuses.
+            headers["Allow"] = ", ".join(allowed_methods())
         headers["X-Request-Id"] = g.jobapi_request_id
         for name, value in SECURITY_HEADERS.items():
             if name not in headers:
@@ -114,7 +135,7 @@ def register(app: Flask, state: State) -> None:
             rule = request.url_rule
             metrics.answered(
                 request.method,
-                "unknown" if rule is None else rule.rule,
+                "unknown" if rule is None or rule.endpoint == UNKNOWN else rule.rule,
                 response.status_code,
                 time.perf_counter() - started,
             )
@@ -126,8 +147,13 @@ def register(app: Flask, state: State) -> None:
     app.before_request_funcs.setdefault(None, []).insert(0, begin)
     app.after_request(finish)
     if state.standalone:
-        for kind, handler in error_handlers():
-            app.register_error_handler(kind, handler)
+        app.register_error_handler(Exception, handle)
+    if state.url_prefix:
+        _add_unknown(app, state.url_prefix)
+    shadowed = _shadowed(app)
+    for endpoint, view in app.view_functions.items():
+        if endpoint.startswith(BLUEPRINT_PREFIX):
+            app.view_functions[endpoint] = handled(view)
 
 
 def _is_ours(state: State) -> bool:
@@ -138,21 +164,75 @@ def _is_ours(state: State) -> bool:
     error = request.routing_exception
     if isinstance(error, MethodNotAllowed):
         return _rule_is_ours(error)
+    # What is below the prefix has a rule.
     prefix = state.url_prefix
-    return (
-        bool(prefix)
-        and isinstance(error, UnknownRoute)
-        and (request.path == prefix or request.path.startswith(f"{prefix}/"))
-    )
+    return bool(prefix) and isinstance(error, UnknownRoute) and request.path == prefix
 
 
 def _rule_is_ours(error: MethodNotAllowed) -> bool:
-    from flask.globals import request_ctx
-
     adapter: Any = request_ctx.url_adapter
     method = next(iter(error.valid_methods or ()), None)
     endpoint, _ = adapter.match(method=method)
     return str(endpoint).startswith(BLUEPRINT_PREFIX)
+
+
+class _Rest(BaseConverter):
+    """All that follows in a path, also where it is nothing."""
+
+    regex = ".*?"
+    part_isolating = False
+    weight = 1000
+
+
+class _Unknown(Rule):
+    def get_converter(self, *arguments: Any) -> BaseConverter:
+        return _Rest(self.map)
+
+
+def _add_unknown(app: Flask, prefix: str) -> None:
+    """Answer what is below our prefix and is not there, also where the host has a catch-all."""
+    unknown = Blueprint(UNKNOWN.partition(".")[0], __name__)
+    add_error_handlers(unknown)
+    app.register_blueprint(unknown)
+
+    def below_prefix(rest: str) -> Response:
+        error = MethodNotAllowed() if allowed_methods() else UnknownRoute()
+        return handle_http(error)
+
+    app.view_functions[UNKNOWN] = below_prefix
+    # Every method, which Flask cannot say.
+    app.url_map.add(_Unknown(f"{prefix}/<rest>", endpoint=UNKNOWN))
+
+
+Shadowed = Mapping[str, Sequence[tuple[str, str]]]
+
+
+def _shadowed(app: Flask) -> Shadowed:
+    """The rules of ours with a variable where another one has a name: which, and which name.
+
+    ``/jobs/<job_id>`` takes ``GET /jobs/claim``, where only POST is right.
+    """
+    ours = {
+        rule.rule: rule.rule.split("/")
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.startswith(BLUEPRINT_PREFIX)
+    }
+    found: dict[str, list[tuple[str, str]]] = {}
+    for rule, parts in ours.items():
+        for other in ours.values():
+            pairs = [(a, b) for a, b in zip(parts, other, strict=False) if a != b]
+            if len(parts) == len(other) and len(pairs) == 1 and pairs[0][0].startswith("<"):
+                variable, name = pairs[0]
+                found.setdefault(rule, []).append((variable.strip("<>"), name))
+    return found
+
+
+def _is_shadowed(shadowed: Shadowed) -> bool:
+    rule = request.url_rule
+    given = request.view_args or {}
+    return rule is not None and any(
+        given.get(variable) == name for variable, name in shadowed.get(rule.rule, ())
+    )
 
 
 def _log(status: int, started: float) -> None:

@@ -9,7 +9,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
-from flask import Response, request, url_for
+from flask import Response, request
 from sqlalchemy import Connection
 
 from .. import jobs, lists, queue
@@ -30,6 +30,7 @@ from .access import Caller, guard, lease_token
 from .base import (
     Blueprint,
     View,
+    address,
     etag,
     json_response,
     location,
@@ -527,9 +528,9 @@ def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
         scope = jobs.readable_by(caller.user_id, is_admin=caller.is_admin)
     if workspace_id is not None:
         scope = jobs.both(scope, jobs.in_workspace(workspace_id))
-    successor = url_for("jobapi-workspaces.list_workspaces")
+    successor = address("jobapi-workspaces.list_workspaces")
     if workspace_id is not None:
-        successor = url_for("jobapi-jobs.list_jobs", workspace_id=workspace_id)
+        successor = address("jobapi-jobs.list_jobs", workspace_id=workspace_id)
     return _page(
         caller, scope, query, **DEPRECATION, Link=f'<{successor}>; rel="successor-version"'
     )

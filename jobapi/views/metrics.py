@@ -14,11 +14,10 @@ from ..database import snapshot
 from ..errors import TokenInvalid, TokenMissing, Unavailable
 from ..faults import judge, lacks_schema
 from .access import bearer, connect
-from .base import BLUEPRINT_PREFIX, error_handlers, state
+from .base import BLUEPRINT_PREFIX, add_error_handlers, state
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}metrics", __name__)
-for _kind, _handler in error_handlers():
-    blp.register_error_handler(_kind, _handler)
+add_error_handlers(blp)
 
 logger = logging.getLogger("jobapi")
 

@@ -19,8 +19,8 @@ from ..schemas import worker as schemas
 from ..waiting import wish
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, View, json_response, state
-from .bodies import flatten
+from .base import Blueprint, View, json_response, state, to_json
+from .bodies import refusal
 from .jobs import JOB, JOBS, STATUS_LABELS, job_object
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
 
@@ -29,6 +29,11 @@ blp = Blueprint(
 )
 
 OUTCOME_LABELS = [outcome.label for outcome in Outcome]
+
+MAX_PROBLEM_BYTES = 16 * 1024
+"""How much is said of all the malformed reports in one request."""
+
+MAX_JOB_ID = 40
 
 _REPORT = schemas.Report()
 _LEASE = schemas.Lease()
@@ -168,12 +173,18 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     answers: list[dict[str, Any]] = []
     reports = []
     judged: list[queue.Answer] = []
+    most = MAX_PROBLEM_BYTES
     for raw in given:
         try:
             reports.append(_REPORT.load_one(raw))
             answers.append({})
         except ValidationError as error:
-            problem = ValidationFailed(flatten(error.messages))
+            problem = refusal(error.messages)
+            most -= len(to_json(problem.problem()))
+            if most < 0:
+                problem = ValidationFailed(
+                    {"body": ["Not valid; correct the reports above first."]}
+                )
             lease = _lease(raw)
             if lease is None:
                 answers.append(_answer(_job_id(raw), queue.Answer(problem=problem)))
@@ -214,7 +225,9 @@ def _lease(raw: Any) -> dict[str, Any] | None:
 
 def _job_id(raw: Any) -> str | None:
     job_id = raw.get("job_id") if isinstance(raw, dict) else None
-    return job_id if isinstance(job_id, str) else None
+    if not isinstance(job_id, str) or len(job_id) > MAX_JOB_ID:
+        return None
+    return job_id if job_id.isascii() and job_id.isprintable() else None
 
 
 def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
