@@ -112,7 +112,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     from gunicorn.app.base import BaseApplication
 
-    from .serving import Worker
+    from .serving import OPTIONS, Worker
 
     state = _state()
     app, settings = state.app, state.settings
@@ -140,6 +140,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     # An IPv6 address needs its brackets.
     address = f"[{host}]" if ":" in host else host
     options = {
+        **OPTIONS,
         "bind": f"{address}:{port}",
         "workers": workers,
         "threads": threads,

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -254,6 +255,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     app = Flask("jobapi", instance_path=_instance_path(loaded), static_folder=None)
     app.config.update(settings or {})
     logs.configure(loaded.log_level, loaded.log_format)
+    app.wsgi_app = _below_prefix(app.wsgi_app)
     if loaded.trusted_proxies:
         hops = loaded.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops)
@@ -268,6 +270,25 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         maintain=loaded.maintenance_enabled,
     )
     return app
+
+
+_PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
+
+
+def _below_prefix(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
+    """Believe a prefix of all paths only where it can be one.
+
+    ``//evil.example`` would send whoever follows a link of ours to another site.
+    """
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        prefix = environ.get("SCRIPT_NAME", "")
+        if prefix:
+            known = _PATH_PREFIX.fullmatch(prefix)
+            environ["SCRIPT_NAME"] = prefix.rstrip("/") if known else ""
+        return wsgi_app(environ, start_response)
+
+    return call
 
 
 def _install(

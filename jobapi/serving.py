@@ -1,4 +1,8 @@
-"""How ``jobapi serve`` answers ``/health/live`` while all of its threads are busy."""
+"""gunicorn's worker as ``jobapi serve`` has it.
+
+It answers ``/health/live`` while all of its threads are busy, and what gunicorn itself refuses
+with the one body of all errors.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,39 @@ import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
+import orjson
+from gunicorn import util
+from gunicorn.http import errors as refusals
+from gunicorn.http import message
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
+
+from . import errors
+from .views.base import PROBLEM
+from .views.hooks import SECURITY_HEADERS
 
 HEAD_BYTES = 8192
 """How much of a request is looked at; a probe's is smaller."""
 
 PROBE_THREADS = 2
+
+MAX_REQUEST_LINE = 16 * 1024
+
+OPTIONS = {
+    "limit_request_line": MAX_REQUEST_LINE,
+    "limit_request_fields": 100,
+    "limit_request_field_size": 8190,
+    # What a proxy says is believed as far as JOBAPI_TRUSTED_PROXIES has it, and no header by
+    # gunicorn besides.
+    "forwarded_allow_ips": "",
+    "forwarder_headers": "",
+    "secure_scheme_headers": {},
+}
+"""gunicorn's settings for what comes in."""
+
+# gunicorn takes no more than this, whatever its setting says: by default less than 8 KiB of query.
+vars(message)["MAX_REQUEST_LINE"] = MAX_REQUEST_LINE
 
 
 class Worker(ThreadWorker):
@@ -73,3 +103,62 @@ class Worker(ThreadWorker):
         self.poller.register(
             conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn)
         )
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer a request that has not come as far as the application."""
+        request_id = uuid4().hex
+        refused = _refusal(exc)
+        if refused is None:
+            self.log.exception("Error handling request %s", request_id)
+            refused = errors.InternalError("The server failed; its log says how.")
+        else:
+            # Not what was sent: there may be a token in it.
+            sender = addr[0] if isinstance(addr, tuple) else addr
+            self.log.warning("Refused a request from %s: %s", sender, type(exc).__name__)
+        body = orjson.dumps(refused.problem())
+        headers = {
+            **SECURITY_HEADERS,
+            "Cache-Control": "no-store",
+            "Connection": "close",
+            "Content-Length": len(body),
+            "Content-Type": PROBLEM,
+            "X-Request-Id": request_id,
+        }
+        lines = [f"HTTP/1.1 {refused.status} {refused.title()}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        try:
+            util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode() + body)
+        except OSError:
+            self.log.debug("The caller of request %s has gone.", request_id)
+
+
+def _refusal(exc: BaseException) -> errors.JobApiError | None:
+    """The error for what gunicorn refuses; None for a fault."""
+    refused: errors.JobApiError
+    match exc:
+        case refusals.LimitRequestLine():
+            return errors.UriTooLong(
+                f"The request line may have at most {MAX_REQUEST_LINE:,} bytes: shorten the query."
+            )
+        case refusals.LimitRequestHeaders():
+            return errors.HeadersTooLarge(
+                f"Send at most {OPTIONS['limit_request_fields']} header fields, of "
+                f"{OPTIONS['limit_request_field_size']:,} bytes each."
+            )
+        case refusals.ConfigurationProblem():
+            # The path is not below the SCRIPT_NAME that the environment has.
+            return errors.UnknownPath("There is nothing at this path.")
+        case refusals.ParseException() if type(exc).__name__.startswith("InvalidResponse"):
+            # Ours was the answer that is not valid.
+            return None
+        case refusals.UnsupportedTransferCoding():
+            refused = errors.BadRequest("Send the body as it is, or chunked.")
+            refused.status = 501
+        case refusals.ExpectationFailed():
+            refused = errors.BadRequest("Expect only 100-continue.")
+            refused.status = 417
+        case refusals.ParseException():
+            refused = errors.BadRequest("This is not a valid HTTP request.")
+        case _:
+            return None
+    return refused

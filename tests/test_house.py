@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "leases": {"errors", "lifecycle"},
     "identity": {"errors"},
     "logs": set(),
-    "serving": set(),
+    "serving": {"errors", "views"},
     "signals": set(),
     "database": {"faults"},
     "engine": {"database", "faults"},

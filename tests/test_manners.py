@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from jobapi import logs
+from jobapi import create_app, logs
 
 from .conftest import SECRET
 from .factories import PASSWORD, Desk, World
@@ -178,6 +179,110 @@ def test_proxies_are_not_believed_by_default(desk: Desk) -> None:
         json={"job_type": "x", "workspace_id": desk.workspace_id}, headers=FORWARDED
     )
     assert created.headers["Location"].startswith("/workspace/")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kept"),
+    [
+        ("/api", "/api"),
+        ("/api/", "/api"),
+        ("/a/b-c_d.e~1", "/a/b-c_d.e~1"),
+        ("//evil.example", ""),
+        ("https://evil.example", ""),
+        ("/\\evil.example", ""),
+        ("evil", ""),
+        ("/a//b", ""),
+        ('/"><script>', ""),
+        ("/a b", ""),
+        ("/a?b", ""),
+        ("/a#b", ""),
+        ("/", ""),
+    ],
+)
+def test_prefix_is_believed_only_where_it_is_one(prefix: str, kept: str) -> None:
+    settings = {"JOBAPI_SECRET_KEY": SECRET, "JOBAPI_MAINTENANCE_ENABLED": False}
+    app = create_app({**settings, "JOBAPI_TRUSTED_PROXIES": 1})
+    for said in (
+        {"headers": {"X-Forwarded-Prefix": prefix}},
+        {"environ_overrides": {"SCRIPT_NAME": prefix}},
+    ):
+        document = app.test_client().get("/openapi.json", **said).json
+        assert document["servers"][0]["url"] == f"http://localhost{kept}"
+        page = app.test_client().get("/docs", **said).text
+        assert f'src="{kept}/docs/start.js"' in page
+        assert "evil" not in page
+
+
+# Refusals of the server's own
+
+
+def raw(service: Service, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The answer to what is sent as it is."""
+    host, _, port = service.url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request)
+        with connection.makefile("rb") as answer:
+            status = int(answer.readline().split()[1])
+            headers = {}
+            while line := answer.readline().strip():
+                name, _, value = line.decode().partition(": ")
+                headers[name] = value
+            return status, headers, answer.read(int(headers["Content-Length"]))
+
+
+HEAD = b"Host: x\r\nConnection: close\r\n"
+CHUNKED = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+LOGIN = b"POST /auth/login HTTP/1.1\r\n" + HEAD + CHUNKED + b"\r\n"
+REFUSED = {
+    "long line": (b"GET /jobs?x=%b HTTP/1.1\r\n" % (b"x" * 17_000) + HEAD, 414),
+    "long header": (b"GET /jobs HTTP/1.1\r\nX-Long: %b\r\n" % (b"x" * 9_000) + HEAD, 431),
+    "many headers": (b"GET /jobs HTTP/1.1\r\n" + b"X-One: 1\r\n" * 120 + HEAD, 431),
+    "no HTTP": (b"HELLO\r\n" + HEAD, 400),
+    "wrong version": (b"GET /jobs HTTP/7.7\r\n" + HEAD, 400),
+    "wrong header": (b"GET /jobs HTTP/1.1\r\nbad header: x\r\n" + HEAD, 400),
+    "folded header": (b"GET /jobs HTTP/1.1\r\nX-One: 1\r\n  2\r\n" + HEAD, 400),
+    "unknown coding": (b"POST /jobs HTTP/1.1\r\nTransfer-Encoding: zip\r\n" + HEAD, 501),
+    "expectation": (b"POST /jobs HTTP/1.1\r\nExpect: tea\r\n" + HEAD, 417),
+    "prefix by a header": (b"GET /health/live HTTP/1.1\r\nSCRIPT_NAME: /foo\r\n" + HEAD, 200),
+    "path by a header": (b"GET /health/live HTTP/1.1\r\nPATH_INFO: /jobs\r\n" + HEAD, 200),
+    "scheme": (b"GET /health/live HTTP/1.1\r\nX-Forwarded-Proto: https\r\n" + HEAD, 200),
+    "schemes": (
+        b"GET /health/live HTTP/1.1\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n" + HEAD,
+        200,
+    ),
+    "8 KiB of query": (
+        b"GET /workspace/1/jobs?%b HTTP/1.1\r\n" % b"&".join([b"job_type=" + b"x" * 95] * 80)
+        + HEAD,
+        401,
+    ),
+}
+MALFORMED = [
+    b"-2\r\n{}\r\n",
+    b"0x2\r\n{}\r\n",
+    b"0_2\r\n{}\r\n",
+    b"2;a\n=b\r\n{}\r\n",
+    b"2\r\n{}xx",
+]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_what_the_server_refuses_has_the_one_body_of_errors(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "2", JOBAPI_LOG_FORMAT="json")
+    cases = {name: (head + b"\r\n", status) for name, (head, status) in REFUSED.items()}
+    cases |= {repr(chunks): (LOGIN + chunks + b"0\r\n\r\n", 400) for chunks in MALFORMED}
+    cases["too large"] = (LOGIN + b"200000\r\n" + b" " * 0x110000, 413)
+    for name, (request, wanted) in cases.items():
+        status, headers, body = raw(service, request)
+        assert status == wanted, name
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert len(headers["X-Request-Id"]) == 32
+        if status != 200:
+            assert headers["Content-Type"] == "application/problem+json", name
+            problem = json.loads(body)
+            assert problem["status"] == status
+            assert problem["type"].startswith("urn:jobapi:problem:")
+            assert problem["detail"]
+    assert not [line for line in service.lines() if line["level"] == "ERROR"]
 
 
 # Health

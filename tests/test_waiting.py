@@ -12,10 +12,13 @@ from typing import Any
 
 import httpx2
 import psycopg
+import pytest
+from flask import Flask
 from sqlalchemy import create_engine
 
 from jobapi.database import normalize_url
 from jobapi.models import duties
+from jobapi.views.worker import caller_is_gone
 
 from .factories import PASSWORD, Desk, World
 from .served import BIN
@@ -41,6 +44,34 @@ class Waiter(threading.Thread):
     def got(self, since: float) -> tuple[int, float]:
         self.join()
         return len(self.answer.json()["data"]), self.ended - since
+
+
+class Patched:
+    """A socket whose ``recv`` waits whatever its flags say, as gevent's does."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner = inner
+        self.fileno = inner.fileno
+
+    def recv(self, size: int, flags: int) -> bytes:
+        self.inner.settimeout(5)
+        return self.inner.recv(size, flags & ~socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: inner, Patched])
+@pytest.mark.parametrize("name", ["gunicorn.socket", "werkzeug.socket"])
+def test_caller_is_gone_when_the_connection_is_closed_and_not_before(wrap: Any, name: str) -> None:
+    app = Flask("any")
+    server, caller = socket.socketpair()
+    with server, app.test_request_context(environ_overrides={name: wrap(server)}):
+        assert not caller_is_gone()
+        caller.send(b"the next request")
+        assert not caller_is_gone()
+        assert server.recv(100) == b"the next request"
+        caller.close()
+        assert caller_is_gone()
+    with app.test_request_context(environ_overrides={name: wrap(server)}):
+        assert caller_is_gone()
 
 
 def test_waiter_gets_a_job_created_by_another_node_within_a_second(serve: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from functools import wraps
@@ -84,12 +85,17 @@ def caller_is_gone() -> bool:
     if connection is None:
         return False
     try:
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        # Where there is nothing to read a socket may wait in spite of MSG_DONTWAIT: gevent's does.
+        if not poll.poll(0):
+            return False
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except (OSError, ValueError) as error:
-        # A TLS socket takes no flags, and tells nothing.
-        return not isinstance(error, ValueError)
+        # A TLS socket takes no flags, and tells nothing; a closed one has no number.
+        return not isinstance(error, ValueError) or connection.fileno() < 0
 
 
 @blp.operation(
