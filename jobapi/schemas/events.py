@@ -54,7 +54,7 @@ class StreamQuery(Base):
     job_type = fields.List(job_type_text(), validate=length(1, MAX_REPEATS), metadata=_OF_TYPE)
     last_event_id = Text(
         validate=length(1, 8000),
-        metadata={"description": "For whoever cannot send the header `Last-Event-ID`."},
+        metadata={"description": "For clients that cannot send the header `Last-Event-ID`."},
     )
 
 

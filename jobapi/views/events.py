@@ -121,7 +121,8 @@ def list_job_events(
         "200": {
             "description": "Server-Sent Events, without an end. The schema is that of one message: "
             "its `data` line is an Event as JSON, its `id` is what `Last-Event-ID` takes, and it "
-            "has no `event` field. Lines that begin with a colon are comments.",
+            "has no `event` field. A message with `event: start` and `data: {}` is none of these. "
+            "Lines that begin with a colon are comments.",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
             "headers": {
                 "Last-Event-ID": {
