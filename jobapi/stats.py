@@ -37,7 +37,7 @@ MAX_DUE = 10_000
 
 LEAST_DUE = 10
 DUE_AT_ONCE = 40_000
-"""For all types of one question together; but ``LEAST_DUE`` of each type in any case."""
+"""For all types of one question together, but ``LEAST_DUE`` of each type and priority."""
 
 TYPES_PER_WORKSPACE = 100
 TYPES_AT_ONCE = 1_000
@@ -199,7 +199,8 @@ def due(session: Executor, pending: Mapping[OfType, int], now: datetime) -> dict
     are.
     """
     some = {of: n for of, n in pending.items() if n}
-    most = min(MAX_DUE, max(LEAST_DUE, DUE_AT_ONCE // max(1, len(some))))
+    kinds = max(1, len(some) * len(Priority))
+    most = min(MAX_DUE, max(LEAST_DUE, DUE_AT_ONCE // kinds))
     found = {}
     later = _count(session, some, jobs.c.due_at > bindparam("moment"), now, most)
     for of, counted in later.items():

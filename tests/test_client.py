@@ -524,6 +524,7 @@ def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(errors.JobNotFound):
         client.delete(w, job.job_id)
     assert client.stats(w)["by_status"]["cancelled"] == 2
+    assert client.stats(w, job_type=["none"])["due"] == 0
 
 
 def test_events_and_their_history(desk: Desk, client: Client) -> None:

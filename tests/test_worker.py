@@ -916,6 +916,8 @@ def test_jobs_commands_on_many_jobs(serve: Any) -> None:
     assert json.loads(asked.stdout)["changed"] == 600
     stats = json.loads(run(service, token, "stats").stdout)
     assert stats["by_type"]["a"]["pending"] == 600
+    stats = json.loads(run(service, token, "stats", "--type", "a.b", "--type", "a").stdout)
+    assert {name: each["due"] for name, each in stats["by_type"].items()} == {"a": 600, "a.b": 0}
     begun = run(service, token, "operate", "cancel", "--yes", "--no-wait", "--json")
     number = str(json.loads(begun.stdout)["operation_id"])
     stopped = run(service, token, "stop", number)
