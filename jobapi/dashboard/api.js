@@ -73,16 +73,25 @@ export async function logOut() {
 
 export const forget = () => keep(null);
 
+// A duplicated tab has the same log-in, which would end if the tab used a refresh
+// token that another one exchanged a while ago.
+const tabs = new BroadcastChannel(STORE);
+tabs.addEventListener("message", ({ data }) => {
+  if (session?.refresh === data.old) keep(data.now);
+});
+
 let refreshing = null;
 
 // Several requests may find the token old at the same moment: one refreshes it.
 function refresh() {
   refreshing ??= (async () => {
     try {
+      const old = session.refresh;
       const response = await send("POST", "/auth/refresh", {
-        headers: { Authorization: `Bearer ${session.refresh}` },
+        headers: { Authorization: `Bearer ${old}` },
       });
       keep(tokens(await answerOf(response)));
+      tabs.postMessage({ old, now: session });
     } finally {
       refreshing = null;
     }
