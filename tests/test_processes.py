@@ -40,6 +40,12 @@ def slow(job):
     job.progress(1)
     time.sleep(60)
 
+@worker.task("dies")
+def dies(job):
+    # It lives on, and holds what it has inherited.
+    fork.Process(target=time.sleep, args=(30,)).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
 @worker.task("pools")
 def pools(job):
     def report(queue):
@@ -317,6 +323,17 @@ def test_kill_one_process_replaces_it_and_says_so(service: StandIn, start: Any, 
     until(lambda: len(service.ended("quick")) == 20)
     seconds_to_stop(process)
     assert group(process) == []
+
+
+def test_process_that_dies_is_replaced_though_its_own_children_live(
+    service: StandIn, start: Any, log: Any
+) -> None:
+    service.add("dies")
+    process = start("--processes")
+    until(lambda: "was killed by SIGKILL" in log())
+    service.add("quick")
+    until(lambda: service.ended("quick"))
+    seconds_to_stop(process)
 
 
 def test_kill_the_parent_ends_its_processes(service: StandIn, start: Any) -> None:

@@ -28,8 +28,10 @@ from jobapi.client import (
     ThreadsLost,
     Unreachable,
     Worker,
+    claiming,
+    reporting,
+    shift,
 )
-from jobapi.client import shift as module
 from jobapi.errors import TokenRevoked
 from jobapi.leases import Backoff
 
@@ -204,7 +206,7 @@ def test_end_is_reported_at_once_though_other_jobs_wait(
     desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing but the end of a job makes it report for long.
-    monkeypatch.setattr(module, "REPORT_SECONDS", 20)
+    monkeypatch.setattr(reporting, "REPORT_SECONDS", 20)
     noticed = []
 
     @worker.task("a")
@@ -231,9 +233,9 @@ def test_leases_are_renewed_though_the_clock_goes_back(
     desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.lease_seconds = 5
-    monkeypatch.setattr(module, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.05)
     real, hours = time.monotonic, [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: real() + hours[0] * 3600)
+    monkeypatch.setattr(time, "monotonic", lambda: real() + hours[0] * 3600)
     beats = []
     report = client.report
 
@@ -325,7 +327,7 @@ class Crew:
 @pytest.fixture
 def crew(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
     # A stop waits for a claim that waits.
-    monkeypatch.setattr(module, "WAIT_SECONDS", 1)
+    monkeypatch.setattr(claiming, "WAIT_SECONDS", 1)
     crew = Crew(desk, client)
     yield crew
     crew.close()
@@ -446,7 +448,7 @@ def test_lost_threads_are_not_counted_on_and_the_last_one_ends_the_worker(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(shift, "LOST_SECONDS", 0.5)
     end = threading.Event()
     hung: list[str] = []
 
@@ -494,8 +496,8 @@ def test_cancel_reaches_a_quiet_task_whatever_its_lease(
 def test_refused_progress_does_not_stop_the_heartbeats(
     desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CANCEL_SECONDS", 0.3)
-    monkeypatch.setattr(module, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(reporting, "CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.05)
     beats: list[Any] = []
     report = client.report
 
@@ -658,7 +660,7 @@ def test_worker_of_more_types_than_a_claim_takes_says_so(desk: Desk, worker: Wor
 def test_run_until_idle_with_a_service_that_is_away_raises(
     desk: Desk, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "AWAY_SECONDS", 1)
+    monkeypatch.setattr(claiming, "AWAY_SECONDS", 1)
     worker.task("a")(lambda task: None)
     worker.client = Client("http://127.0.0.1:9", token="x")
     with pytest.raises(Unreachable):
@@ -677,7 +679,7 @@ def test_idle_worker_claims_ever_less_often(
         return ClaimedJobs([], retry_after=answers.pop(0))
 
     client.claim = claim
-    monkeypatch.setattr(module.Shift, "_rest", lambda self, seconds: rests.append(seconds))
+    monkeypatch.setattr(claiming.Claimer, "_rest", lambda self, seconds: rests.append(seconds))
     worker.task("a")(lambda task: None)
     worker.run()
     middles = [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 7.0, 60.0]

@@ -37,6 +37,7 @@ from .retries import (
     RETRIED,
     Bounds,
     Unreachable,
+    asked_pause,
     bounded,
     bounds,
     may_pass,
@@ -432,11 +433,13 @@ class Client:
         """``follow``, but for a first None as soon as it has begun."""
         begun, tries = False, 0
         while True:
+            asked = None
             try:
                 stream = self._stream(path, params, place)
             except (Unreachable, errors.JobApiError) as error:
                 if not begun or not may_pass(error):
                     raise
+                asked = asked_pause(error)
             else:
                 with closing(stream):
                     place = place or stream.headers.get("Last-Event-ID")
@@ -451,7 +454,7 @@ class Client:
                     # One that held for a while did not fail.
                     if time.monotonic() - since > HELD_SECONDS:
                         tries = 0
-            pause(tries)
+            pause(tries, asked)
             tries = min(tries + 1, 6)
 
     def _stream(self, path: str, params: dict[str, Any], place: str | None) -> httpx2.Response:

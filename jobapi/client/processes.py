@@ -114,12 +114,13 @@ class Processes:
     def _wait(self, seconds: float) -> None:
         """Wait until a process ends, and note how; or for so long."""
         sentinels = [place.process.sentinel for place in self.places if place.process is not None]
-        if not sentinels:
+        if sentinels:
+            connection.wait(sentinels, seconds)
+        else:
             time.sleep(min(seconds, 0.1))
-            return
-        ready = connection.wait(sentinels, seconds)
         for place in self._alive():
-            if place.process is not None and place.process.sentinel in ready:
+            # Processes that a task has forked may keep the sentinel of a dead one.
+            if place.process is not None and place.process.exitcode is not None:
                 self._bury(place)
 
     def _bury(self, place: _Place) -> None:

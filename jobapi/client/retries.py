@@ -68,6 +68,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, (at - now).total_seconds())
 
 
+def asked_pause(error: Unreachable | JobApiError) -> float:
+    """The seconds that an error asks to wait, a minute at most; 0 where it asks for nothing."""
+    asked = None if isinstance(error, Unreachable) else retry_after(error.headers)
+    return min(asked or 0.0, MAX_RETRY_AFTER)
+
+
 def _date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text)

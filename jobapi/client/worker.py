@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable
 
 from ..signals import StopSignals
+from .holding import Run, Terms
 from .http import Client
 from .processes import Processes
-from .shift import Run, Shift
+from .shift import Shift
 
 MAX_TASKS = 1000
 
@@ -103,7 +104,7 @@ class Worker:
         client, workspace_id = self.client, self.workspace_id
 
         def work(name: str, concurrency: int) -> None:
-            Shift(
+            terms = Terms(
                 client,
                 workspace_id,
                 self.tasks,
@@ -113,7 +114,8 @@ class Worker:
                 grace_seconds=self.grace_seconds,
                 until_idle=until_idle,
                 stopping=lambda: self.stopping,
-            ).work()
+            )
+            Shift(terms).work()
 
         with StopSignals() as self._signals:
             if self.processes:
