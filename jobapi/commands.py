@@ -7,13 +7,14 @@ messages go to standard error.
 from __future__ import annotations
 
 import gc
+import glob
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -24,15 +25,19 @@ from flask.cli import ScriptInfo, with_appcontext
 from flask_migrate.cli import db as migrate_group
 from marshmallow import ValidationError
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import accounts, config, counts, events, keys, logs, workspaces
 from .engine import long_transaction
-from .errors import JobApiError, UserNotFound
+from .errors import JobApiError, UsernameTaken, UserNotFound
+from .faults import judge, lacks_schema
 from .fields import Time
 from .identity import Role
 from .lifecycle import JobStatus, Priority
 from .signals import StopSignals
+
+_FOLDER = "jobapi-metrics-"
+_LOCK = "lock"
 
 DEMO_USER = "demo"
 DEMO_PASSWORD = "demo-password"  # public on purpose; refused in production
@@ -45,10 +50,13 @@ def _messages() -> Iterator[None]:
         yield
     except (JobApiError, config.ConfigError) as error:
         raise click.ClickException(str(error)) from None
-    except DBAPIError as error:
+    except SQLAlchemyError as error:
+        fault = judge(error)
+        said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+        if lacks_schema(error):
+            said += "\nHas it been migrated? If not: jobapi init"
         raise click.ClickException(
-            f"The database refused: {str(error.orig).strip()}\n"
-            "Has it been migrated? If not: jobapi init"
+            f"The database refused: {said}" if fault is None else f"{fault.detail}\n{said}"
         ) from None
 
 
@@ -121,7 +129,15 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     class ServingWorker(Worker):
         live_path = f"{state.url_prefix}/health/live"
 
+    # With a folder of our own for metrics, whoever starts in our place makes one, too.
+    ours = config.METRICS_FOLDER not in os.environ
+
     def begin(worker: Any) -> None:
+        folder = os.environ.get(config.METRICS_FOLDER)
+        if settings.metrics_token is not None and folder is not None:
+            # What cleans up temporary files may have removed it.
+            with suppress(OSError):
+                os.makedirs(folder, 0o700, exist_ok=True)
         # Those who wait for jobs are not waited for when the process shall end.
         state.room.closing = state.streams.closing = lambda: not worker.alive
         if state.maintain:
@@ -155,6 +171,9 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     class Server(BaseApplication):
         def load_config(self) -> None:
+            if ours:
+                # With SIGHUP gunicorn keeps the environment anew.
+                self.cfg.env_orig.pop(config.METRICS_FOLDER, None)
             for name, value in options.items():
                 self.cfg.set(name, value)
 
@@ -188,13 +207,30 @@ def _metrics_folder(settings: config.Settings) -> Iterator[None]:
     ):
         yield
         return
-    folder = os.environ[config.METRICS_FOLDER] = tempfile.mkdtemp(prefix="jobapi-metrics-")
+    import fcntl
+
+    _remove_folders_left_behind()
+    folder = os.environ[config.METRICS_FOLDER] = tempfile.mkdtemp(prefix=_FOLDER)
     process = os.getpid()
-    try:
-        yield
-    finally:
-        # The processes that serve end here, too.
-        if os.getpid() == process:
+    with open(os.path.join(folder, _LOCK), "w") as lock:
+        # Held by this process and those that it forks, however they end.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # The processes that serve end here, too.
+            if os.getpid() == process:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_folders_left_behind() -> None:
+    """Remove the folders of services that were killed."""
+    import fcntl
+
+    for folder in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_FOLDER}*")):
+        # Somebody else's, or in use, or just being made.
+        with suppress(OSError), open(os.path.join(folder, _LOCK), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -253,7 +289,11 @@ def _make_demo() -> None:
         try:
             user = accounts.find_user(tx, DEMO_USER)
         except UserNotFound:
-            user = accounts.create_user(tx, DEMO_USER, password=DEMO_PASSWORD, is_admin=True)
+            try:
+                user = accounts.create_user(tx, DEMO_USER, password=DEMO_PASSWORD, is_admin=True)
+            except UsernameTaken:
+                # Another process has just made it, with its workspace.
+                user = accounts.find_user(tx, DEMO_USER)
         mine = workspaces.page(tx, user_id=user.id, page=1, limit=1).rows
         workspace_id = (mine[0] if mine else workspaces.create(tx, "Demo", owner_id=user.id)).id
     _note(

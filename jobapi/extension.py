@@ -93,6 +93,7 @@ class State:
     _lock: RLock = field(default_factory=RLock)
 
     def __post_init__(self) -> None:
+        self._measures = self.settings.metrics_token is not None
         self.room = WaitingRoom(
             lambda: self.engine,
             limit=self.settings.server_threads // 2,
@@ -114,23 +115,28 @@ class State:
             with self._lock:
                 if self._engine is None:
                     engine = self._find_engine()
+                    self._engine = engine
                     if self.metrics is not None:
                         self.metrics.watch(engine)
-                    self._engine = engine
         return self._engine
 
     @property
     def metrics(self) -> Metrics | None:
-        """What is measured; None where nothing is.
+        """What is measured; None where nothing is, or nothing can be.
 
         Made when it is first needed, because ``jobapi serve`` says after the
         application is made where its processes keep their numbers.
         """
-        if self._metrics is None and self.settings.metrics_token is not None:
+        if self._metrics is None and self._measures:
             from .metrics import new
 
             with self._lock:
-                self._metrics = self._metrics or new()
+                try:
+                    self._metrics = self._metrics or new()
+                except Exception:
+                    # What only measures must not break what serves.
+                    self._measures = False
+                    logger.warning("measuring has failed; nothing is measured", exc_info=True)
         return self._metrics
 
     def note_use(self, connection: Connection, key_id: int, now: datetime) -> None:
@@ -400,12 +406,12 @@ def _own_engine(private: Flask, settings: Settings, limits: Limits) -> Engine:
         db = SQLAlchemy(private, metadata=Base.metadata)
         with private.app_context():
             engine = db.engine
+        prepare_sqlite(engine)
+        set_up(engine, limits)
     except BaseException:
         # So that it can be made later.
         private.extensions.pop("sqlalchemy", None)
         raise
-    prepare_sqlite(engine)
-    set_up(engine, limits)
     return engine
 
 

@@ -9,11 +9,13 @@ multiply the histograms, and with them what each scrape carries.
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, values
@@ -44,6 +46,27 @@ _OUTCOMES = {
 }
 
 
+logger = logging.getLogger("jobapi")
+
+
+@cache
+def _warn_once(process_id: int) -> None:
+    logger.warning("measuring has failed; some numbers of /metrics are missing", exc_info=True)
+
+
+def _harmless(measure: Callable[..., None]) -> Callable[..., None]:
+    """Let nothing that only measures break what serves: numbers may be lost, requests may not."""
+
+    @wraps(measure)
+    def measured(*args: Any, **kw: Any) -> None:
+        try:
+            measure(*args, **kw)
+        except Exception:
+            _warn_once(os.getpid())
+
+    return measured
+
+
 def is_shared() -> bool:
     """Whether what other processes have measured is known here, too."""
     # What the library decided when it was imported first, perhaps by a host.
@@ -55,6 +78,7 @@ def new() -> Metrics:
     return _of_process() if is_shared() else Metrics()
 
 
+@_harmless
 def note_end(process_id: int) -> None:
     """A process has ended: nobody waits in it any more. What it has counted stays."""
     if is_shared():
@@ -73,6 +97,23 @@ class _Histogram(Histogram):
                 bucket.inc(n)
         # A clock that was set back may say less than nothing.
         self._sum.inc(max(0.0, sum(amounts)))
+
+
+class _Level:
+    """How many of something there are at this moment."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+
+    @_harmless
+    def inc(self, n: float = 1) -> None:
+        """So many more."""
+        self._gauge.inc(n)
+
+    @_harmless
+    def dec(self, n: float = 1) -> None:
+        """So many fewer."""
+        self._gauge.dec(n)
 
 
 class Metrics:
@@ -136,13 +177,17 @@ class Metrics:
         self._retries = Counter(
             "jobapi_retries_total", "Jobs that were put back by themselves to be retried.", **own
         )
-        self.waiting = Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live)
-        self.streams = Gauge("jobapi_open_streams", "Streams of events that are open.", **live)
+        self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
+        self.streams = _Level(
+            Gauge("jobapi_open_streams", "Streams of events that are open.", **live)
+        )
         connections = Gauge(CONNECTIONS, "Connections of the pools.", ["state"], **live)
         # Which of them are idle is worked out when it is asked for: a request
         # takes and gives back, and seldom opens one.
-        self._in_use, self._open = connections.labels("in_use"), connections.labels("open")
+        self._in_use = _Level(connections.labels("in_use"))
+        self._open = _Level(connections.labels("open"))
 
+    @_harmless
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request to a route, by its rule, was answered."""
         key = (method if method in _METHODS else "other", route, status)
@@ -153,6 +198,7 @@ class Metrics:
         known[0].inc()
         known[1].observe(seconds)
 
+    @_harmless
     def claimed(self, workspace_id: int, jobs: Sequence[Any]) -> None:
         """These jobs were claimed."""
         counter = self._claimed_in.get(workspace_id)
@@ -161,6 +207,7 @@ class Metrics:
         counter.inc(len(jobs))
         self._queue_wait.observe_all([(j.started_at - j.due_at).total_seconds() for j in jobs])
 
+    @_harmless
     def failed(self, workspace_id: int, n: int = 1) -> None:
         """So many jobs failed and are not retried."""
         counter = self._failed_in.get(workspace_id)
@@ -168,6 +215,7 @@ class Metrics:
             counter = self._failed_in[workspace_id] = self._failed.labels(workspace_id)
         counter.inc(n)
 
+    @_harmless
     def reported(
         self,
         workspace_id: int,
@@ -204,6 +252,7 @@ class Metrics:
         if lost:
             self.failed(workspace_id, lost)
 
+    @_harmless
     def reaped(self, jobs: Iterable[Any]) -> None:
         """The attempts of these jobs were ended, because a lease or the time had run out."""
         for job in jobs:
@@ -214,6 +263,7 @@ class Metrics:
             elif job.status == JobStatus.FAILED:
                 self.failed(job.workspace_id)
 
+    @_harmless
     def watch(self, engine: Engine) -> None:
         """Count the connections of an engine's pool from now on."""
         pool: Any = engine.pool
@@ -255,8 +305,7 @@ class _Answer(Collector):
         yield from self._database
         own: Iterable[Metric] = self._registry.collect()
         if is_shared():
-            collector: Any = MultiProcessCollector
-            own = collector(None, os.environ[METRICS_FOLDER]).collect()
+            own = _of_files(os.environ[METRICS_FOLDER])
         for metric in own:
             # A host's may be in the same files.
             if metric.name.startswith(PREFIX):
@@ -265,8 +314,31 @@ class _Answer(Collector):
                 yield metric
 
 
+def _of_files(folder: str) -> Iterable[Metric]:
+    """The sum of what all processes have written; of a file that is damaged, nothing."""
+    collector: Any = MultiProcessCollector
+    files = glob.glob(os.path.join(glob.escape(folder), "*.db"))
+    try:
+        found: Iterable[Metric] = collector.merge(files)
+    except Exception:
+        _warn_once(os.getpid())
+        found = collector.merge([each for each in files if _is_whole(each)])
+    return found
+
+
+def _is_whole(file: str) -> bool:
+    collector: Any = MultiProcessCollector
+    try:
+        collector.merge([file])
+    except Exception:
+        return False
+    return True
+
+
 def _idle(samples: Sequence[Sample]) -> list[Sample]:
     by_state = {sample.labels["state"]: sample for sample in samples}
+    if by_state.keys() < {"in_use", "open"}:
+        return []
     in_use, there = by_state["in_use"], by_state["open"]
     idle = there.value - in_use.value
     return [in_use, there._replace(labels={"state": "idle"}, value=idle)]

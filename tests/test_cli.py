@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +194,25 @@ def test_init_demo_can_be_run_again_and_again(tmp_path: Path) -> None:
     assert f"{DEMO_USER!r}" in first.stderr
     assert f"{DEMO_PASSWORD!r}" in first.stderr
     assert "workspace 1" in again.stderr
+
+
+def test_init_demo_at_once_makes_one_demo(new_database: Any, database: str, tmp_path: Path) -> None:
+    env = {**development(tmp_path), "JOBAPI_DATABASE_URL": new_database(database)}
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: jobapi("init", "--demo", env=env), range(4)))
+    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
+    assert len({each.stdout for each in done}) == 1
+
+
+def test_sqlite_file_that_we_make_is_for_its_owner_only(tmp_path: Path) -> None:
+    assert jobapi("init", env=development(tmp_path)).returncode == 0
+    file = tmp_path / "instance" / "jobapi.sqlite3"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        beside = [path for path in file.parent.iterdir() if path.name.startswith(file.name + "-")]
+        assert beside
+        assert {stat.S_IMODE(path.stat().st_mode) for path in beside} == {0o600}
 
 
 def test_init_demo_is_refused_in_production(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -577,3 +579,124 @@ def test_claims_that_wait_are_seen_while_they_wait(serve: Any) -> None:
     assert found["jobapi_waiting_claims"] == 0
     claim = 'method="POST",route="/workspace/<workspace_id>/jobs/claim"'
     assert found[f"jobapi_http_request_seconds_count{{{claim}}}"] == 3
+
+
+# Measuring never breaks serving
+
+
+def until(condition: Any, seconds: float = 30) -> None:
+    """Wait for something that has to happen."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def lives(service: Any) -> bool:
+    try:
+        return httpx2.get(f"{service.url}/health/live").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_folder_that_was_removed_under_a_running_service_breaks_no_request(
+    serve: Any, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    client = service.client("boss", PASSWORD)
+    (folder,) = temporary.glob("jobapi-metrics-*")
+    shutil.rmtree(folder)
+    before = worker_ids(service)
+    for victim in before:
+        os.kill(victim, signal.SIGKILL)
+    until(lambda: len(worker_ids(service)) == 2 and not {*before} & {*worker_ids(service)})
+    until(lambda: lives(service))
+    for _ in range(8):
+        assert httpx2.get(f"{service.url}/health/live").status_code == 200
+        assert client.get("/workspace/1/jobs").status_code == 200
+    assert scrape(service.url)[LIVE] > 0
+    # And without it, and where nothing can be written there.
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    before = worker_ids(service)
+    for victim in before:
+        os.kill(victim, signal.SIGKILL)
+    until(lambda: len(worker_ids(service)) == 2 and not {*before} & {*worker_ids(service)})
+    until(lambda: lives(service))
+    for _ in range(8):
+        assert client.get("/workspace/1/jobs").status_code == 200
+    response = httpx2.get(
+        f"{service.url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}
+    )
+    assert response.status_code in (200, 503)
+    assert service.stop() == 0
+
+
+def test_empty_file_among_the_metrics_is_left_out(serve: Any, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    service = serve("--workers", "1", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    (folder,) = temporary.glob("jobapi-metrics-*")
+    (folder / "counter_1.db").write_bytes(b"")
+    (folder / "histogram_1.db").write_bytes(b"nonsense" * 100)
+    assert scrape(service.url)[LIVE] > 0
+
+
+def test_new_master_after_hup_measures_in_a_folder_of_its_own(serve: Any, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    # Of a service that was killed; and of another program.
+    (temporary / "jobapi-metrics-left").mkdir()
+    (temporary / "jobapi-metrics-left" / "lock").touch()
+    (temporary / "jobapi-metrics-other").mkdir()
+    service = serve("--workers", "1", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    assert not (temporary / "jobapi-metrics-left").exists()
+    (temporary / "jobapi-metrics-other").rmdir()
+    (first,) = temporary.glob("jobapi-metrics-*")
+    before = worker_ids(service)
+    service.process.send_signal(signal.SIGHUP)
+    until(lambda: worker_ids(service) and not {*before} & {*worker_ids(service)})
+    service.process.send_signal(signal.SIGUSR2)
+    until(lambda: service.log.read_text().count("Listening at") == 2)
+    until(lambda: len(list(temporary.glob("jobapi-metrics-*"))) == 2)
+    assert service.stop() == 0
+    assert not first.exists()
+    for _ in range(4):
+        assert httpx2.get(f"{service.url}/health/live").status_code == 200
+    assert scrape(service.url)[LIVE] >= 4
+
+
+def test_fault_of_measuring_breaks_no_request(
+    service_url: str, make_app: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from jobapi.metrics import Counter as Counted
+
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    desk = Desk(World(make_app(service_url, migrate=False, JOBAPI_METRICS_TOKEN=METRICS_TOKEN)))
+
+    def refuse(*_: Any, **kw: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Counted, "inc", refuse)
+    desk.create()
+    (job,) = desk.claim()
+    assert desk.report(job, status="success")["accepted"]
+    assert desk.world.call("GET", "/metrics", METRICS_TOKEN).status_code == 200
+    assert caplog.text.count("measuring has failed") <= 1
+
+
+def test_engine_is_made_again_after_a_first_try_that_failed(
+    service_url: str, make_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobapi import extension
+
+    def refuse(*_: Any, **kw: Any) -> None:
+        raise OSError("too many open files")
+
+    world = World(make_app(service_url, migrate=False))
+    with monkeypatch.context() as broken:
+        broken.setattr(extension, "set_up", refuse)
+        assert world.call("GET", "/health/ready").status_code == 500
+    assert world.call("GET", "/health/ready").status_code == 200
