@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from jobapi import queue
 from jobapi.identity import Role
 from jobapi.leases import Backoff
+from jobapi.lifecycle import JobStatus
 from jobapi.models import jobs
 
 from .factories import Desk, World
@@ -340,6 +341,7 @@ def test_report_refused_for_what_it_says_renews_the_lease(
         (b'{"result": {"n": NaN}}', 400),
         (b"{", 400),
         (b"", 400),
+        (b'{"result": {"rows": "' + b"x" * 2_000_000 + b'"}}', 413),
     ],
 )
 def test_patch_refused_for_what_it_says_renews_the_lease(
@@ -359,6 +361,77 @@ def test_patch_refused_for_what_it_says_renews_the_lease(
     after = row(desk, job)
     assert after.lease_expires_at - before.lease_expires_at >= timedelta(seconds=50)
     assert after.version == before.version
+
+
+@pytest.mark.parametrize(
+    ("said", "field"),
+    [
+        ('"progress_message": "a\\u0000b"', "progress_message"),
+        ('"progress_message": "a\\ud800b"', "progress_message"),
+        ('"progress_percent": 99999999999999999999', "progress_percent"),
+        ('"progress_percent": NaN', "progress_percent"),
+        ('"result": {"rows": [1, {"n": 1e400}]}', "result"),
+        ('"result": {"rows": 123456789012345678901234567890}', "result"),
+        ('"result": {"\\u0000": 1}', "result"),
+        ('"result": ' + '{"a":' * 70 + "1" + "}" * 70, "result"),
+        ('"status": "success", "error": "\\u0000", "run_id": "r1"', "error"),
+        ('"run_id": "\\u0000"', "run_id"),
+        ('"\\u0000": 1', "body"),
+    ],
+)
+def test_report_that_cannot_be_kept_is_refused_alone(desk: Desk, said: str, field: str) -> None:
+    jobs_ = [leased(desk), leased(desk)]
+    for job in jobs_:
+        desk.shift(job, 50)
+    before = [row(desk, job) for job in jobs_]
+    bad, good = (
+        f'{{"job_id": "{job["job_id"]}", "lease_token": "{job["lease_token"]}"' for job in jobs_
+    )
+    body = f'{{"reports": [{bad}, {said}}}, {good}, "result": {{"n": 1}}}}]}}'
+    response = desk.post("/report", data=body, content_type="application/json")
+    assert response.status_code == 200, response.text
+    refused, accepted = response.json["data"]
+    assert refusal(refused, renewed=True) == "validation-failed"
+    assert list(refused["problem"]["errors"]) == [field]
+    assert accepted["accepted"]
+    after = [row(desk, job) for job in jobs_]
+    for was, now in zip(before, after, strict=True):
+        assert now.lease_expires_at - was.lease_expires_at >= timedelta(seconds=50)
+    assert (after[0].version, after[0].status) == (before[0].version, JobStatus.RUNNING)
+    assert after[1].result == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"reports": [{"job_id": "\\u0000", "lease_token": 99999999999999999999}, "\\ud800", NaN]}',
+        '{"reports": [{"job_id": NaN}, ["\\u0000"], 1e400]}',
+    ],
+)
+def test_report_whose_lease_cannot_be_read_is_refused(desk: Desk, body: str) -> None:
+    response = desk.post("/report", data=body, content_type="application/json")
+    assert response.status_code == 200
+    for answer in response.json["data"]:
+        assert refusal(answer) == "validation-failed"
+        assert answer["job_id"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"reports": [{"a": NaN}], "b": NaN}',
+        '{"reports": [{"a": NaN}], "\\u0000": 1}',
+        '{"reports": NaN}',
+        '[{"a": NaN}]',
+        '{"reports": [{"a": NaN}',
+        '{"reports": [' + '{"a": NaN},' * 100 + "1]}",
+        '{"reports": ' + "[" * 100_000,
+    ],
+)
+def test_body_of_reports_that_is_wrong_otherwise_is_refused_whole(desk: Desk, body: str) -> None:
+    response = desk.post("/report", data=body, content_type="application/json")
+    assert response.status_code == 400
+    assert response.json["type"].endswith(":malformed-json")
 
 
 def test_malformed_report_without_the_lease_renews_nothing(world: World, desk: Desk) -> None:

@@ -11,6 +11,9 @@ from ..lifecycle import JobStatus, Outcome
 from .base import MAX_SECONDS, MAX_TEXT, Base, Response, between, job_type_text, length, percent
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
 
+MAX_REPORTS = 100
+"""How many reports a request may carry."""
+
 
 class Claim(Base):
     """What a worker wants to do."""
@@ -124,7 +127,7 @@ class Report(Lease):
 class Reports(Base):
     """Reports, each judged alone."""
 
-    reports = fields.List(Unjudged(Report), required=True, validate=length(1, 100))
+    reports = fields.List(Unjudged(Report), required=True, validate=length(1, MAX_REPORTS))
 
 
 class ReportAnswer(Response):

@@ -162,7 +162,12 @@ def guard(
             identity = identify()
             # Read the body first: a slow upload must not hold a connection. One that the view
             # ignores has the same limit.
-            read_body()
+            try:
+                read_body()
+            except (errors.BadRequest, errors.BodyTooLarge):
+                # A worker's view reads it again, and renews the lease before it refuses.
+                if lease_role is None or lease_token() is None:
+                    raise
             for name in NUMBERS & url.keys():
                 url[name] = _number(url[name])
             with connect() as connection:

@@ -514,6 +514,7 @@ class Blueprint(SmorestBlueprint):
         **SmorestBlueprint.DEFAULT_LOCATION_CONTENT_TYPE_MAPPING,
         "optional_json": JSON,
         "patch_json": JSON,
+        "reports_json": JSON,
     }
 
     def __init__(self, name: str, tag: str, description: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import marshmallow
@@ -19,12 +20,15 @@ from werkzeug.wsgi import get_content_length
 
 from .. import errors
 from ..fields import MAX_PATHS, MORE, Time, wrong_path
+from ..schemas.worker import MAX_REPORTS, Lease, Report
 
 MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
 MAX_QUERY_BYTES = 16 * 1024
 MERGE_PATCH = "application/merge-patch+json"
 
+_REPORT_FIELDS = Report().fields.keys()
+_LEASE_FIELDS = Lease().fields.keys()
 _JSON = "application/json"
 
 
@@ -87,6 +91,80 @@ def _parse_strictly(data: bytes) -> Any:
 _TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep."
 
 
+class Unkept(dict[str, Any]):
+    """What names the lease of a report that cannot be kept; ``wrong`` says why it cannot."""
+
+    wrong: dict[str, list[str]]
+
+
+def parse_reports(data: bytes) -> Any:
+    """``parse_json``, where one report that cannot be kept does not refuse the others.
+
+    It becomes ``Unkept``. Raises ``MalformedJson`` where another part of the body is wrong.
+    """
+    try:
+        return parse_json(data)
+    except errors.MalformedJson:
+        body = _parse_with_errors(data)
+        reports = body.get("reports") if isinstance(body, dict) else None
+        if not isinstance(reports, list) or len(reports) > MAX_REPORTS:
+            raise
+        _check_values({**body, "reports": None})
+        return {**body, "reports": [_kept(report) for report in reports]}
+
+
+def _parse_with_errors(data: bytes) -> Any:
+    """What is JSON, with errors in the place of numbers that are none; None where it is not."""
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            parse_int=_or_error(_integer),
+            parse_float=_or_error(_number),
+            parse_constant=_or_error(_no_constant),
+        )
+    except (ValueError, RecursionError):
+        return None
+
+
+def _or_error(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    # One error for each reason: there may be as many numbers as fit into a body.
+    known: dict[str, errors.MalformedJson] = {}
+
+    def reading(text: str) -> Any:
+        try:
+            return read(text)
+        except errors.MalformedJson as error:
+            return known.setdefault(error.detail, error)
+
+    return reading
+
+
+def _kept(report: Any) -> Any:
+    # At the depth that it has in the body.
+    why = _why_not_kept({"reports": [report]})
+    if why is None:
+        return report
+    kept = Unkept()
+    kept.wrong = {"body": [why]}
+    if isinstance(report, dict):
+        reasons = {
+            name: _why_not_kept({"reports": [{name: report[name]}]})
+            for name in _REPORT_FIELDS & report.keys()
+        }
+        wrong = {name: [reason] for name, reason in reasons.items() if reason is not None}
+        kept.wrong = wrong or kept.wrong
+        kept.update((name, report[name]) for name in _LEASE_FIELDS & reasons.keys() - wrong.keys())
+    return kept
+
+
+def _why_not_kept(value: Any) -> str | None:
+    try:
+        _check_values(value)
+    except errors.MalformedJson as error:
+        return error.detail
+    return None
+
+
 def _integer(text: str) -> int:
     if len(text) <= 20 and abs(number := int(text)) <= MAX_INTEGER:
         return number
@@ -115,6 +193,8 @@ def _check_values(value: Any) -> None:
             elif isinstance(item, dict):
                 below += item.keys()
                 below += item.values()
+            elif isinstance(item, errors.MalformedJson):
+                raise item
         if not below:
             return
         level = below
@@ -142,6 +222,7 @@ class Parser(FlaskParser):
         **FlaskParser.__location_map__,
         "optional_json": "load_optional_json",
         "patch_json": "load_patch_json",
+        "reports_json": "load_reports_json",
     }
 
     def load_json(self, req: Any, schema: Any) -> Any:
@@ -151,6 +232,10 @@ class Parser(FlaskParser):
     def load_patch_json(self, req: Any, schema: Any) -> Any:
         """A body that must be there, and may say that it is a merge patch."""
         return _load(req, _JSON, MERGE_PATCH)
+
+    def load_reports_json(self, req: Any, schema: Any) -> Any:
+        """A body of reports, each judged alone."""
+        return _load(req, _JSON, parse=parse_reports)
 
     def load_optional_json(self, req: Any, schema: Any) -> Any:
         """A body that may be left out, whatever the content type says."""
@@ -249,7 +334,7 @@ def read_body() -> bytes:
     return data
 
 
-def _load(req: Any, *accepted: str) -> Any:
+def _load(req: Any, *accepted: str, parse: Callable[[bytes], Any] = parse_json) -> Any:
     data = read_body()
     if not data:
         raise errors.MalformedJson("The request needs a JSON body.")
@@ -260,7 +345,7 @@ def _load(req: Any, *accepted: str) -> Any:
             "Send the body as it is, without a Content-Encoding.",
             headers={"Accept-Encoding": "identity"},
         )
-    return parse_json(data)
+    return parse(data)
 
 
 def _check_content_type(mimetype: str, *accepted: str) -> None:

@@ -16,6 +16,7 @@ from .. import jobs, lists, queue
 from ..database import BY_KEY, AnyRow, snapshot, transaction
 from ..errors import (
     BadRequest,
+    BodyTooLarge,
     JobNotEditable,
     JobNotEnded,
     UnsupportedMediaType,
@@ -356,7 +357,13 @@ def renews_lease(view: View) -> View:
     def renewing(caller: Caller, workspace_id: int, job_id: str) -> Any:
         try:
             return view(caller, workspace_id=workspace_id, job_id=job_id)
-        except (BadRequest, UnsupportedMediaType, ValidationFailed, JobNotEditable) as refused:
+        except (
+            BadRequest,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            ValidationFailed,
+            JobNotEditable,
+        ) as refused:
             token = lease_token()
             if token is not None:
                 report = {"job_id": job_id, "lease_token": token, "refused": refused}

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from flask import Response, g, request
-from marshmallow import EXCLUDE, ValidationError
+from marshmallow import ValidationError
 
 from .. import idempotency, queue
 from ..database import BY_KEY, IN_ORDER, transaction
@@ -21,7 +21,7 @@ from ..waiting import wish
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, View, json_response, state, to_json
-from .bodies import refusal
+from .bodies import Unkept, refusal
 from .jobs import JOB, JOBS, STATUS_LABELS, job_object
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
 
@@ -165,7 +165,7 @@ def _claimed(rows: Any, headers: dict[str, str]) -> Response:
 
 @blp.operation(f"{JOBS}/report", "POST", summary="Report on claimed jobs", errors=(404,))
 @guard(Role.WORKER)
-@blp.arguments(schemas.Reports, example=examples.REPORTS)
+@blp.arguments(schemas.Reports, location="reports_json", example=examples.REPORTS)
 @blp.response(200, schemas.ReportAnswers, example=examples.REPORT_ANSWERS)
 def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Heartbeats, progress, results, hand-backs and ends; each is judged alone.
@@ -182,6 +182,8 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     most = MAX_PROBLEM_BYTES
     for raw in given:
         try:
+            if isinstance(raw, Unkept):
+                raise ValidationError(dict[str, Any](raw.wrong))
             reports.append(_REPORT.load_one(raw))
             answers.append({})
         except ValidationError as error:
@@ -222,11 +224,13 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 
 def _lease(raw: Any) -> dict[str, Any] | None:
     """The lease that a report is about which is wrong otherwise."""
+    if not isinstance(raw, dict):
+        return None
     try:
-        said = _LEASE.load(raw, unknown=EXCLUDE)
+        said = _LEASE.load({name: raw[name] for name in _LEASE.fields.keys() & raw.keys()})
     except ValidationError as error:
         said = error.valid_data
-    return said if isinstance(said, dict) and said.keys() >= {"job_id", "lease_token"} else None
+    return said if said.keys() >= {"job_id", "lease_token"} else None
 
 
 def _job_id(raw: Any) -> str | None:
