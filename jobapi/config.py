@@ -104,13 +104,13 @@ class Settings:
     )
     cors_origins: str = _setting(
         "",
-        "The origins whose pages may call the API from a browser, separated by commas, "
-        "or `*`. Empty: none.",
+        "The origins whose pages may call the API from a browser, separated by commas: "
+        "`https://app.example.com`, without patterns; or `*`. Empty: none.",
     )
     trusted_proxies: int = _setting(
         0,
-        "How many reverse proxies stand in front; so many `X-Forwarded-*` hops are believed. "
-        "Not used when embedded.",
+        "How many reverse proxies stand in front; so many `X-Forwarded-*` hops are believed, "
+        "and each has to set those headers. Not used when embedded.",
         least=0,
     )
     database_pool_size: int = _setting(

@@ -208,11 +208,11 @@ class JobAPI:
 
     ``url_prefix`` is where in the application it lives, such as ``/job-api``.
     ``current_user`` is for an application that has its own log-in: called in
-    each request, it returns a stable id of whoever is logged in (anything
-    whose ``str`` has 1 to 200 characters), or None. Our own log-in is not
-    served then. ``maintenance`` says that the processes that serve shall have
-    a thread that looks after leases that have run out; without it somebody
-    runs ``flask jobapi maintain``.
+    each request, it returns the stable id of the user who is logged in (what
+    ``accounts.host_id`` takes), or None. Our own log-in is not served then.
+    ``maintenance`` says that the processes that serve shall have a thread that
+    looks after leases that have run out; without it somebody runs
+    ``flask jobapi maintain``.
 
     The database is ``JOBAPI_DATABASE_URL``; where it is not set, the
     application's own Flask-SQLAlchemy engine (its bind ``jobapi``, if there is
