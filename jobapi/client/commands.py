@@ -94,9 +94,12 @@ def worker_command(
     lease_seconds: int | None,
     until_idle: bool,
 ) -> None:
-    """Run a worker: do the jobs for which it has tasks, until SIGTERM.
+    """Run a worker: do the jobs for which it has tasks, until SIGTERM or Ctrl-C.
 
-    MODULE:WORKER names a jobapi.client.Worker, such as etl:worker in etl.py.
+    MODULE:WORKER names a jobapi.client.Worker, such as etl:worker in etl.py. What
+    runs may finish; a second signal ends it at once. The exit code is 0 after a stop,
+    128 + the signal's number after a second one, and 1 for an error that does not
+    pass by itself, such as a key that was revoked.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
