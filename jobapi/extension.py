@@ -278,7 +278,8 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     return app
 
 
-_PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*/?")
+# Decoded, as WSGI has it.
+_PATH_PREFIX = re.compile(r"(/[^/\\?#\"<>\x00-\x1f\x7f]+)*/?")
 
 
 def _below_prefix(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:

@@ -348,6 +348,10 @@ def test_body_that_is_announced_too_large_is_413_and_not_read(desk: Desk, length
         ("POST", "/auth/refresh"),
         ("POST", "/auth/logout"),
         ("GET", "/health/live"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/dashboard"),
+        ("GET", "/metrics"),
     ):
         chunks = Chunks(b"x")
         environ = {"wsgi.input": chunks, "CONTENT_LENGTH": str(length)}

@@ -28,7 +28,7 @@ from ..fields import Choice, Time
 from ..models import MAX_ID
 from ..schemas import base as schemas
 from . import examples
-from .bodies import Parser
+from .bodies import Parser, read_body
 
 if TYPE_CHECKING:
     from ..extension import State
@@ -266,11 +266,18 @@ def handle(error: Exception) -> Response:
 
 
 def handled(view: View) -> View:
-    """Render what the view raises here, where no page of the host's can come before ours."""
+    """Render what the view raises here, where no page of the host's can come before ours.
+
+    A body that the view ignores has the same limit as any other.
+    """
+    guarded = view.__dict__.get("_apidoc", {}).get("jobapi", {}).get("guarded", False)
 
     @wraps(view)
     def handling(**url: Any) -> Any:
         try:
+            if not guarded:
+                # What is guarded reads it when it knows the caller.
+                read_body()
             return view(**url)
         except RaisedByHost as raised:
             # Flask is to handle it as if a hook of the host's had raised it.
@@ -472,7 +479,7 @@ class Api(SmorestApi):
 
 
 ERROR_RESPONSES = {
-    400: "The body is not JSON, or not such that it can be stored.",
+    400: "The body cannot be read, is not JSON, or not such that it can be stored.",
     401: "No token, or one that is malformed, expired or revoked.",
     403: "No access to the workspace, or the role does not allow this.",
     404: "The job, or the workspace, does not exist.",
@@ -594,9 +601,9 @@ def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
     else:
         doc["security"] = []
     if method != "get":
-        statuses.add(413)
+        statuses |= {400, 413}
     if "requestBody" in doc:
-        statuses |= {400, 415, 422}
+        statuses |= {415, 422}
     if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
         statuses |= {414, 422}
     for status in sorted(statuses):

@@ -300,6 +300,7 @@ def query_paths(name: str) -> dict[str, str]:
     return found
 
 
+_BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
 _UNREADABLE = "The body could not be read: it breaks off, or its chunks are malformed."
 
 
@@ -311,13 +312,14 @@ def read_body() -> bytes:
     limit = current_app.extensions["jobapi"].settings.max_body_bytes
     environ = request.environ
     length = get_content_length(environ)
-    if length is None:
-        if "HTTP_TRANSFER_ENCODING" not in environ:
-            return b""
-        if not environ.get("wsgi.input_terminated"):
+    if length is None and not environ.get("wsgi.input_terminated"):
+        if "HTTP_TRANSFER_ENCODING" in environ:
             raise errors.BadRequest(
                 "This server does not pass on chunked bodies; send a Content-Length."
             )
+        return b""
+    if length is None and "HTTP_TRANSFER_ENCODING" not in environ and request.method in _BODILESS:
+        return b""
     try:
         # At most one byte more than the limit, which the hooks have set.
         data = request.get_data() if length is None or length <= limit else None
