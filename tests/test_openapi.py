@@ -14,6 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from jobapi.identity import Role
 from jobapi.lifecycle import Action, EventKind, JobStatus, OperationStatus, Outcome, Priority
 from jobapi.views.base import BLUEPRINT_PREFIX
+from jobapi.views.hooks import RESPONSE_HEADERS
 
 from .factories import Desk
 from .test_access import TABLE
@@ -108,7 +109,7 @@ def examples_in(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any
 
 def test_document_names_the_server_that_it_came_from(app: Flask) -> None:
     client = app.test_client()
-    for root in ("http://127.0.0.1:8000", "https://jobs.example.com", "https://example.com/a%20b"):
+    for root in ("http://127.0.0.1:8000", "https://jobs.example.com", "https://example.com/api"):
         served = client.get("/openapi.json", base_url=root).get_json()
         assert served["servers"] == [{"url": root}]
 
@@ -181,7 +182,7 @@ class _Headers:
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_views_document_every_header_that_they_read(
+def test_views_document_every_header_that_they_read_or_send(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = desk.world.app
@@ -211,14 +212,20 @@ def test_views_document_every_header_that_they_read(
         body = {} if route.body is None else {"json": route.body}
         # What an earlier one of these calls has deleted is of no use to those after it.
         if method != "DELETE":
-            desk.world.call(method, url, token, **body).close()
+            answer = desk.world.call(method, url, token, **body)
+            answer.close()
+            responses = served["paths"][path][method.lower()]["responses"]
+            told = resolved(served, responses[str(answer.status_code)]).get("headers", {})
+            sent = set(answer.headers.keys()) & {*RESPONSE_HEADERS} - {"X-Request-Id"}
+            assert sent <= told.keys(), f"{method} {path}"
+            found += len(sent)
         parameters = parameters_of(served, method.lower(), path)
         documented = {each["name"].title() for each in parameters if each["in"] == "header"}
         found += len(read & documented)
         # Those that OpenAPI documents elsewhere, and one that all take.
         read -= {"Accept", "Authorization", "Content-Type", "X-Request-Id"}
         assert read <= documented, f"{method} {path}"
-    assert found > 10
+    assert found > 25
 
 
 def test_examples_are_valid(app: Flask) -> None:

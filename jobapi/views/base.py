@@ -473,6 +473,7 @@ class Api(SmorestApi):
                 {
                     "description": description,
                     "content": {PROBLEM: {"schema": schemas.Problem}},
+                    "headers": ERROR_HEADERS.get(status, {}),
                 },
                 lazy=True,
             )
@@ -493,6 +494,19 @@ ERROR_RESPONSES = {
     431: "The header fields are too many or too large.",
     500: "A fault in the service; the log has the details under `X-Request-Id`.",
     503: "The database is away; try again.",
+}
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    """The documentation of a response header."""
+    return {name: {"schema": {"type": "string"}, "description": description}}
+
+
+_RETRY_AFTER = header("Retry-After", "In how many seconds to try again.")
+ERROR_HEADERS = {
+    401: header("WWW-Authenticate", "`Bearer`, and whether the token was not valid (RFC 6750)."),
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
 }
 
 

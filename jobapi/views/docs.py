@@ -18,6 +18,9 @@ them.
 
 Log in with `POST /auth/login` and send the access token, or an API key, with each request:
 `Authorization: Bearer TOKEN`. Each error is a problem details object (RFC 9457).
+
+A request may name itself with `X-Request-Id`, which each response and the log carry. Later
+versions may add fields to responses, and values to those that are documented as open.
 """
 
 # Swagger UI writes styles into its elements; scripts are files of ours alone.

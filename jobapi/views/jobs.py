@@ -33,6 +33,7 @@ from .base import (
     View,
     address,
     etag,
+    header,
     json_response,
     location,
     not_modified,
@@ -87,8 +88,10 @@ _METADATA_FILTER = {
     "schema": {"type": "string", "maxLength": MAX_PATH_VALUE},
     "description": "Only jobs whose metadata has this value there; any path of keys may follow.",
 }
-_ETAG_HEADER = {"ETag": {"schema": {"type": "string"}, "description": "The job's version."}}
-_NOT_MODIFIED = {"304": {"description": "Not changed since the version named."}}
+_ETAG_HEADER = header("ETag", "The job's version.")
+_NOT_MODIFIED = {
+    "304": {"description": "Not changed since the version named.", "headers": _ETAG_HEADER}
+}
 
 
 def job_object(row: Any) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _light_object(row: Any) -> dict[str, Any]:
     headers={
         **_ETAG_HEADER,
         **REPLAYED_HEADER,
-        "Location": {"schema": {"type": "string"}, "description": "The new job's URL."},
+        **header("Location", "The new job's URL."),
     },
 )
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
@@ -522,8 +525,8 @@ def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     schemas.JobList,
     example=examples.LIST,
     headers={
-        "Deprecation": {"schema": {"type": "string"}, "description": "Since when (RFC 9745)."},
-        "Link": {"schema": {"type": "string"}, "description": "What to use instead."},
+        **header("Deprecation", "Since when (RFC 9745)."),
+        **header("Link", "What to use instead."),
     },
 )
 def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:

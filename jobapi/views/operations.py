@@ -16,7 +16,7 @@ from ..schemas import operations as schemas
 from ..schemas.base import PagingQuery
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, json_response, location, paginated, state
+from .base import Blueprint, header, json_response, location, paginated, state
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, idempotency_key, replayable
 
 blp = Blueprint(
@@ -69,7 +69,7 @@ def _role(action: int) -> Role:
     example=examples.OPERATION,
     headers={
         **REPLAYED_HEADER,
-        "Location": {"schema": {"type": "string"}, "description": "Where its progress is read."},
+        **header("Location", "Where its progress is read."),
     },
 )
 def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:

@@ -9,7 +9,7 @@ from ..database import transaction
 from ..schemas import accounts as schemas
 from ..schemas.base import PagingQuery
 from .access import Caller, guard
-from .base import Blueprint, location, paginated
+from .base import Blueprint, header, location, paginated
 
 blp = Blueprint("users", "Users", "Who may log in. For administrators.")
 
@@ -29,7 +29,7 @@ def list_users(caller: Caller, query: dict[str, Any]) -> Any:
 @blp.operation("/users", "POST", summary="Create user", errors=(409,))
 @guard(admin=True)
 @blp.arguments(schemas.UserCreate)
-@blp.response(201, schemas.User)
+@blp.response(201, schemas.User, headers=header("Location", "The new user's URL."))
 def create_user(caller: Caller, body: dict[str, Any]) -> Any:
     """Add somebody who can log in."""
     row = accounts.create_user(caller.connection, **body)

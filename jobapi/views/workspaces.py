@@ -12,7 +12,7 @@ from ..lifecycle import JobStatus
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
 from .access import Caller, guard
-from .base import Blueprint, location, paginated
+from .base import Blueprint, header, location, paginated
 
 blp = Blueprint("workspaces", "Workspaces", "Workspaces and their members.")
 keys_blp = Blueprint("keys", "API keys", "Keys with which machines use one workspace.")
@@ -52,7 +52,7 @@ def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
 @blp.operation("/workspace", "POST", summary="Create workspace")
 @guard(keys=False)
 @blp.arguments(schemas.WorkspaceName)
-@blp.response(201, schemas.Workspace)
+@blp.response(201, schemas.Workspace, headers=header("Location", "The new workspace's URL."))
 def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
     """Make a workspace; whoever makes it is its owner."""
     with transaction(caller.connection) as tx:
@@ -106,7 +106,7 @@ def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> An
 @blp.operation(MEMBERS, "POST", summary="Add member", errors=(404, 409))
 @guard(Role.OWNER, keys=False)
 @blp.arguments(schemas.MemberAdd)
-@blp.response(201, schemas.Member)
+@blp.response(201, schemas.Member, headers=header("Location", "The new member's URL."))
 def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Make a user a member, named by the exact `username`.
 
