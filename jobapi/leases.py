@@ -35,7 +35,7 @@ class Backoff:
 def _begin(job: Any, now: datetime) -> dict[str, Any]:
     values: dict[str, Any] = {"prefetched": False, "started_at": now}
     if job.timeout_seconds is not None:
-        # From now on its time runs; a renewed lease is left to whoever looks at it.
+        # Its time runs from now on. The reaper sees for itself that a lease was renewed.
         values["reap_at"] = min(job.reap_at, now + timedelta(seconds=job.timeout_seconds))
     return values
 
@@ -106,7 +106,7 @@ def expire(job: Any, *, backoff: Backoff, chance: float, now: datetime) -> dict[
     Where the lease was renewed it is to be looked at later; nothing where it is
     not time to look. With a lease it is retried like a failure; without one
     nobody would do it again, so that it fails. An attempt that has not begun
-    costs no retry: its job goes back, suspected of what became of the worker.
+    costs no retry: its job goes back as a suspect, which may have killed its worker.
     """
     if job.status != JobStatus.RUNNING or job.reap_at is None or job.reap_at > now:
         return {}

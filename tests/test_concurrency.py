@@ -132,6 +132,28 @@ def test_writers_at_once_in_two_processes_all_get_answers(serve: Any) -> None:
     assert "locked" not in service.log.read_text()
 
 
+def test_runs_that_begin_at_once_in_two_processes_are_one_for_each_job(serve: Any) -> None:
+    session = client(serve("--workers", "2", "--threads", "8"))
+    session.post("/workspace/1/jobs/batch", json={"jobs": [{"job_type": "x"}] * 20})
+    claimed = session.post("/workspace/1/jobs/claim", json={"limit": 20, "begin": False}).json()
+    leases = [{name: job[name] for name in ("job_id", "lease_token")} for job in claimed["data"]]
+    assert len(leases) == 20
+    gate = threading.Barrier(6)
+
+    def begin(number: int) -> list[bool]:
+        accepted = []
+        gate.wait(20)
+        for lease in leases:
+            report = {**lease, "begun": True, "run_id": f"run {number}"}
+            answer = session.post("/workspace/1/jobs/report", json={"reports": [report]}).json()
+            accepted.append(answer["data"][0]["accepted"])
+        return accepted
+
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(begin, range(6)))
+    assert [sum(of_job) for of_job in zip(*runs, strict=True)] == [1] * 20
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_jobs_that_were_acknowledged_outlive_the_service(serve: Any, how: str) -> None:
     service = serve()

@@ -114,7 +114,7 @@ def parse_reports(data: bytes) -> Any:
 
 
 def _parse_with_errors(data: bytes) -> Any:
-    """What is JSON, with errors in the place of numbers that are none; None where it is not."""
+    """Parse JSON in which a number that cannot be kept becomes its error; None if it is no JSON."""
     try:
         return json.loads(
             data.decode("utf-8"),
