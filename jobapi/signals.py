@@ -82,4 +82,6 @@ def _restore_in_child() -> None:
     _release()
 
 
-os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_restore_in_child)
+# Not where processes cannot fork, as on Windows.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_restore_in_child)

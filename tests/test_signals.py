@@ -9,7 +9,7 @@ import sys
 import pytest
 
 HEAD = """
-import os, signal, sys, threading, time
+import httpx2, os, signal, sys, threading, time
 from multiprocessing import get_context
 from jobapi.signals import StopSignals
 
@@ -102,3 +102,14 @@ with StopSignals() as signals:
 """
     )
     assert done.stdout.split() == ["-15", "False"], done.stderr
+
+
+def test_import_where_processes_cannot_fork_works() -> None:
+    done = run(
+        """
+del sys.modules["jobapi.signals"], os.register_at_fork, signal.pthread_sigmask
+import jobapi.client
+print("imported")
+"""
+    )
+    assert done.stdout == "imported\n", done.stderr

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from .. import errors
 from ..signals import StopSignals
 from .retries import Unreachable
+from .shift import ThreadsLost
 
 MAX_DELAY_SECONDS = 30.0
 """The longest pause before a process is replaced that died again and again."""
@@ -27,9 +28,6 @@ KILL_SECONDS = 5.0
 """How long after the time for a stop processes that are still there are killed."""
 
 _STOP = "stop"
-
-# Forked, so that tasks need no importing.
-_FORK = get_context("fork")
 
 logger = logging.getLogger("jobapi.worker")
 
@@ -79,6 +77,8 @@ class Processes:
         self.until_idle = until_idle
         self.places = [_Place(number) for number in range(worker.concurrency)]
         self.error: Exception | None = None
+        # Forked, so that tasks need no importing.
+        self.context = get_context("fork")
 
     def run(self) -> None:
         """Keep the processes alive until stopped, or until each found nothing to do."""
@@ -104,9 +104,9 @@ class Processes:
     def _start(self, place: _Place) -> None:
         if place.process is not None or place.done or time.monotonic() < place.start_at:
             return
-        place.pipe, pipe = _FORK.Pipe()
+        place.pipe, pipe = self.context.Pipe()
         others = [other.pipe for other in self.places if other.pipe is not None]
-        place.process = _FORK.Process(target=self._child, args=(place.number, pipe, others))
+        place.process = self.context.Process(target=self._child, args=(place.number, pipe, others))
         place.process.start()
         pipe.close()
         place.started_at = time.monotonic()
@@ -182,6 +182,10 @@ class Processes:
                 self.work(f"{self.name}/{number}", 1)
             except (errors.JobApiError, Unreachable) as error:
                 pipe.send(_sent(error))
+                sys.exit(1)
+            except ThreadsLost as error:
+                # A new process has new threads.
+                logger.error("%s", error)
                 sys.exit(1)
 
     def _listen(self, pipe: connection.Connection) -> None:
