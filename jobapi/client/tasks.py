@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ..lifecycle import compose_patches
-from .http import written
+from .connection import written
 from .models import ClaimedJob
 
 MAX_DEPTH = 64
