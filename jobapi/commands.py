@@ -50,6 +50,9 @@ def _messages() -> Iterator[None]:
         yield
     except (JobApiError, config.ConfigError) as error:
         raise click.ClickException(str(error)) from None
+    except UnicodeEncodeError:
+        # Which one it is cannot be said: it may be a password.
+        raise click.ClickException("An argument is not valid UTF-8.") from None
     except SQLAlchemyError as error:
         fault = judge(error)
         said = str(error.orig if isinstance(error, DBAPIError) else error).strip()

@@ -141,6 +141,9 @@ KEY = ("keys", "create", "--workspace", "1", "--role", "viewer", "--name", "k")
         (("users", "disable", "nobody"), "no user 'nobody'"),
         (("workspaces", "create", "W", "--owner", "nobody"), "no user 'nobody'"),
         (("workspaces", "create", "  ", "--owner", "anna"), "Use 1 to 200 characters"),
+        (("workspaces", "create", "W\udcff", "--owner", "anna"), "not valid UTF-8"),
+        (("users", "create", "bert", "--password", "\udcff" * 9), "not valid UTF-8"),
+        (("users", "disable", "\udcff"), "not valid UTF-8"),
         (("workspaces", "create", "x" * 201, "--owner", "anna"), "Use 1 to 200 characters"),
         (
             ("keys", "create", "--workspace", "999", "--role", "viewer", "--name", "k"),
