@@ -102,7 +102,9 @@ class State:
         )
         self.streams = Streams(lambda: self.engine, events.frame, limit=self.settings.max_streams)
         self.streams.count = self._count_streams
-        self.maintenance = Maintenance(lambda: self.engine, self.backoff, self.tell)
+        self.maintenance = Maintenance(
+            lambda: self.engine, self.backoff, self.tell, self.room.announce
+        )
 
     @property
     def engine(self) -> Engine:

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, delete, or_, select
 from . import counts, events, flow, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
 from .leases import Backoff
-from .lifecycle import JobStatus
+from .lifecycle import Action, JobStatus
 from .models import duties
 
 ROUND_SECONDS = 2.0
@@ -75,8 +75,19 @@ def _unheard(jobs: Sequence[Any]) -> None:
     """Nobody wants to know."""
 
 
+def _unannounced(connection: Connection, workspace_id: int) -> None:
+    """Those who wait look themselves."""
+
+
+Announce = Callable[[Connection, int], None]
+"""Called after the commit for each workspace in which jobs have become due."""
+
+
 def work(
-    connection: Connection, backoff: Backoff, tell: Callable[[Sequence[Any]], None] = _unheard
+    connection: Connection,
+    backoff: Backoff,
+    tell: Callable[[Sequence[Any]], None] = _unheard,
+    announce: Announce = _unannounced,
 ) -> int:
     """Do what there is to do, in bounded transactions; returns how many jobs it reaped.
 
@@ -88,6 +99,8 @@ def work(
             found = queue.reap(tx, backoff=backoff)
         reaped += len(found.jobs)
         tell(found.jobs)
+        for workspace_id in {job.workspace_id for job in found.jobs if queue.is_due(job)}:
+            announce(connection, workspace_id)
         for job in found.jobs:
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
         if not found.more:
@@ -103,14 +116,18 @@ def work(
     return reaped
 
 
-def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
+def go_on(
+    connection: Connection,
+    seconds: float = WORK_SECONDS,
+    announce: Announce = _unannounced,
+) -> bool:
     """Go on with what takes long, for so many seconds; whether there is more to do.
 
     Operations on many jobs, and what is left of deleted workspaces.
     """
     end = time.monotonic() + seconds
     while True:
-        advanced = _advance(connection)
+        advanced = _advance(connection, announce)
         with transaction(connection, planner=BY_KEY) as tx:
             cleared = workspaces.clear(tx)
         if not advanced and not cleared:
@@ -119,13 +136,16 @@ def go_on(connection: Connection, seconds: float = WORK_SECONDS) -> bool:
             return True
 
 
-def _advance(connection: Connection) -> bool:
+def _advance(connection: Connection, announce: Announce) -> bool:
     operation_id = operations.turn(connection)
     if operation_id is None:
         return False
     try:
         with transaction(connection, planner=BY_KEY) as tx:
-            return operations.advance(tx, operation_id) is not None
+            advanced = operations.advance(tx, operation_id)
+        if advanced is not None and advanced.action == Action.RETRY:
+            announce(connection, advanced.workspace_id)
+        return advanced is not None
     except Exception:
         logger.exception("operation %s failed; it is tried again", operation_id)
         operations.put_off(connection, operation_id)
@@ -195,10 +215,12 @@ class Maintenance:
         engine: Callable[[], Engine],
         backoff: Backoff,
         tell: Callable[[Sequence[Any]], None] = _unheard,
+        announce: Announce = _unannounced,
     ) -> None:
         self._engine = engine
         self._backoff = backoff
         self._tell = tell
+        self._announce = announce
         self._holder = secrets.token_hex(16)
         self._stop = Event()
         self._lock = Lock()
@@ -234,8 +256,8 @@ class Maintenance:
             try:
                 with self._engine().connect() as connection:
                     if take_duty(connection, self._holder):
-                        work(connection, self._backoff, self._tell)
-                        if go_on(connection):
+                        work(connection, self._backoff, self._tell, self._announce)
+                        if go_on(connection, announce=self._announce):
                             pause = PAUSE_SECONDS
                         if not todo and time.monotonic() - swept_at >= SWEEP_SECONDS:
                             swept_at = time.monotonic()

@@ -12,9 +12,10 @@ import random
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache, partial
+from itertools import chain
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,9 +27,9 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    exists,
     extract,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -62,6 +63,9 @@ from .settling import DECIDING, Settling, lock
 
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
+
+Wish = tuple[int, tuple[str, ...] | None]
+"""What a claim is for: a workspace, and job types or all."""
 
 _ENDED_BY = {
     JobStatus.FAILED: (Outcome.FAILED,),
@@ -247,19 +251,61 @@ def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
     return OneOf(jobs.c.job_type, bindparam("types", type_=Texts))
 
 
-def claimable(session: Executor, workspace_id: int, job_types: Sequence[str] | None = None) -> bool:
-    """Whether a claim would find something at this moment. Cheap."""
-    now = session.execute(select(DbNow())).scalar_one()
-    wanted = exists().where(
-        jobs.c.workspace_id == workspace_id,
-        jobs.c.status.in_(TRANSITIONS["claim"][0]),
-        # Written out, so that it is one look into the index for each.
-        jobs.c.priority.in_(list(Priority)),
-        jobs.c.due_at <= now,
+def claimable(session: Executor, wishes: Collection[Wish]) -> set[Wish]:
+    """Of these wishes, those for which a claim would find something now. One statement.
+
+    It is one look into the index for each workspace and job type among them,
+    however many callers have the same wish.
+    """
+    parts = {each: [(each[0], name) for name in _names(each[1])] for each in wishes}
+    wanted = set(chain.from_iterable(parts.values()))
+    if not wanted:
+        return set()
+    rows = [{"workspace_id": w, "job_type": job_type} for w, job_type in wanted]
+    found = _claimable(dialect_name(session)).all(session, records(session, rows))
+    there = {(row.workspace_id, row.job_type) for row in found}
+    return {each for each, of_it in parts.items() if not there.isdisjoint(of_it)}
+
+
+def _names(job_types: tuple[str, ...] | None) -> tuple[str | None, ...]:
+    return (None,) if job_types is None else job_types
+
+
+@cache
+def _claimable(dialect: str) -> Statement:
+    (status,) = TRANSITIONS["claim"][0]
+    wanted = record_source(
+        dialect, {"workspace_id": jobs.c.workspace_id.type, "job_type": jobs.c.job_type.type}
     )
-    if job_types is not None:
-        wanted = wanted.where(jobs.c.job_type.in_(job_types))
-    return bool(session.execute(select(wanted)).scalar_one())
+    if dialect == "sqlite":
+        now: Any = DbNow()
+    else:
+        # clock_timestamp() would be no bound for an index.
+        now = func.statement_timestamp(type_=jobs.c.due_at.type)
+    parts = []
+    for typed in (False, True):
+        due = select(literal(1).label("one")).where(
+            jobs.c.workspace_id == wanted.c.workspace_id,
+            jobs.c.status == status,
+            # Written out, so that it is one look into the index for each.
+            jobs.c.priority.in_([literal(each, jobs.c.priority.type) for each in Priority]),
+            jobs.c.due_at <= now,
+            jobs.c.job_type == wanted.c.job_type if typed else true(),
+        )
+        columns = select(wanted.c.workspace_id, wanted.c.job_type)
+        of_kind = wanted.c.job_type.is_not(None) if typed else wanted.c.job_type.is_(None)
+        if dialect == "sqlite":
+            parts.append(columns.where(of_kind, due.correlate(wanted).exists()))
+        else:
+            # Never a join with all that are due, whatever the statistics say.
+            first = due.limit(1).lateral()
+            parts.append(columns.select_from(wanted.join(first, true())).where(of_kind))
+    return Statement(union_all(*parts))
+
+
+def is_due(job: Any) -> bool:
+    """Whether a job that was just changed can be claimed; ``job`` as in ``Settling.jobs``."""
+    return bool(job.status == JobStatus.PENDING and job.due_at <= job.now)
 
 
 def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRow]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,11 +15,15 @@ import httpx2
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import OperationalError
 
+from jobapi import maintenance, operations, queue, waiting
 from jobapi.database import normalize_url
+from jobapi.leases import Backoff
 from jobapi.models import duties
 from jobapi.views.worker import caller_is_gone
+from jobapi.waiting import WaitingRoom, wish
 
 from .factories import PASSWORD, Desk, World
 from .served import BIN
@@ -30,15 +35,15 @@ JOB = {"job_type": "a", "workspace_id": 1}
 class Waiter(threading.Thread):
     """Somebody who waits for a job."""
 
-    def __init__(self, client: httpx2.Client, **body: Any) -> None:
+    def __init__(self, client: httpx2.Client, *, url: str = JOBS, **body: Any) -> None:
         super().__init__()
-        self.client, self.body = client, {"wait_seconds": 15, **body}
+        self.client, self.url, self.body = client, url, {"wait_seconds": 15, **body}
         self.answer: Any = None
         self.ended = 0.0
         self.start()
 
     def run(self) -> None:
-        self.answer = self.client.post(f"{JOBS}/claim", json=self.body)
+        self.answer = self.client.post(f"{self.url}/claim", json=self.body)
         self.ended = time.monotonic()
 
     def got(self, since: float) -> tuple[int, float]:
@@ -122,11 +127,239 @@ def test_only_half_of_the_threads_wait_and_the_others_serve(serve: Any) -> None:
     waiters = [Waiter(client, wait_seconds=4) for _ in range(2)]
     time.sleep(0.5)
     began = time.monotonic()
-    assert client.post(f"{JOBS}/claim", json={"wait_seconds": 15}).json() == {"data": []}
+    refused = client.post(f"{JOBS}/claim", json={"wait_seconds": 15})
+    assert refused.json() == {"data": []}
+    assert int(refused.headers["Retry-After"]) >= 1
     assert client.get(JOBS).status_code == 200
     assert time.monotonic() - began < 2
     for waiter in waiters:
         assert waiter.got(began)[0] == 0
+        # It had the whole time.
+        assert "Retry-After" not in waiter.answer.headers
+    assert "Retry-After" not in client.post(f"{JOBS}/claim").headers
+
+
+def test_waiters_of_one_workspace_leave_a_seat_to_those_of_another(serve: Any) -> None:
+    client = serve("--workers", "1", "--threads", "6").client("boss", PASSWORD)
+    other = client.post("/workspace", json={"name": "other"}).json()["workspace_id"]
+    waiters = [Waiter(client) for _ in range(3)]
+    time.sleep(0.5)
+    theirs = Waiter(client, url=f"/workspace/{other}/jobs")
+    # The one that had waited longest is answered early.
+    waiters[0].join(10)
+    assert int(waiters[0].answer.headers["Retry-After"]) >= 1
+    assert waiters[0].got(0)[0] == 0
+    for url, job in (
+        (f"/workspace/{other}/jobs", {"job_type": "a", "workspace_id": other}),
+        *[(JOBS, JOB)] * 2,
+    ):
+        assert client.post(url, json=job).status_code == 201
+    for waiter in (theirs, *waiters[1:]):
+        assert waiter.got(0)[0] == 1
+        assert "Retry-After" not in waiter.answer.headers
+
+
+def test_claim_that_cannot_wait_says_when_to_come_again(desk: Desk) -> None:
+    for threads, wait_seconds, early in ((False, 5, True), (False, 0, False), (True, 0, False)):
+        environ = {"wsgi.multithread": threads}
+        body = {"wait_seconds": wait_seconds}
+        answer = desk.post("/claim", json=body, environ_overrides=environ)
+        assert answer.json == {"data": []}
+        assert ("Retry-After" in answer.headers) is early
+    desk.create()
+    answer = desk.post("/claim", json={"wait_seconds": 5})
+    assert len(answer.json["data"]) == 1
+    assert "Retry-After" not in answer.headers
+
+
+class Clock:
+    """What a room takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def room(desk: Desk, clock: Any, *, limit: int = 4, listen: bool = True) -> WaitingRoom:
+    engine = desk.world.state.engine
+    return WaitingRoom(lambda: engine, limit=limit, listen=listen, clock=clock)
+
+
+def test_seats_are_shared_between_workspaces(desk: Desk) -> None:
+    clock = Clock()
+    here = room(desk, clock)
+    a, b, c, d, e = (wish(number, None) for number in range(5))
+    seats = {wanted: [] for wanted in (a, b, c, d, e)}
+
+    def enter(wanted: Any) -> bool:
+        seat = here.enter(wanted)
+        seats[wanted] += [] if seat is None else [seat]
+        clock.now += 0.01
+        return seat is not None
+
+    assert [enter(a) for _ in range(5)] == [True] * 4 + [False]
+    assert [enter(b) for _ in range(3)] == [True, True, False]
+    assert [seat.ended for seat in seats[a]] == [True, True, False, False]
+    assert [enter(wanted) for wanted in (c, d, e)] == [True, True, False]
+    assert [seat.ended for seat in seats[a] + seats[b]] == [True] * 3 + [False, True, False]
+    # None has more than one, but those who have none have their turn, too.
+    clock.now += 3
+    assert enter(e)
+    assert seats[a][3].ended
+    assert here.wait(seats[a][3], clock.now + 20, lambda: False)  # what it was called for
+    assert not here.wait(seats[a][3], clock.now + 20, lambda: False)
+    for seat in [each for some in seats.values() for each in some]:
+        here.leave(seat)
+    assert not here._wishes
+    assert not here._seats
+    assert room(desk, clock, limit=0).enter(a) is None
+
+
+def watched(here: WaitingRoom, seconds: float = 0.0) -> Any:
+    """Whose turn it is after the watcher has listened and asked."""
+    wake, woken = socket.socketpair()
+    with wake, woken:
+        here._watch(seconds, woken)
+    turns = set(here._turns)
+    here._turns.clear()
+    return turns
+
+
+def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Desk) -> None:
+    """Many jobs at once are announced once, and none waits for the next poll."""
+    engine = desk.world.state.engine
+    if engine.dialect.name == "sqlite":
+        return  # nothing is announced
+    clock = Clock()
+    here, there = room(desk, clock), room(desk, clock)
+    wanted = wish(desk.workspace_id, None)
+    seat = here.enter(wanted)
+    assert seat is not None
+    assert here.wait(seat, clock.now + 9, lambda: False)
+    assert watched(here) == set()  # it begins to listen
+    with closing(here._listener), engine.connect() as connection:
+        there.announce(connection, desk.workspace_id)
+        assert watched(here, 5.0) == {wanted}
+        clock.now += 0.03
+        desk.world.job(desk.workspace_id, desk.user)
+        there.announce(connection, desk.workspace_id)
+        assert watched(here) == set()
+        clock.now += 0.024
+        assert watched(here) == {wanted}
+        # Once: then the poll is in charge again.
+        clock.now += 0.05
+        assert watched(here) == set()
+        clock.now += 0.7
+        assert watched(here) == {wanted}
+        # What a process announces itself has called its own waiters already.
+        here.announce(connection, desk.workspace_id)
+        here._turns.clear()
+        assert watched(here, 0.2) == set()
+    here.leave(seat)
+
+
+def test_announcement_that_failed_does_not_count(desk: Desk) -> None:
+    engine = desk.world.state.engine
+    here = room(desk, Clock())
+
+    class Broken:
+        dialect = engine.dialect
+
+        def execute(self, statement: Any) -> None:
+            raise OperationalError("NOTIFY", None, Exception("away"))
+
+    broken: Any = Broken()
+    here.announce(broken, 1)
+    assert here._announced == {}
+    with engine.connect() as connection:
+        here.announce(connection, 1)
+    assert len(here._announced) == (1 if engine.dialect.name == "postgresql" else 0)
+
+
+def test_announcements_do_not_keep_the_watcher_from_what_is_due(desk: Desk) -> None:
+    clock = Clock()
+    here = room(desk, clock)
+    one, other = wish(1, None), wish(2, ("a",))
+    for wanted in (one, other):
+        assert here.enter(wanted) is not None
+    asked = []
+    for _ in range(10):
+        clock.now += 0.1
+        asked += here._due([1], clock.now)
+    assert other in asked
+
+
+def test_only_waiter_is_woken_by_its_own_process(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the watcher, which sleeps until the next poll."""
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 60)
+    here = room(desk, time.monotonic, listen=False)
+    wanted = wish(desk.workspace_id, None)
+    seat = here.enter(wanted)
+    assert seat is not None
+    assert here.wait(seat, time.monotonic() + 60, lambda: False)
+    found: list[bool] = []
+    waiter = threading.Thread(
+        target=lambda: found.append(here.wait(seat, time.monotonic() + 60, lambda: False))
+    )
+    waiter.start()
+    deadline = time.monotonic() + 20
+    while here._wake is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with desk.world.state.engine.connect() as connection:
+        here.announce(connection, desk.workspace_id)
+    waiter.join(20)
+    assert found == [True]
+
+
+def test_claimable_says_for_many_wishes_which_have_a_job(desk: Desk) -> None:
+    other = Desk(desk.world)
+    w, v = desk.workspace_id, other.workspace_id
+    with desk.world.state.engine.connect() as connection:
+        nothing = [wish(w, None), wish(w, ["a"]), wish(v, None)]
+        assert queue.claimable(connection, nothing) == set()
+        assert queue.claimable(connection, []) == set()
+        desk.create(job_type="a", priority="urgent")
+        other.create(job_type="b", priority="low")
+        later = datetime.now(UTC) + timedelta(hours=1)
+        desk.create(job_type="c", scheduled_at=later.isoformat())
+        many = wish(w, [f"t{number}" for number in range(1000)])
+        there = [wish(w, None), wish(w, ["a", "x"]), wish(v, None), wish(v, ["b"])]
+        missing = [wish(w, ["b", "c"]), wish(v, ["a"]), wish(v + 1, None), many, wish(w, [])]
+        assert queue.claimable(connection, [*there, *missing]) == set(there)
+
+
+def test_jobs_that_become_due_in_the_background_are_announced(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[int] = []
+
+    def announce(connection: Any, workspace_id: int) -> None:
+        assert connection.execute(select(1)).scalar() == 1
+        announced.append(workspace_id)
+
+    state = desk.world.state
+    job = desk.create(max_retries=5)
+    with state.engine.connect() as connection:
+        for backoff, wanted in ((Backoff(60, 60), []), (Backoff(0, 0), [desk.workspace_id])):
+            desk.shift(job, 3600)
+            desk.claim()
+            desk.shift(job, 3600)
+            maintenance.work(connection, backoff, announce=announce)
+            assert announced == wanted
+        desk.post(f"/{job['job_id']}/cancel")
+        monkeypatch.setattr(operations, "AT_ONCE", 1)
+        for _ in range(3):
+            desk.job_in("cancelled")
+        announced.clear()
+        path = f"/workspace/{desk.workspace_id}/operations"
+        assert desk.call("POST", path, json={"action": "retry", "filter": {}}).status_code == 201
+        maintenance.go_on(connection, 60, announce)
+        assert len(announced) >= 3
+        assert set(announced) == {desk.workspace_id}
 
 
 def test_caller_that_has_gone_away_claims_nothing(serve: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import select
 import socket
 import time
@@ -15,7 +16,7 @@ from .. import idempotency, queue
 from ..database import BY_KEY, IN_ORDER, transaction
 from ..errors import ValidationFailed
 from ..identity import Role
-from ..lifecycle import JobStatus, Outcome
+from ..lifecycle import Outcome
 from ..schemas import worker as schemas
 from ..waiting import wish
 from . import examples
@@ -29,6 +30,18 @@ blp = Blueprint(
     "worker", "Workers", "Fetch jobs over plain HTTP, and report their progress and results."
 )
 
+RETRY_SECONDS = 2
+"""After how long a claim that could not wait shall be repeated, at most."""
+
+_CHANCE = random.SystemRandom()
+_RETRY_AFTER = {
+    "Retry-After": {
+        "schema": {"type": "integer", "minimum": 1},
+        "description": "Seconds to wait before the next claim, where an empty answer came before "
+        "`wait_seconds` were over.",
+    }
+}
+
 OUTCOME_LABELS = [outcome.label for outcome in Outcome]
 
 MAX_PROBLEM_BYTES = 16 * 1024
@@ -41,38 +54,44 @@ _LEASE = schemas.Lease()
 
 
 def waits(view: View) -> View:
-    """Let a claim that gets nothing wait, and then begin anew, with who may what looked up anew."""
+    """Long-poll an empty claim: repeat it, access check included, when a job may be available."""
 
     @wraps(view)
     def waiting(**url: Any) -> Any:
-        began = time.monotonic()
+        deadline = time.monotonic()
         g.jobapi_wait = None
-        room = state().room
         response = view(**url)
-        if g.jobapi_wait is None or not request.environ.get("wsgi.multithread"):
+        if g.jobapi_wait is None:
             return response
         seconds, wanted = g.jobapi_wait
-        if not seconds or not room.enter(wanted):
-            return response
-        metrics = state().metrics
-        try:
-            if metrics is not None:
-                metrics.waiting.inc()
-            while room.wait(wanted, began + seconds, caller_is_gone):
-                g.jobapi_wait = None
-                found = True
-                try:
-                    response = view(**url)
-                    found = g.jobapi_wait is None
-                finally:
+        deadline += seconds
+        room = state().room
+        seat = None
+        if seconds and request.environ.get("wsgi.multithread"):
+            seat = room.enter(wanted)
+        if seat is not None:
+            metrics = state().metrics
+            try:
+                if metrics is not None:
+                    metrics.waiting.inc()
+                while room.wait(seat, deadline, caller_is_gone):
+                    g.jobapi_wait = None
+                    found = True
+                    try:
+                        response = view(**url)
+                        found = g.jobapi_wait is None
+                    finally:
+                        if found:
+                            room.call(wanted)
                     if found:
-                        room.call(wanted)
-                if found:
-                    break
-        finally:
-            room.leave(wanted)
-            if metrics is not None:
-                metrics.waiting.dec()
+                        return response
+            finally:
+                room.leave(seat)
+                if metrics is not None:
+                    metrics.waiting.dec()
+        if time.monotonic() < deadline:
+            # Not all of those who were refused together come back together.
+            response.headers["Retry-After"] = str(_CHANCE.randint(1, RETRY_SECONDS))
         return response
 
     return waiting
@@ -109,7 +128,10 @@ def caller_is_gone() -> bool:
 @guard(Role.WORKER)
 @blp.arguments(schemas.Claim, location="optional_json", required=False, example=examples.CLAIM)
 @blp.response(
-    200, schemas.ClaimedJobs, example={"data": [examples.CLAIMED]}, headers=REPLAYED_HEADER
+    200,
+    schemas.ClaimedJobs,
+    example={"data": [examples.CLAIMED]},
+    headers={**REPLAYED_HEADER, **_RETRY_AFTER},
 )
 def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Lease due jobs, the most urgent first; `data` is empty where there are none.
@@ -119,7 +141,7 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     can be repeated: it answers with the same leases while they live. An answer
     ends at 8 MiB: jobs that it does not hold are left for the next claim. With
     `wait_seconds` it waits for a first job; where too many wait already, it
-    answers at once.
+    answers at once, with `Retry-After`.
     """
     claim = {name: value for name, value in body.items() if value is not None}
     for job_type in claim.get("job_types", ()):
@@ -209,7 +231,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
                 only_job_types=caller.job_types,
                 by=caller.name,
             )
-        if any(a.job is not None and a.job.status == JobStatus.PENDING for a in judged):
+        if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
             state().room.announce(caller.connection, workspace_id)
         results = iter(zip(reports, judged, strict=True))
         for number, answer in enumerate(answers):
