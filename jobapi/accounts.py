@@ -487,8 +487,8 @@ def _open_session(
     }
     values = [literal(value, sessions.c[name].type) for name, value in row.items()]
     same = true() if password_hash is None else users.c.password_hash == password_hash
-    # The lock makes whoever disables the user, or changes the password, end this
-    # log-in too, or come before it.
+    # With the lock, a new password or a disabling either comes first, and there is
+    # no log-in, or waits, and ends it.
     opened = session.execute(
         insert(sessions)
         .from_select(
@@ -537,7 +537,7 @@ def refresh_session(
         return _login(found, found.refresh_id)
     close_session(session, session_id)
     raise TokenRevoked(
-        "This refresh token was exchanged before. Somebody else may have it, so the log-in has "
+        "This refresh token was exchanged before and may have been stolen, so its log-in has "
         "ended; log in again."
     )
 

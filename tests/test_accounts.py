@@ -288,7 +288,7 @@ def pass_by(world: World, seconds: float) -> None:
             tx.execute(where.values(**moved, replaced=replaced or None))
 
 
-def works(world: World, pair: dict[str, Any]) -> list[int]:
+def works(world: World, pair: dict[str, Any]) -> int:
     """What an access token is answered."""
     return int(world.call("GET", "/auth/me", pair["access_token"]).status_code)
 
@@ -535,7 +535,9 @@ NFC, NFD = (unicodedata.normalize(form, WORDS) for form in ("NFC", "NFD"))
 
 
 @pytest.mark.parametrize(("set_as", "typed"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
-def test_password_is_the_same_in_all_forms(world: World, set_as: str, typed: str) -> None:
+def test_login_password_typed_in_another_form_is_right(
+    world: World, set_as: str, typed: str
+) -> None:
     user = world.user("anna", password=set_as)
     pair = login(world, "anna", typed)
     assert pair.status_code == 200
@@ -549,7 +551,7 @@ def test_password_is_the_same_in_all_forms(world: World, set_as: str, typed: str
     assert login(world, "anna", WORDS.upper()).status_code == 401
 
 
-def test_password_whose_hash_is_of_another_form_is_right_and_hashed_anew(world: World) -> None:
+def test_login_password_hashed_in_another_form_is_right_and_rehashed(world: World) -> None:
     user = world.user("anna")
     with world.transaction() as tx:
         old = accounts._hasher.hash(NFD)
@@ -574,7 +576,9 @@ def test_password_whose_hash_is_of_another_form_is_right_and_hashed_anew(world: 
         ("e" + "\u0301\u0323" * 40_000, False),
     ],
 )
-def test_password_length_is_counted_in_nfc(world: World, password: str, right: bool) -> None:
+def test_create_user_password_length_is_counted_in_nfc(
+    world: World, password: str, right: bool
+) -> None:
     admin = world.token(world.user(is_admin=True))
     body = {"username": "anna", "password": password}
     assert world.call("POST", "/users", admin, json=body).status_code == (201 if right else 422)
