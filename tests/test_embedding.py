@@ -705,6 +705,17 @@ def test_static_files_of_the_hosts_at_the_root_are_not_below_our_prefix(tmp_path
     assert client.get(f"{PREFIX}/auth/login").status_code == 405
 
 
+def test_host_header_that_is_not_trusted_is_a_problem_below_our_prefix() -> None:
+    app = hooked(NotLoggedIn())
+    app.config["TRUSTED_HOSTS"] = ["host.example"]
+    app.register_error_handler(400, lambda error: ("host page", 400))
+    client = app.test_client()
+    for path, mimetype in ((f"{PREFIX}/jobs", PROBLEM), ("/me", "text/html")):
+        response = client.get(path, headers={"Host": "evil.example"})
+        assert (response.status_code, response.mimetype) == (400, mimetype)
+    assert client.get("/me", headers={"Host": "host.example"}).text == "me"
+
+
 @SQLITE
 def test_url_defaults_of_the_host_do_not_break_our_pages(embed: Any) -> None:
     host = embed()

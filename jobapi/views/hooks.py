@@ -13,7 +13,7 @@ from uuid import uuid4
 from flask import Blueprint, Flask, Response, g, request
 from flask.globals import request_ctx
 from flask_cors.core import serialize_options, set_cors_headers
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, SecurityError
 from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
 
@@ -164,9 +164,13 @@ def _is_ours(state: State) -> bool:
     error = request.routing_exception
     if isinstance(error, MethodNotAllowed):
         return _rule_is_ours(error)
-    # What is below the prefix has a rule.
+    # What is below the prefix has a rule, which Flask does not ask for where the host is wrong.
     prefix = state.url_prefix
-    return bool(prefix) and isinstance(error, UnknownRoute) and request.path == prefix
+    return (
+        bool(prefix)
+        and isinstance(error, UnknownRoute | SecurityError)
+        and (request.path == prefix or request.path.startswith(f"{prefix}/"))
+    )
 
 
 def _rule_is_ours(error: MethodNotAllowed) -> bool:
