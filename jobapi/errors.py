@@ -27,6 +27,7 @@
     ├── UriTooLong                414
     ├── UnsupportedMediaType      415
     ├── ValidationFailed          422
+    ├── PageTooLarge              422
     ├── IdempotencyKeyReused      422
     ├── TooManyRequests           429
     ├── HeadersTooLarge           431
@@ -317,6 +318,12 @@ class ValidationFailed(JobApiError):
     def problem(self) -> dict[str, Any]:
         """The problem details, with the extension member ``errors``."""
         return {**super().problem(), "errors": self.errors}
+
+
+class PageTooLarge(JobApiError):
+    """Page too large"""
+
+    status = 422
 
 
 class IdempotencyKeyReused(JobApiError):

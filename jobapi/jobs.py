@@ -25,6 +25,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -65,8 +66,8 @@ def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
     return JsonBytes(*(c for c in columns if c.name in _TEXTS)) + _OTHER_BYTES
 
 
-def fitting(query: Select[Any], order: Sequence[Any]) -> Select[Any]:
-    """The first jobs that a query finds, in an order: as many as an answer holds, but one at least.
+def fitting(query: Select[Any], order: Sequence[Any], most: int) -> Select[Any]:
+    """The first ``most`` jobs that a query finds, or as many as an answer holds; one at least.
 
     ``query`` selects columns of the table. Each row has ``n_found``, too: how many it finds.
     """
@@ -79,7 +80,10 @@ def fitting(query: Select[Any], order: Sequence[Any]) -> Select[Any]:
     shown = [found.c[column.name] for column in columns]
     return (
         select(*shown, found.c.n_found)
-        .where((found.c.so_far <= MAX_BYTES) | (found.c.place == 1))
+        .where(
+            found.c.place <= most,
+            or_(found.c.so_far <= MAX_BYTES, found.c.place == 1),
+        )
         .order_by(found.c.place)
     )
 

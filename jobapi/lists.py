@@ -3,34 +3,42 @@
 A list is put together from the heads of an index's ranges: the jobs of one
 kind lie there in their order, and which kinds there are, the counts know. So
 what is read is what is shown, however many jobs there are and however few
-match. Where a filter is none of a kind's, the database finds its own way.
+match. Filters that are not of a kind are judged job by job, in the order of
+the list, and no more than ``LOOKED_AT`` jobs are looked at for one page: where
+few match, it may have fewer jobs than wanted, and a cursor that goes on. On
+Postgres an index finds by their metadata the jobs of a workspace that match,
+where these are few.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import orjson
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     Select,
     String,
     and_,
     case,
     cast,
+    false,
     func,
     literal,
+    literal_column,
+    not_,
     or_,
     select,
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from . import counts
 from .database import (
@@ -44,20 +52,32 @@ from .database import (
     record_source,
     records,
 )
-from .errors import ValidationFailed
-from .jobs import COLUMNS, Scope
+from .errors import PageTooLarge, ValidationFailed
+from .jobs import COLUMNS, Scope, fitting
 from .lifecycle import JobStatus, Priority
 from .models import jobs
-from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from .paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
 
 MAX_COUNTED = 10_000
 """Up to how many matches are counted, where the counts do not know."""
 
+LOOKED_AT = 100_000
+"""How many jobs, or entries of an index, are read for one page at most."""
+
 MAX_KINDS = 2_000
-"""From how many ranges a list is put together at most."""
+"""From how many ranges a whole list is put together at most; with more, they are looked through."""
+
+MAX_RANGES = 20_000
+"""How many ranges are looked through at most."""
+
+MAX_PLACES = 100
+"""In how many workspaces at most metadata is looked for by the index."""
 
 FEW = 2_000
 """So many matches are read whole, where no index has them in the order wanted."""
+
+WALKED = 10_000
+"""How many jobs one step of a walk looks at."""
 
 LARGE = frozenset({"metadata", "result"})
 """The columns that a light list leaves out."""
@@ -98,13 +118,18 @@ class Filters:
             conditions.append(c.job_type.in_(self.only_job_types))
         return conditions
 
-    def rest(self, dialect: str) -> list[ColumnElement[bool]]:
-        """The other conditions, for which the counts are of no use."""
+    def window(self) -> list[ColumnElement[bool]]:
+        """The conditions on when a job was created."""
         conditions: list[ColumnElement[bool]] = []
         if self.created_after is not None:
             conditions.append(jobs.c.created_at >= self.created_after)
         if self.created_before is not None:
             conditions.append(jobs.c.created_at < self.created_before)
+        return conditions
+
+    def rest(self, dialect: str) -> list[ColumnElement[bool]]:
+        """The conditions that are not on a job's kind."""
+        conditions = self.window()
         if self.updated_after is not None:
             conditions.append(jobs.c.updated_at >= self.updated_after)
         if self.created_by is not None:
@@ -148,6 +173,11 @@ class _Order(NamedTuple):
 
     def by(self, columns: Sequence[Any]) -> list[Any]:
         return [c.desc() if self.order == "desc" else c.asc() for c in columns]
+
+    @property
+    def backwards(self) -> _Order:
+        """The other way round."""
+        return _Order(self.sort, "asc" if self.order == "desc" else "desc")
 
     def beyond(self, columns: Sequence[Any], bound: Sequence[Any]) -> ColumnElement[bool]:
         one, other = tuple_(*columns), tuple_(*bound)
@@ -194,69 +224,42 @@ def page(
 ) -> JobPage:
     """One page of the jobs in ``scope`` that match.
 
-    It is number ``page``, from 1, or begins after ``cursor``. Equal values are
-    put in the order of creation, in the direction of ``order``. ``light``
-    leaves out ``metadata`` and ``result``. To be called in a ``snapshot``,
-    so that page and total are of the same moment.
-    Raises ``ValidationFailed`` for a cursor that is none, or another list's.
+    It is number ``page``, from 1, or begins after ``cursor``, or where the list
+    begins. Equal values are put in the order of creation, in the direction of
+    ``order``. ``light`` leaves out ``metadata`` and ``result``. A page without a
+    number may end early, at ``MAX_BYTES`` or where ``LOOKED_AT`` jobs have been
+    looked at; ``next_cursor`` says whether the list goes on. To be called in a
+    ``snapshot``, so that page and total are of the same moment. Raises
+    ``ValidationFailed`` for a cursor that is none, or another list's, and for a
+    number that lies too deep; ``PageTooLarge`` for a numbered page over
+    ``MAX_BYTES``.
     """
     ordered = _Order(sort, order)
     after = None if cursor is None else ordered.read(cursor)
     offset = 0 if page is None else (page - 1) * limit
-    columns = _LIGHT if light else COLUMNS
-    dialect = dialect_name(session)
-    rest = filters.rest(dialect)
-    where = _where(scope, filters, rest)
-    run = partial(_run, session, columns, ordered, offset=offset, limit=limit)
-    if rest:
-        total, capped = _counted(session, where, bool(filters.metadata))
-        if capped:
-            # So many that the next ones in order are never far.
-            plan_without(session, IN_ORDER)
-            where[0] = scope(jobs.c)
-            rows = run(_plain(ordered, where, after))
-        else:
-            # By the index that found so few when they were counted, then in order.
-            rows = run(_found_first(ordered, where, after))
-        return _page(rows, total, capped, ordered, limit)
-    plan_without(session, IN_ORDER)
-    kinds = _kinds(session, scope, filters)
-    total = sum(kind.n for kind in kinds)
-    if offset >= total:
-        return JobPage((), total, False, None)
-    by_age = sort == "created_at" and not filters.kind(jobs.c)
-    places = sorted({(kind.workspace_id,) for kind in kinds})
-    if dialect == "sqlite" or (by_age and not 1 < len(places) <= MAX_KINDS):
-        if by_age and after is None and offset > total // 2:
-            # Nearer to the other end.
-            return _from_the_end(session, columns, ordered, where, total, offset, limit)
-        rows = run(_plain(ordered, where, after))
-    elif by_age:
-        # No index has the jobs of several workspaces in one order.
-        rows = run(
-            _heads(ordered, ("workspace_id",), "created_at", offset + limit + 1),
-            _ranges(("workspace_id",), places, ordered, after),
-        )
-    elif sort == "updated_at" and total > FEW:
-        statuses = sorted({(kind.workspace_id, kind.status) for kind in kinds})
-        rows = run(
-            _heads(ordered, ("workspace_id", "status"), "updated_at", offset + limit + 1, filters),
-            _ranges(("workspace_id", "status"), statuses, ordered, after),
+    reading = _Reading(session, scope, filters, ordered)
+    stop = None
+    if reading.whole:
+        total, capped = reading.total()
+        if offset >= total and not capped:
+            return JobPage((), total, False, None)
+        found = _whole(
+            reading, ordered, after, offset, limit + 1, total if reading.counted else None
         )
     else:
-        needed = _needed(kinds, ordered, after, offset + limit + 1)
-        if len(needed) > MAX_KINDS:
-            rows = run(_plain(ordered, where, after))
-        elif sort == "updated_at":
-            # The index has them in another order, so that all are read.
-            ranges = _ranges(counts.KIND, needed, ordered, None)
-            rows = run(_whole(ordered, counts.KIND, after), ranges)
-        else:
-            rows = run(
-                _heads(ordered, counts.KIND, "created_at", offset + limit + 1),
-                _ranges(counts.KIND, needed, ordered, after),
-            )
-    return _page(rows, total, False, ordered, limit)
+        picked, total, capped = _looked(reading, ordered, after, offset, limit + 1)
+        if offset > 0 and picked.stop is not None and not picked.rows:
+            raise _too_deep()
+        found, stop = _these(session, picked.rows), picked.stop
+    columns = _LIGHT if light else COLUMNS
+    rows, n = _fetch(session, columns, ordered, found, limit)
+    if page is not None and len(rows) < min(n, limit):
+        raise PageTooLarge(
+            f"This page is larger than {MAX_BYTES} bytes: use a smaller limit, light=true, or"
+            " cursors in place of page, with which an answer ends by itself."
+        )
+    last = rows[-1] if len(rows) < n else stop
+    return JobPage(rows, total, capped, None if last is None else ordered.cursor(last))
 
 
 def count(session: Executor, scope: Scope, filters: Filters) -> tuple[int, bool]:
@@ -264,10 +267,19 @@ def count(session: Executor, scope: Scope, filters: Filters) -> tuple[int, bool]
 
     To be called in a transaction.
     """
-    rest = filters.rest(dialect_name(session))
-    if rest:
-        return _counted(session, _where(scope, filters, rest), bool(filters.metadata))
-    return sum(kind.n for kind in _kinds(session, scope, filters)), False
+    ordered = _Order("created_at", "desc")
+    reading = _Reading(session, scope, filters, ordered)
+    if reading.whole:
+        return reading.total()
+    _, total, capped = _looked(reading, ordered, None, 0, 0)
+    return total, capped
+
+
+class Walked(NamedTuple):
+    """Jobs that match, in the order of creation, and the place to go on after; None: the end."""
+
+    rows: Sequence[AnyRow]
+    place: list[Any] | None
 
 
 def walk(
@@ -276,227 +288,256 @@ def walk(
     filters: Filters,
     *,
     after: Sequence[Any] | None,
+    until: datetime,
     most: int,
-) -> Sequence[AnyRow]:
-    """The next ``most`` jobs by their creation of the kinds wanted; the last ones are fewer.
+) -> Walked:
+    """The next jobs that match, of those created ``until`` then, ``most`` at most.
 
-    Each with ``id``, ``job_id``, ``created_at``, and ``matches``: whether the
-    other filters match, too. It costs the same however few do. ``after`` is the
-    ``created_at`` and ``id`` after which to go on. To be called in a transaction.
+    Each has ``id``, ``job_id`` and ``created_at``. It looks at ``WALKED`` jobs, however few of
+    them match, unless an index finds those that do. ``after`` is the place of the last
+    step. To be called in a transaction.
     """
     ordered = _Order("created_at", "asc")
-    plan_without(session, IN_ORDER)
-    ranges = _all_ranges(session, scope, filters)
-    if dialect_name(session) == "sqlite" or len(ranges) > MAX_KINDS:
-        moment = None if after is None else [datetime.fromisoformat(after[0]), after[1]]
-        found = _plain(ordered, [scope(jobs.c), *filters.kind(jobs.c)], moment)
-        parameters = {}
-    else:
-        found = _heads(ordered, counts.KIND, "created_at", most)
-        parameters = records(session, _ranges(counts.KIND, ranges, ordered, after))
-    rest = filters.rest(dialect_name(session))
-    query = (
-        select(
-            *(jobs.c.id, jobs.c.job_id, jobs.c.created_at),
-            case((and_(true(), *rest), 1), else_=0).label("matches"),
-        )
-        .where(IsAmong(jobs.c.id, found.limit(most).scalar_subquery()))
-        .order_by(jobs.c.created_at, jobs.c.id)
-    )
-    return session.execute(query, parameters).all()
+    reading = _Reading(session, scope, filters, ordered, until=until)
+    begin = None if after is None else [datetime.fromisoformat(after[0]), after[1]]
+    picked = _found(reading, ordered, begin, 0, most)
+    if picked is None:
+        picked = _look(reading, ordered, begin, 0, most, WALKED)
+    last = picked.rows[-1] if len(picked.rows) == most else picked.stop
+    place = None if last is None else [last.created_at.isoformat(), last.id]
+    return Walked(picked.rows, place)
 
 
 def newest(session: Executor, kinds: Sequence[Any], most: int) -> Sequence[AnyRow]:
     """When the newest ``most`` jobs of each kind started and ended, with their type."""
+    names = counts.KIND
     columns = (jobs.c.job_type, jobs.c.started_at, jobs.c.completed_at)
-    ordered = _Order("created_at", "desc")
-    each = [tuple(getattr(kind, name) for name in counts.KIND) for kind in kinds]
+    order = (jobs.c.created_at.desc(), jobs.c.id.desc())
+    each = [{name: getattr(kind, name) for name in names} for kind in kinds]
     if dialect_name(session) == "sqlite":
         rows: list[AnyRow] = []
         for values in each:
-            mine = [jobs.c[name] == value for name, value in zip(counts.KIND, values, strict=True)]
-            head = select(*columns).where(*mine).order_by(*ordered.by(ordered.keys)).limit(most)
-            rows += session.execute(head).all()
+            mine = [jobs.c[name] == value for name, value in values.items()]
+            rows += session.execute(
+                select(*columns).where(*mine).order_by(*order).limit(most)
+            ).all()
         return rows
-    found = _heads(ordered, counts.KIND, "created_at", most)
-    query = select(*columns).where(IsAmong(jobs.c.id, found.scalar_subquery()))
-    parameters = records(session, _ranges(counts.KIND, each, ordered, None))
-    return session.execute(query, parameters).all()
+    table = record_source("postgresql", {name: jobs.c[name].type for name in names})
+    same = [jobs.c[name] == table.c[name] for name in names]
+    head = select(*columns).where(*same).order_by(*order).limit(most).lateral("newest")
+    query = select(*head.c).select_from(table.join(head, true()))
+    return session.execute(query, records(session, each)).all()
 
 
-def _all_ranges(session: Executor, scope: Scope, filters: Filters) -> list[tuple[Any, ...]]:
-    """Every kind wanted in which there may be jobs by now, when they change all the time."""
-    kinds = _kinds(session, scope, replace(filters, status=()))
-    others = {(kind.workspace_id, kind.job_type, kind.priority) for kind in kinds}
+class _Found(NamedTuple):
+    """A query for the workspaces and ids of jobs, with its parameters."""
+
+    query: Select[Any]
+    parameters: Mapping[str, Any]
+
+
+class _Picked(NamedTuple):
+    """Jobs that match, how many there are among those looked at, and where the looking ended.
+
+    ``stop`` is None where it came to the end.
+    """
+
+    rows: Sequence[AnyRow]
+    n: int
+    stop: Any
+
+
+class _Range(NamedTuple):
+    """A range of an index: the values of its first columns, and how many jobs it has."""
+
+    values: tuple[Any, ...]
+    n: int
+
+
+class _Reading:
+    """Which ranges of which index a list reads; with ``until`` for a walk.
+
+    What the walk reads changes all the time, so that a job may have another status by its turn.
+    """
+
+    def __init__(
+        self,
+        session: Executor,
+        scope: Scope,
+        filters: Filters,
+        ordered: _Order,
+        *,
+        until: datetime | None = None,
+    ) -> None:
+        self.session = session
+        self.filters = filters
+        self.until = until
+        self.dialect = dialect_name(session)
+        self.where = [scope(jobs.c), *filters.kind(jobs.c)]
+        plan_without(session, IN_ORDER)
+        wanted = filters if until is None else replace(filters, status=())
+        kinds = counts.kinds(session, lambda c: [scope(c), *wanted.kind(c)])
+        self.kinds = kinds if until is None else _in_any_status(kinds, filters.status)
+        self.n = sum(kind.n for kind in self.kinds)
+        self.counted = until is None and not filters.rest(self.dialect)
+        """Whether the counts know how many match."""
+        self.names: Sequence[str] = counts.KIND
+        self.moment = "created_at"
+        looks = filters.created_by is not None or bool(filters.metadata)
+        if ordered.sort == "updated_at" and (not filters.kind(jobs.c) or self.n > FEW):
+            self.names, self.moment = ("workspace_id", "status"), "updated_at"
+            of_types = filters.job_type or filters.priority or filters.only_job_types is not None
+            looks = looks or bool(of_types or filters.window())
+        elif ordered.sort == "created_at" and not filters.kind(jobs.c):
+            self.names = ("workspace_id",)
+        if self.moment == "created_at":
+            # So few may be read in any order; otherwise the index has the one that is wanted.
+            looks = looks or filters.updated_after is not None or ordered.sort == "updated_at"
+        if self.dialect == "sqlite":
+            looks = not self.counted
+        elif self.names == counts.KIND and len(self.kinds) > MAX_KINDS:
+            looks = True
+        self.whole = not looks
+        """Whether the ranges are the list, so that none of its jobs has to be looked at."""
+
+    def total(self) -> tuple[int, bool]:
+        """How many jobs match, and whether there are more, where the list is ``whole``."""
+        if self.counted:
+            return self.n, False
+        table = _range_source(self.names, self.moment)
+        each = select(literal(1)).select_from(jobs).where(*self.within(table)).lateral("each")
+        some = select(literal(1)).select_from(table.join(each, true())).limit(MAX_COUNTED + 1)
+        rows = [dict(zip(self.names, each.values, strict=True)) for each in self.ranges()]
+        query = select(func.count()).select_from(some.subquery())
+        n = self.session.execute(query, records(self.session, rows)).scalar_one()
+        return min(n, MAX_COUNTED), n > MAX_COUNTED
+
+    def ranges(self) -> list[_Range]:
+        """The ranges of the index of which the list is made."""
+        sums: Counter[tuple[Any, ...]] = Counter()
+        for kind in self.kinds:
+            sums[tuple(getattr(kind, name) for name in self.names)] += kind.n
+        return [_Range(values, n) for values, n in sorted(sums.items())]
+
+    def within(self, table: Any) -> list[ColumnElement[bool]]:
+        """The conditions on the jobs of a range of ``table`` that its index knows."""
+        conditions = [jobs.c[name] == table.c[name] for name in self.names]
+        if self.moment == "updated_at":
+            if self.filters.updated_after is not None:
+                conditions.append(jobs.c.updated_at >= self.filters.updated_after)
+            return conditions
+        if self.until is not None:
+            conditions.append(jobs.c.created_at <= self.until)
+        return [*conditions, *self.filters.window()]
+
+
+def _in_any_status(kinds: Sequence[Any], statuses: Sequence[JobStatus]) -> list[Any]:
+    sums: Counter[tuple[Any, ...]] = Counter()
+    for kind in kinds:
+        sums[kind.workspace_id, kind.job_type, kind.priority] += kind.n
+    names = ("workspace_id", "job_type", "priority")
     return [
-        (workspace_id, status, job_type, priority)
-        for workspace_id, job_type, priority in sorted(others)
-        for status in filters.status or JobStatus
+        SimpleNamespace(**dict(zip(names, values, strict=True)), status=status, n=n)
+        for values, n in sorted(sums.items())
+        for status in statuses or JobStatus
     ]
 
 
-def _where(
-    scope: Scope, filters: Filters, rest: Sequence[ColumnElement[bool]]
-) -> list[ColumnElement[bool]]:
-    # With metadata by the index on what is in it, and by no other.
-    by_content = SimpleNamespace(workspace_id=jobs.c.workspace_id + 0)
-    return [scope(by_content if filters.metadata else jobs.c), *filters.kind(jobs.c), *rest]
-
-
-def _counted(
-    session: Executor, where: Sequence[ColumnElement[bool]], by_content: bool
-) -> tuple[int, bool]:
-    if by_content:
-        plan_without(session, BY_KEY)
-    some = select(literal(1)).select_from(jobs).where(*where).limit(MAX_COUNTED + 1)
-    n = session.execute(select(func.count()).select_from(some.subquery())).scalar_one()
-    return min(n, MAX_COUNTED), n > MAX_COUNTED
-
-
-def _kinds(session: Executor, scope: Scope, filters: Filters) -> list[AnyRow]:
-    return counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
-
-
-def _run(
-    session: Executor,
-    columns: Sequence[Any],
+def _whole(
+    reading: _Reading,
     ordered: _Order,
-    found: Select[Any],
-    ranges: Sequence[Mapping[str, Any]] | None = None,
-    *,
+    after: Sequence[Any] | None,
     offset: int,
-    limit: int,
-) -> Sequence[AnyRow]:
-    # One more than is shown tells whether there are more. The rows themselves
-    # are fetched last, so that what is skipped is skipped in the index.
-    wanted = found.limit(limit + 1).offset(offset)
-    query = (
-        select(*columns)
-        .where(IsAmong(jobs.c.id, wanted.scalar_subquery()))
-        .order_by(*ordered.by(ordered.keys))
+    shown: int,
+    total: int | None,
+) -> _Found:
+    """The next ``shown`` jobs of a list that is ``whole``; its ``total`` where that is exact."""
+    if total is not None and after is None and offset > total // 2:
+        # Nearer to the other end.
+        shown = min(shown, total - offset)
+        offset = total - offset - shown
+        ordered = ordered.backwards
+    if reading.dialect == "sqlite":
+        if offset > LOOKED_AT:
+            raise _too_deep()
+        return _Found(_plain(ordered, reading.where, after).limit(shown).offset(offset), {})
+    passed = 0
+    ranges = reading.ranges()
+    if ordered.sort in ("status", "priority"):
+        place = reading.names.index(ordered.sort)
+        exact = reading.counted and after is None
+        passed, ranges = _needed(ranges, place, ordered, after, offset if exact else 0, shown)
+    offset -= passed
+    reach = offset + shown
+    if offset > 0 and sum(min(reach, each.n) for each in ranges) > LOOKED_AT:
+        raise _too_deep()
+    table = _range_source(reading.names, reading.moment)
+    keys = {c.name: c for c in [jobs.c.workspace_id, *ordered.keys]}
+    by = [jobs.c[reading.moment], jobs.c.id]
+    head = (
+        select(*keys.values())
+        .where(*reading.within(table), ordered.beyond(by, [table.c.bound_at, table.c.bound_id]))
+        .order_by(*ordered.by(by))
+        .limit(reach)
+        .lateral("first")
     )
-    return session.execute(query, {} if ranges is None else records(session, ranges)).all()
-
-
-def _page(rows: Sequence[AnyRow], total: int, capped: bool, ordered: _Order, limit: int) -> JobPage:
-    more = ordered.cursor(rows[limit - 1]) if len(rows) > limit else None
-    return JobPage(rows[:limit], total, capped, more)
-
-
-def _plain(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -> Select[Any]:
-    conditions = list(where)
-    if after is not None:
-        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
-        conditions.append(ordered.beyond(ordered.keys, bound))
-    return select(jobs.c.id).where(*conditions).order_by(*ordered.by(ordered.keys))
-
-
-def _found_first(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -> Select[Any]:
-    # An OFFSET keeps the planner from going through an order to find them.
-    matches = select(*ordered.keys).where(*where).offset(0).subquery()
-    keys = [matches.c[key.name] for key in ordered.keys]
-    found = select(matches.c.id).order_by(*ordered.by(keys))
-    if after is not None:
-        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
-        found = found.where(ordered.beyond(keys, bound))
-    return found
-
-
-def _from_the_end(
-    session: Executor,
-    columns: Sequence[Any],
-    ordered: _Order,
-    where: Sequence[Any],
-    total: int,
-    offset: int,
-    limit: int,
-) -> JobPage:
-    other = _Order(ordered.sort, "asc" if ordered.order == "desc" else "desc")
-    shown = min(limit, total - offset)
-    skip = total - offset - shown
-    found = _plain(other, where, None).limit(shown).offset(skip)
-    rows = session.execute(
-        select(*columns)
-        .where(IsAmong(jobs.c.id, found.scalar_subquery()))
-        .order_by(*ordered.by(ordered.keys))
-    ).all()
-    return JobPage(rows, total, False, ordered.cursor(rows[-1]) if skip and rows else None)
+    found: Select[Any] = (
+        select(head.c.workspace_id, head.c.id)
+        .select_from(table.join(head, true()))
+        .order_by(*ordered.by([head.c[c.name] for c in ordered.keys]))
+        .limit(shown)
+        .offset(offset)
+    )
+    return _Found(found, records(reading.session, _begins(reading, ranges, ordered, after)))
 
 
 def _needed(
-    kinds: Sequence[Any], ordered: _Order, after: Sequence[Any] | None, most: int
-) -> list[tuple[Any, ...]]:
-    """The kinds in which the page may lie, of those that there are."""
-    group: Callable[[Any], int] = (
-        (lambda kind: int(getattr(kind, ordered.sort)))
-        if ordered.sort in ("status", "priority")
-        else lambda kind: 0
-    )
-    needed: list[tuple[Any, ...]] = []
-    covered = 0
-    for number in sorted({group(kind) for kind in kinds}, reverse=ordered.order == "desc"):
-        begun = after is not None and len(after) == 3 and number == after[0]
-        if after is not None and len(after) == 3 and not begun:
-            passed = number > after[0] if ordered.order == "desc" else number < after[0]
-            if passed:
-                continue
-        mine = [kind for kind in kinds if group(kind) == number]
-        needed += [tuple(getattr(kind, name) for name in counts.KIND) for kind in mine]
-        # Of a group that the cursor is in, nobody knows how much is left.
-        covered += 0 if begun else sum(kind.n for kind in mine)
-        if covered >= most:
+    ranges: Sequence[_Range],
+    place: int,
+    ordered: _Order,
+    after: Sequence[Any] | None,
+    offset: int,
+    shown: int,
+) -> tuple[int, list[_Range]]:
+    """The ranges in which a page lies, and how many jobs of others before them are passed over.
+
+    All jobs of one status, or priority, come before those of the next: it is the value at
+    ``place`` of each range.
+    """
+    needed: list[_Range] = []
+    passed = covered = 0
+    descending = ordered.order == "desc"
+    for value in sorted({each.values[place] for each in ranges}, reverse=descending):
+        if after is not None and (value > after[0] if descending else value < after[0]):
+            continue
+        mine = [each for each in ranges if each.values[place] == value]
+        n = sum(each.n for each in mine)
+        if not needed and passed + n <= offset:
+            passed += n
+            continue
+        needed += mine
+        # How much is left of the one that the cursor is in, the counts do not know.
+        covered += 0 if after is not None and value == after[0] else n
+        if covered >= offset - passed + shown:
             break
-    return needed
+    return passed, needed
 
 
-def _ranges(
-    names: Sequence[str],
-    ranges: Sequence[tuple[Any, ...]],
+def _begins(
+    reading: _Reading,
+    ranges: Sequence[_Range],
     ordered: _Order,
     after: Sequence[Any] | None,
 ) -> list[dict[str, Any]]:
-    """Each range of the index with where in it to begin."""
+    """Each range with the place in it after which to begin."""
     start: tuple[Any, Any] = ("infinity" if ordered.order == "desc" else "-infinity", 0)
     rows = []
-    for values in ranges:
-        row = dict(zip(names, values, strict=True))
+    for values, _ in ranges:
+        row = dict(zip(reading.names, values, strict=True))
         begun = after is not None and (len(after) == 2 or row[ordered.sort] == after[0])
         row["bound_at"], row["bound_id"] = after[-2:] if begun and after is not None else start
         rows.append(row)
     return rows
-
-
-def _heads(
-    ordered: _Order,
-    names: Sequence[str],
-    moment: str,
-    most: int,
-    filters: Filters | None = None,
-) -> Select[Any]:
-    """The ids of the first ``most`` jobs of each range, all in order."""
-    kind = _range_source(names, moment)
-    by = [jobs.c[moment], jobs.c.id]
-    head = (
-        select(*{c.name: c for c in [*ordered.keys, *by]}.values())
-        .where(
-            *(jobs.c[name] == kind.c[name] for name in names),
-            ordered.beyond(by, [kind.c.bound_at, kind.c.bound_id]),
-            *(() if filters is None else filters.kind(jobs.c)),
-        )
-        .order_by(*ordered.by(by))
-        .limit(most)
-    )
-    return _merged(ordered, kind, head)
-
-
-def _whole(ordered: _Order, names: Sequence[str], after: Sequence[Any] | None) -> Select[Any]:
-    """The ids of all jobs of each range, in order."""
-    kind = _range_source(names, "created_at")
-    conditions = [jobs.c[name] == kind.c[name] for name in names]
-    if after is not None:
-        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
-        conditions.append(ordered.beyond(ordered.keys, bound))
-    return _merged(ordered, kind, select(*ordered.keys).where(*conditions))
 
 
 def _range_source(names: Sequence[str], moment: str) -> Any:
@@ -505,18 +546,250 @@ def _range_source(names: Sequence[str], moment: str) -> Any:
     return record_source("postgresql", types | bounds)
 
 
-def _merged(ordered: _Order, kind: Any, head: Select[Any]) -> Select[Any]:
-    first = head.lateral("first")
-    return (
-        select(first.c.id)
-        .select_from(kind.join(first, true()))
-        .order_by(*ordered.by([first.c[c.name] for c in ordered.keys]))
+def _looked(
+    reading: _Reading, ordered: _Order, after: Sequence[Any] | None, offset: int, most: int
+) -> tuple[_Picked, int, bool]:
+    """A page of a list whose jobs have to be looked at; its total, and whether there are more."""
+    picked = _found(reading, ordered, after, offset, most)
+    n, stopped = (picked.n, False) if picked is not None else (0, False)
+    if picked is None:
+        picked = _look(reading, ordered, after, offset, most, LOOKED_AT)
+        begun = picked if after is None else _look(reading, ordered, None, 0, 0, LOOKED_AT)
+        n, stopped = begun.n, begun.stop is not None
+    if reading.counted:
+        return picked, reading.n, False
+    return picked, min(n, MAX_COUNTED), stopped or n > MAX_COUNTED
+
+
+def _found(
+    reading: _Reading, ordered: _Order, after: Sequence[Any] | None, offset: int, most: int
+) -> _Picked | None:
+    """What an index finds by the metadata that is wanted; None where it finds too many."""
+    metadata = reading.filters.metadata
+    places = sorted({kind.workspace_id for kind in reading.kinds})
+    if reading.dialect == "sqlite" or not metadata or len(places) > MAX_PLACES:
+        return None
+    plan_without(reading.session, BY_KEY)
+    until = [] if reading.until is None else [jobs.c.created_at <= reading.until]
+    matches = [*reading.where, *until, *reading.filters.rest(reading.dialect)]
+    source = (
+        select(*_looked_at(ordered, matches), func.row_number().over().label("place"))
+        .where(
+            jobs.c.metadata.is_not(None),
+            or_(false(), *(_indexed(each, metadata) for each in places)),
+        )
+        .limit(MAX_COUNTED + 1)
     )
+    picked = _pick(reading.session, source, {}, ordered, after, offset, most, MAX_COUNTED + 1)
+    plan_without(reading.session, IN_ORDER)
+    return picked if picked.stop is None else None
+
+
+def _look(
+    reading: _Reading,
+    ordered: _Order,
+    after: Sequence[Any] | None,
+    offset: int,
+    most: int,
+    at: int,
+) -> _Picked:
+    """Look at so many of the jobs that come next, and pick those that match.
+
+    Of each range as many as there are for it; where one ends too early, what others have beyond
+    its last one is left for the next time, because jobs of it might come first.
+    """
+    matches = [*reading.where, *reading.filters.rest(reading.dialect)]
+    if reading.dialect == "sqlite":
+        source = _plain(ordered, reading.where, after).with_only_columns(
+            *_looked_at(ordered, matches),
+            func.row_number().over(order_by=ordered.by(ordered.keys)).label("place"),
+        )
+        until = () if reading.until is None else (jobs.c.created_at <= reading.until,)
+        source = source.where(*until).limit(at)
+        return _pick(reading.session, source, {}, ordered, None, offset, most, at)
+    ranges = reading.ranges()
+    if len(ranges) > MAX_RANGES:
+        raise ValidationFailed(
+            {"sort": ["There are too many kinds of jobs; filter by workspace, status or job type."]}
+        )
+    in_order = reading.moment == ordered.sort or ordered.sort in ("status", "priority")
+    if ordered.sort in ("status", "priority"):
+        _, ranges = _needed(ranges, reading.names.index(ordered.sort), ordered, after, 0, at)
+    of_each = max(at // max(1, len(ranges)), 10) if in_order else FEW + 1
+    table = _range_source(reading.names, reading.moment)
+    by = [jobs.c[reading.moment], jobs.c.id]
+    head = (
+        select(
+            *_looked_at(ordered, matches),
+            func.row_number().over(order_by=ordered.by(by)).label("place"),
+        )
+        .where(*reading.within(table), ordered.beyond(by, [table.c.bound_at, table.c.bound_id]))
+        .order_by(*ordered.by(by))
+        .limit(of_each)
+        .lateral("first")
+    )
+    source = select(*head.c).select_from(table.join(head, true()))
+    begins = _begins(reading, ranges, ordered, after if in_order else None)
+    return _pick(
+        reading.session,
+        source,
+        records(reading.session, begins),
+        ordered,
+        None if in_order else after,
+        offset,
+        most,
+        of_each,
+    )
+
+
+def _looked_at(ordered: _Order, matches: Sequence[ColumnElement[bool]]) -> list[Any]:
+    columns = [jobs.c.workspace_id, jobs.c.job_id, *ordered.keys]
+    return [*columns, case((and_(true(), *matches), 1), else_=0).label("matches")]
+
+
+def _pick(
+    session: Executor,
+    source: Select[Any],
+    parameters: Mapping[str, Any],
+    ordered: _Order,
+    after: Sequence[Any] | None,
+    offset: int,
+    most: int,
+    last: int,
+) -> _Picked:
+    """Those that match of the jobs that a query looks at, in order.
+
+    It has ``matches`` and ``place``, which counts the jobs of each range from 1: that with the
+    number ``last`` is not the last one there is.
+    """
+    looked = source.cte("looked")
+
+    def keys(table: Any) -> list[Any]:
+        return [table.c[key.name] for key in ordered.keys]
+
+    stop = (
+        select(*keys(looked))
+        .where(looked.c.place == last)
+        .order_by(*ordered.by(keys(looked)))
+        .limit(1)
+        .cte("stop")
+    )
+    beyond = ordered.beyond(keys(looked), keys(stop))
+    valid = (
+        select(looked)
+        .select_from(looked.outerjoin(stop, true()))
+        .where(looked.c.matches == 1, or_(stop.c.id.is_(None), not_(beyond)))
+        .cte("valid")
+    )
+    shown = select(valid).order_by(*ordered.by(keys(valid))).limit(most).offset(offset)
+    if after is not None:
+        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
+        shown = shown.where(ordered.beyond(keys(valid), bound))
+    page = shown.subquery("shown")
+    n = select(func.count()).select_from(valid).scalar_subquery()
+    one = select(literal(1).label("one")).subquery("one")
+    ends = [column.label(f"stop_{column.name}") for column in stop.c]
+    query = (
+        select(n.label("n"), *ends, *page.c)
+        .select_from(one.outerjoin(stop, true()).outerjoin(page, true()))
+        .order_by(*ordered.by(keys(page)))
+    )
+    rows = session.execute(query, parameters).all()
+    end = {key.name: getattr(rows[0], f"stop_{key.name}") for key in ordered.keys}
+    return _Picked(
+        [row for row in rows if row.id is not None],
+        rows[0].n,
+        None if end["id"] is None else SimpleNamespace(**end),
+    )
+
+
+def _these(session: Executor, rows: Sequence[AnyRow]) -> _Found:
+    names = ("workspace_id", "id")
+    table = record_source(dialect_name(session), {name: jobs.c[name].type for name in names})
+    given = [{name: getattr(row, name) for name in names} for row in rows]
+    return _Found(select(table.c.workspace_id, table.c.id), records(session, given))
+
+
+def _fetch(
+    session: Executor, columns: Sequence[Any], ordered: _Order, found: _Found, most: int
+) -> tuple[Sequence[AnyRow], int]:
+    """The jobs found, in order, as many as an answer holds, and how many were found."""
+    if dialect_name(session) == "sqlite":
+        ids = found.query.with_only_columns(found.query.selected_columns.id)
+        query = select(*columns).where(IsAmong(jobs.c.id, ids.scalar_subquery()))
+        order = ordered.by(ordered.keys)
+    else:
+        # From each to its row, by the key, however many the planner believes there to be.
+        each = found.query.subquery("found")
+        mine = [jobs.c[name] == each.c[name] for name in ("workspace_id", "id")]
+        row = select(*columns).where(*mine).offset(0).lateral("job")
+        query = select(*row.c).select_from(each.join(row, true()))
+        order = ordered.by([row.c[key.name] for key in ordered.keys])
+    rows = session.execute(fitting(query, order, most), found.parameters).all()
+    return rows, rows[0].n_found if rows else 0
+
+
+def _plain(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -> Select[Any]:
+    conditions = list(where)
+    if after is not None:
+        bound = [literal(v, c.type) for v, c in zip(after, ordered.keys, strict=True)]
+        conditions.append(ordered.beyond(ordered.keys, bound))
+    query = select(jobs.c.workspace_id, jobs.c.id).where(*conditions)
+    return query.order_by(*ordered.by(ordered.keys))
+
+
+def _too_deep() -> ValidationFailed:
+    return ValidationFailed(
+        {
+            "page": [
+                f"It lies behind more than {LOOKED_AT} jobs. Follow next_cursor from the first"
+                " page, sort the other way round, or filter more."
+            ]
+        }
+    )
+
+
+# As the index has it: within a document under the workspace's id, so that an entry of it is of one
+# workspace; and the workspace besides, because entries are hashes, which can be made to collide.
+_IN_WORKSPACE: Any = literal_column("(ARRAY[jobapi_jobs.workspace_id])", ARRAY(Integer))
+_CONTENT: Any = literal_column(
+    "(('{\"' || jobapi_jobs.workspace_id::text || '\":' || jobapi_jobs.metadata::text"
+    " || '}')::jsonb)",
+    JSONB,
+)
+
+
+def _indexed(workspace_id: int, metadata: Mapping[str, str]) -> ColumnElement[bool]:
+    """Whether a job is of a workspace and has this in its metadata, as the index knows it."""
+    conditions = [
+        or_(
+            *(
+                _CONTENT.contains(_nest([str(workspace_id), *path.split(".")], value))
+                for value in _values(text)
+            )
+        )
+        for path, text in metadata.items()
+    ]
+    return and_(_IN_WORKSPACE.contains([workspace_id]), *conditions)
 
 
 def _has(dialect: str, path: str, text: str) -> ColumnElement[bool]:
     """Whether the metadata has a value at a path: a text, or a number, or true, false or null."""
-    keys = path.split(".")
+    keys, values = path.split("."), _values(text)
+    if dialect == "sqlite":
+        place = "$" + "".join(f'."{key}"' for key in keys)
+        kind = func.json_type(jobs.c.metadata, place, type_=String)
+        value = func.json_extract(jobs.c.metadata, place)
+        return or_(*(_is(kind, value, each) for each in values))
+    document = cast(jobs.c.metadata, JSONB)
+    return and_(
+        jobs.c.metadata.is_not(None),
+        or_(*(document.contains(_nest(keys, each)) for each in values)),
+    )
+
+
+def _values(text: str) -> list[Any]:
+    """What a text in a query may stand for: itself, and a number, true, false or null."""
     values: list[Any] = [text]
     try:
         other = orjson.loads(text)
@@ -529,16 +802,7 @@ def _has(dialect: str, path: str, text: str) -> ColumnElement[bool]:
             values.append(other)
     except orjson.JSONDecodeError:
         pass
-    if dialect == "sqlite":
-        place = "$" + "".join(f'."{key}"' for key in keys)
-        kind = func.json_type(jobs.c.metadata, place, type_=String)
-        value = func.json_extract(jobs.c.metadata, place)
-        return or_(*(_is(kind, value, each) for each in values))
-    document = cast(jobs.c.metadata, JSONB)
-    return and_(
-        jobs.c.metadata.is_not(None),
-        or_(*(document.contains(_nest(keys, each)) for each in values)),
-    )
+    return values
 
 
 def _is(kind: Any, value: Any, wanted: Any) -> ColumnElement[bool]:

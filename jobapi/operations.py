@@ -16,7 +16,17 @@ from sqlalchemy import insert, select, update
 
 from . import events, lifecycle, lists
 from . import jobs as verbs
-from .database import AnyRow, DbNow, Executor, dialect_name, is_picked, record_source, records
+from .database import (
+    BY_KEY,
+    AnyRow,
+    DbNow,
+    Executor,
+    dialect_name,
+    is_picked,
+    plan_without,
+    record_source,
+    records,
+)
 from .errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
 from .lifecycle import Action, OperationStatus
 from .lists import Filters
@@ -25,7 +35,7 @@ from .paging import Page, fetch_page
 from .settling import Settling, lock
 
 AT_ONCE = 500
-"""How many jobs one transaction looks at."""
+"""How many jobs one transaction changes at most."""
 
 KEPT_DAYS = 30
 """How long one that has ended can be read."""
@@ -127,22 +137,27 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     action = Action(operation.action)
     filters = _narrowed(action, Filters.from_json(operation.filter))
     scope = verbs.in_workspace(operation.workspace_id)
-    after = operation.place
-    seen = lists.walk(session, scope, filters, after=after, most=AT_ONCE)
     # What came after it began does not concern it.
-    mine = [row for row in seen if row.created_at <= operation.created_at]
-    wanted = [row.job_id for row in mine if row.matches]
+    walked = lists.walk(
+        session,
+        scope,
+        filters,
+        after=operation.place,
+        until=operation.created_at,
+        most=AT_ONCE,
+    )
+    plan_without(session, BY_KEY)
+    wanted = [row.job_id for row in walked.rows]
     changed, skipped = _act(session, operation, action, filters, wanted) if wanted else (0, 0)
-    over = len(mine) < AT_ONCE
+    over = walked.place is None
     now = session.execute(select(DbNow())).scalar_one()
-    last = mine[-1] if mine else None
     return session.execute(
         update(operations)
         .where(operations.c.id == operation.id)
         .values(
             changed=operations.c.changed + changed,
             skipped=operations.c.skipped + skipped,
-            place=after if last is None else [last.created_at.isoformat(), last.id],
+            place=operation.place if over else walked.place,
             status=OperationStatus.FINISHED if over else OperationStatus.RUNNING,
             updated_at=now,
             ended_at=now if over else None,

@@ -61,6 +61,9 @@ from .models import attempts, jobs
 from .paging import MAX_BYTES
 from .settling import DECIDING, Settling, lock
 
+MAX_CLAIMED = 100
+"""How many jobs one claim leases at most."""
+
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
 
@@ -320,7 +323,7 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRo
         jobs.c.status == JobStatus.RUNNING,
     )
     order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
-    return sorted(session.execute(fitting(mine, order)).all(), key=_urgency)
+    return sorted(session.execute(fitting(mine, order, MAX_CLAIMED)).all(), key=_urgency)
 
 
 def report(

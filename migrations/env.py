@@ -18,7 +18,7 @@ migrate = current_app.extensions["migrate"]
 
 def include_name(name: str | None, kind: str, parents: Any) -> bool:
     """Leave a host application's tables alone, and an index that a model cannot say."""
-    if kind == "index" and name == "ix_jobapi_jobs_metadata":
+    if kind == "index" and name == "ix_jobapi_jobs_content":
         return False
     return kind != "table" or (name or "").startswith(TABLE_PREFIX)
 

@@ -12,33 +12,42 @@ import pytest
 from sqlalchemy import Connection, select, text, update
 
 from jobapi import jobs as verbs
-from jobapi import queue
+from jobapi import lists, operations, queue
 from jobapi.database import BY_KEY, IN_ORDER, transaction
 from jobapi.leases import Backoff
-from jobapi.lifecycle import JobStatus
+from jobapi.lifecycle import Action, JobStatus
+from jobapi.lists import Filters
 from jobapi.models import attempts, jobs
 
+from .conftest import app_on
 from .factories import Desk, World
 
 DOCS = Path(__file__).parent.parent / "docs"
 BACKOFF = Backoff(first_seconds=0, max_seconds=1)
 
 
-@pytest.fixture
-def desk(make_app: Any, new_database: Any) -> Desk:
-    """A workspace of several, with jobs that were there before the table was partitioned."""
-    app = make_app(new_database("postgresql"))
+@pytest.fixture(scope="module")
+def partitioned(new_database: Any, tmp_path_factory: Any) -> Any:
+    """An application with several workspaces, whose table was partitioned when there were jobs."""
+    app = app_on(new_database("postgresql"), tmp_path_factory.mktemp("instance"))
     world = World(app)
     for _ in range(3):
         Desk(world).create(metadata={"batch_id": 3})
-    desk = Desk(world)
-    for status in ("pending", "running", "success", "failed", "cancelled"):
-        desk.job_in(status, metadata={"batch_id": 3})
     (recipe,) = re.findall(
         r"```sql\n(DO .*?)```", (DOCS / "scaling.md").read_text("utf-8"), re.DOTALL
     )
     with world.state.engine.connect() as connection:
         connection.execute(text(recipe.replace(":", r"\:")))
+    yield app
+    world.state.engine.dispose()
+
+
+@pytest.fixture
+def desk(partitioned: Any) -> Desk:
+    """A workspace with a job in each status."""
+    desk = Desk(World(partitioned))
+    for status in JobStatus:
+        desk.job_in(status.label, metadata={"batch_id": 3})
     return desk
 
 
@@ -108,6 +117,12 @@ VERBS: dict[str, Callable[[Connection, Desk], Any]] = {
     "retention": lambda tx, desk: verbs.delete_old(
         tx, desk.workspace_id, JobStatus.FAILED, -1, limit=100
     ),
+    "operate": lambda tx, desk: operations.create(
+        tx, desk.workspace_id, Action.RETRY, Filters(), created_by=desk.user.id
+    ),
+    "operate by creator": lambda tx, desk: operations.create(
+        tx, desk.workspace_id, Action.DELETE, Filters(created_by=desk.user.id), created_by=1
+    ),
 }
 
 
@@ -122,12 +137,26 @@ def test_verb_on_partitions_touches_one(desk: Desk, verb: str) -> None:
         assert VERBS[verb](tx, desk) not in (0, [])
 
 
+@pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
+@pytest.mark.parametrize(
+    "given", [{}, {"status": [JobStatus.FAILED, JobStatus.PENDING]}, {"created_by": "me"}]
+)
+def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, Any]) -> None:
+    if "created_by" in given:
+        given = {"created_by": desk.user.id}
+    scope = verbs.in_workspace(desk.workspace_id)
+    with one_partition(desk, ()) as tx:
+        found = lists.page(tx, scope, Filters(**given), sort=sort)
+        assert len(found.rows) == found.total
+        assert lists.count(tx, scope, Filters(**given)) == (found.total, False)
+
+
 def test_reaper_on_partitions_puts_back_what_it_finds(desk: Desk) -> None:
     claimed = desk.claim(limit=10)
     with desk.world.transaction() as tx:
-        tx.execute(update(jobs).where(jobs.c.reap_at.is_not(None)).values(reap_at=jobs.c.due_at))
-    with desk.world.transaction() as tx:
-        tx.execute(update(jobs).values(lease_expires_at=jobs.c.reap_at))
+        mine = jobs.c.lease_token == claimed[0]["lease_token"]
+        past = {"reap_at": jobs.c.due_at, "lease_expires_at": jobs.c.due_at}
+        tx.execute(update(jobs).where(mine).values(past))
     assert desk.reap() == len(claimed)
 
 

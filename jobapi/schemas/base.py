@@ -172,9 +172,7 @@ class PagingQuery(Base):
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """A page is led to in one way."""
-        if "cursor" not in data:
-            return {"page": 1, **data}
-        if "page" in data:
+        if "cursor" in data and "page" in data:
             raise ValidationError("Give either cursor or page.", "cursor")
         return data
 

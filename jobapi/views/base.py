@@ -75,7 +75,7 @@ def paginated(rows: Sequence[Any], found: Any, query: Mapping[str, Any]) -> dict
     return {
         "data": rows,
         "pagination": {
-            "page": query.get("page"),
+            "page": None if "cursor" in query else query.get("page", 1),
             "limit": limit,
             "total": found.total,
             "total_pages": -(-found.total // limit),
