@@ -255,8 +255,8 @@ def page(
     rows, n = _fetch(session, columns, ordered, found, limit)
     if page is not None and len(rows) < min(n, limit):
         raise PageTooLarge(
-            f"This page is larger than {MAX_BYTES} bytes: use a smaller limit, light=true, or"
-            " cursors in place of page, with which an answer ends by itself."
+            f"This page is larger than {MAX_BYTES} bytes. Use a smaller limit, or light=true, or"
+            " leave out page and follow next_cursor: such an answer ends early."
         )
     last = rows[-1] if len(rows) < n else stop
     return JobPage(rows, total, capped, None if last is None else ordered.cursor(last))
@@ -614,7 +614,7 @@ def _look(
         )
     in_order = reading.moment == ordered.sort or ordered.sort in ("status", "priority")
     if ordered.sort in ("status", "priority"):
-        _, ranges = _needed(ranges, reading.names.index(ordered.sort), ordered, after, 0, at)
+        _, ranges = _needed(ranges, reading.names.index(ordered.sort), ordered, after, 0, reading.n)
     of_each = max(at // max(1, len(ranges)), 10) if in_order else FEW + 1
     table = _range_source(reading.names, reading.moment)
     by = [jobs.c[reading.moment], jobs.c.id]

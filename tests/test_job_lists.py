@@ -16,6 +16,7 @@ from jobapi import lists
 from jobapi.identity import Role
 from jobapi.lifecycle import JobStatus, Priority
 from jobapi.models import jobs
+from jobapi.paging import MAX_BYTES
 
 from .factories import Desk, World
 
@@ -415,3 +416,125 @@ def test_forged_cursor_is_422(desk: Desk, values: Any) -> None:
     for more in ("", "&status=pending", "&created_after=2020-01-01T00:00:00Z"):
         response = desk.get(f"?sort={sort}&cursor={forged}{more}")
         assert (response.status_code, list(response.json["errors"])) == (422, ["cursor"])
+
+
+# Bounds
+
+
+@pytest.fixture
+def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few jobs are looked at for one page that it ends early."""
+    monkeypatch.setattr(lists, "LOOKED_AT", 20)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
+@pytest.mark.parametrize("metadata", [None, "few", "many"])
+@pytest.mark.usefixtures("short_sighted")
+def test_list_that_looks_at_jobs_is_led_through_whole_by_its_cursors(
+    desk: Desk,
+    many: list[dict[str, Any]],
+    sort: str,
+    order: str,
+    metadata: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if metadata == "many":
+        monkeypatch.setattr(lists, "MAX_COUNTED", 3)
+    other = desk.world.member(desk.workspace_id, Role.MEMBER)
+    with desk.world.transaction() as tx:
+        rows = tx.execute(jobs.select().order_by(jobs.c.id)).all()
+        for row in rows[::9]:
+            mine = update(jobs).where(jobs.c.id == row.id)
+            tx.execute(mine.values(created_by=other.id, metadata={"a": 1}))
+    rows = sorted(rows[::9], key=lambda r: (getattr(r, sort), r.id), reverse=order == "desc")
+    query = f"created_by={other.id}" if metadata is None else "metadata.a=1"
+    for filters in (
+        "",
+        f"&job_type={TYPES[0]}&job_type={TYPES[1]}",
+        "&updated_after=2020-01-01T00:00:00Z",
+    ):
+        wanted = [
+            row.job_id for row in rows if "job_type" not in filters or row.job_type != TYPES[2]
+        ]
+        assert walk(desk, f"{query}{filters}&sort={sort}&order={order}&limit=2") == wanted
+
+
+@pytest.mark.usefixtures("short_sighted")
+def test_page_that_looks_no_further_says_that_there_is_more(
+    desk: Desk, many: list[dict[str, Any]]
+) -> None:
+    nobody = desk.world.user()
+    page = listed(desk, f"created_by={nobody.id}")
+    assert page["data"] == []
+    assert (page["pagination"]["total"], page["pagination"]["total_is_capped"]) == (0, True)
+    assert page["pagination"]["next_cursor"] is not None
+    response = desk.get(f"?created_by={nobody.id}&page=2")
+    assert (response.status_code, list(response.json["errors"])) == (422, ["page"])
+    assert "next_cursor" in response.json["detail"]
+
+
+@pytest.mark.parametrize("sort", ["created_at", "updated_at"])
+@pytest.mark.usefixtures("short_sighted")
+def test_page_that_lies_too_deep_is_422(desk: Desk, many: list[dict[str, Any]], sort: str) -> None:
+    response = desk.get(f"?sort={sort}&limit=1&page=30")
+    assert (response.status_code, list(response.json["errors"])) == (422, ["page"])
+    # From the other end it is near; and past the end there is nothing.
+    assert len(listed(desk, f"sort={sort}&limit=1&page=59")["data"]) == 1
+    assert listed(desk, f"sort={sort}&limit=1&page=61")["data"] == []
+
+
+def test_list_of_more_kinds_than_ranges_is_whole_by_its_cursors(
+    desk: Desk, many: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "MAX_KINDS", 1)
+    for sort in ("priority", "status"):
+        page = listed(desk, f"sort={sort}&limit=7")
+        assert (page["pagination"]["total"], page["pagination"]["total_is_capped"]) == (60, False)
+        found = walk(desk, f"sort={sort}&limit=7")
+        assert len(found) == len(set(found)) == 60
+
+
+def large(desk: Desk, n: int) -> list[str]:
+    return [
+        desk.world.job(desk.workspace_id, desk.user, metadata={"text": "x" * 1_000_000})
+        for _ in range(n)
+    ]
+
+
+def test_list_ends_at_eight_mebibytes_and_its_cursor_goes_on(desk: Desk) -> None:
+    made = large(desk, 10)
+    for query in ("limit=100", "limit=100&sort=priority", f"limit=100&created_by={desk.user.id}"):
+        response = desk.get(f"?{query}")
+        assert len(response.data) <= MAX_BYTES
+        assert len(response.json["data"]) == 8
+        assert response.json["pagination"]["page"] == 1
+        assert response.json["pagination"]["total"] == 10
+        assert walk(desk, query) == made[::-1]
+    assert len(listed(desk, "light=true&limit=100")["data"]) == 10
+
+
+def test_numbered_page_over_eight_mebibytes_is_422(desk: Desk) -> None:
+    large(desk, 10)
+    response = desk.get("?limit=100&page=1")
+    assert response.status_code == 422
+    assert response.json["type"].endswith(":page-too-large")
+    for remedy in ("limit", "light=true", "next_cursor"):
+        assert remedy in response.json["detail"]
+    assert len(listed(desk, "limit=5&page=2")["data"]) == 5
+    assert legacy(desk, "limit=100&page=1").status_code == 422
+
+
+def test_list_counts_errors_as_they_are_written(desk: Desk) -> None:
+    # A character that takes six bytes as JSON.
+    for _ in range(25):
+        job = desk.create()
+        assert (
+            desk.patch(job["job_id"], {"status": "failed", "error": "\x01" * 65_536}).status_code
+            == 200
+        )
+    for query in ("light=true&limit=100", "limit=100"):
+        response = desk.get(f"?{query}")
+        assert len(response.data) <= MAX_BYTES
+        assert 15 < len(response.json["data"]) < 25
+        assert len(walk(desk, query)) == 25
