@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,21 @@ def test_upgrade_as_sql_needs_no_database(app: Any, capfd: Any) -> None:
     result = app.test_cli_runner().invoke(args=["jobapi", "db", "upgrade", "--sql"])
     assert result.exit_code == 0, result.output
     assert "CREATE TABLE jobapi_jobs" in result.output + capfd.readouterr().out
+
+
+def test_upgrade_takes_an_index_that_was_built_beforehand(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("postgresql"))
+    state = app.extensions["jobapi"]
+    desk = Desk(World(app))
+    desk.create(metadata={"batch_id": 3})
+    docs = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text("utf-8")
+    (command,) = re.findall(r"CREATE INDEX CONCURRENTLY .*?;", docs, re.DOTALL)
+    with state.private.app_context():
+        flask_migrate.downgrade(revision="0014")
+        with state.engine.connect() as connection:
+            connection.exec_driver_sql(command)
+        flask_migrate.upgrade()
+    assert desk.get("?metadata.batch_id=3").json["pagination"]["total"] == 1
+    with state.engine.connect() as connection:
+        names = "SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%%USING gin%%'"
+        assert connection.exec_driver_sql(names).scalars().all() == ["ix_jobapi_jobs_content"]

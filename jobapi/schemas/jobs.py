@@ -89,11 +89,12 @@ class JobPagination(Pagination):
         required=True,
         metadata={
             "description": "How many jobs match: exact, but for filters other than status, "
-            "job_type and priority, with which it ends at 10,000."
+            "job_type and priority, with which it ends at 10,000, counted among the 100,000 jobs "
+            "that are looked at for a page."
         },
     )
     total_is_capped = fields.Boolean(
-        required=True, metadata={"description": "Whether there are more than `total`."}
+        required=True, metadata={"description": "Whether there may be more than `total`."}
     )
 
 

@@ -148,7 +148,12 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
     `metadata.batch_id=3` finds the jobs whose metadata has that value, as a
     number or as a text; a path goes deeper, `metadata.file.name=a.csv`.
     `pagination.next_cursor`, given as `cursor`, leads to the next page however
-    deep it lies and whatever is added meanwhile.
+    deep it lies and whatever is added meanwhile. Without `page`, an answer may end
+    before `limit`, and the cursor goes on: at 8 MiB, and, with filters that no index
+    answers (`created_by`, much the same metadata, `updated_after` in another order),
+    after 100,000 jobs that were looked at. With `page`, more than 8 MiB is 422
+    `page-too-large`, and so is a page behind more than 100,000 jobs
+    (`validation-failed`): use a smaller `limit`, `light=true` or a cursor.
     """
     return _page(caller, jobs.in_workspace(workspace_id), query)
 
