@@ -66,7 +66,7 @@ def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
     return JsonBytes(*(c for c in columns if c.name in _TEXTS)) + _OTHER_BYTES
 
 
-def fitting(query: Select[Any], order: Sequence[Any], most: int) -> Select[Any]:
+def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
     """The first ``most`` jobs that a query finds, or as many as an answer holds; one at least.
 
     ``query`` selects columns of the table. Each row has ``n_found``, too: how many it finds.

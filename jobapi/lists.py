@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +28,7 @@ from sqlalchemy import (
     Select,
     String,
     and_,
+    bindparam,
     case,
     cast,
     false,
@@ -47,13 +50,14 @@ from .database import (
     AnyRow,
     Executor,
     IsAmong,
+    Statement,
     dialect_name,
     plan_without,
     record_source,
     records,
 )
 from .errors import PageTooLarge, ValidationFailed
-from .jobs import COLUMNS, Scope, fitting
+from .jobs import COLUMNS, Scope, answer_bytes, fitting
 from .lifecycle import JobStatus, Priority
 from .models import jobs
 from .paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
@@ -118,20 +122,14 @@ class Filters:
             conditions.append(c.job_type.in_(self.only_job_types))
         return conditions
 
-    def window(self) -> list[ColumnElement[bool]]:
-        """The conditions on when a job was created."""
-        conditions: list[ColumnElement[bool]] = []
-        if self.created_after is not None:
-            conditions.append(jobs.c.created_at >= self.created_after)
-        if self.created_before is not None:
-            conditions.append(jobs.c.created_at < self.created_before)
-        return conditions
+    def times(self, *names: str) -> dict[str, datetime]:
+        """Those of the times named that are given."""
+        given = {name: getattr(self, name) for name in names}
+        return {name: moment for name, moment in given.items() if moment is not None}
 
     def rest(self, dialect: str) -> list[ColumnElement[bool]]:
         """The conditions that are not on a job's kind."""
-        conditions = self.window()
-        if self.updated_after is not None:
-            conditions.append(jobs.c.updated_at >= self.updated_after)
+        conditions = _between(self.times(*_MADE, *_CHANGED))
         if self.created_by is not None:
             conditions.append(jobs.c.created_by == self.created_by)
         conditions += [_has(dialect, path, text) for path, text in self.metadata.items()]
@@ -151,7 +149,9 @@ class Filters:
         return cls(**{**kept, **moments})
 
 
-_MOMENTS = {"created_after", "created_before", "updated_after"}
+_MADE = ("created_after", "created_before")
+_CHANGED = ("updated_after",)
+_MOMENTS = {*_MADE, *_CHANGED}
 
 
 class JobPage(NamedTuple):
@@ -251,8 +251,7 @@ def page(
         if offset > 0 and picked.stop is not None and not picked.rows:
             raise _too_deep()
         found, stop = _these(session, picked.rows), picked.stop
-    columns = _LIGHT if light else COLUMNS
-    rows, n = _fetch(session, columns, ordered, found, limit)
+    rows, n = _fetch(session, light, ordered, found, limit)
     if page is not None and len(rows) < min(n, limit):
         raise PageTooLarge(
             f"This page is larger than {MAX_BYTES} bytes. Use a smaller limit, or light=true, or"
@@ -329,11 +328,21 @@ def newest(session: Executor, kinds: Sequence[Any], most: int) -> Sequence[AnyRo
     return session.execute(query, records(session, each)).all()
 
 
-class _Found(NamedTuple):
-    """A query for the workspaces and ids of jobs, with its parameters."""
+class _Ranges(NamedTuple):
+    """The index whose ranges a list reads, which way, and the times that bound them."""
 
-    query: Select[Any]
+    names: tuple[str, ...]
+    moment: str
+    ordered: _Order
+    times: tuple[str, ...]
+
+
+class _Found(NamedTuple):
+    """The jobs of a page: in ranges of an index, or by workspace and id; on SQLite by a query."""
+
     parameters: Mapping[str, Any]
+    ranges: _Ranges | None = None
+    query: Select[Any] | None = None
 
 
 class _Picked(NamedTuple):
@@ -387,7 +396,7 @@ class _Reading:
         if ordered.sort == "updated_at" and (not filters.kind(jobs.c) or self.n > FEW):
             self.names, self.moment = ("workspace_id", "status"), "updated_at"
             of_types = filters.job_type or filters.priority or filters.only_job_types is not None
-            looks = looks or bool(of_types or filters.window())
+            looks = looks or bool(of_types or filters.times(*_MADE))
         elif ordered.sort == "created_at" and not filters.kind(jobs.c):
             self.names = ("workspace_id",)
         if self.moment == "created_at":
@@ -397,6 +406,8 @@ class _Reading:
             looks = not self.counted
         elif self.names == counts.KIND and len(self.kinds) > MAX_KINDS:
             looks = True
+        by_age = self.moment == "created_at"
+        self.times = filters.times(*(_MADE if by_age else _CHANGED))
         self.whole = not looks
         """Whether the ranges are the list, so that none of its jobs has to be looked at."""
 
@@ -421,14 +432,9 @@ class _Reading:
 
     def within(self, table: Any) -> list[ColumnElement[bool]]:
         """The conditions on the jobs of a range of ``table`` that its index knows."""
-        conditions = [jobs.c[name] == table.c[name] for name in self.names]
-        if self.moment == "updated_at":
-            if self.filters.updated_after is not None:
-                conditions.append(jobs.c.updated_at >= self.filters.updated_after)
-            return conditions
-        if self.until is not None:
-            conditions.append(jobs.c.created_at <= self.until)
-        return [*conditions, *self.filters.window()]
+        until = [] if self.until is None else [jobs.c.created_at <= self.until]
+        same = [jobs.c[name] == table.c[name] for name in self.names]
+        return [*same, *until, *_between(self.times)]
 
 
 def _in_any_status(kinds: Sequence[Any], statuses: Sequence[JobStatus]) -> list[Any]:
@@ -460,7 +466,7 @@ def _whole(
     if reading.dialect == "sqlite":
         if offset > LOOKED_AT:
             raise _too_deep()
-        return _Found(_plain(ordered, reading.where, after).limit(shown).offset(offset), {})
+        return _Found({}, query=_plain(ordered, reading.where, after).limit(shown).offset(offset))
     passed = 0
     ranges = reading.ranges()
     if ordered.sort in ("status", "priority"):
@@ -471,24 +477,17 @@ def _whole(
     reach = offset + shown
     if offset > 0 and sum(min(reach, each.n) for each in ranges) > LOOKED_AT:
         raise _too_deep()
-    table = _range_source(reading.names, reading.moment)
-    keys = {c.name: c for c in [jobs.c.workspace_id, *ordered.keys]}
-    by = [jobs.c[reading.moment], jobs.c.id]
-    head = (
-        select(*keys.values())
-        .where(*reading.within(table), ordered.beyond(by, [table.c.bound_at, table.c.bound_id]))
-        .order_by(*ordered.by(by))
-        .limit(reach)
-        .lateral("first")
+    given = reading.times
+    return _Found(
+        {
+            "reach": reach,
+            "shown": shown,
+            "skip": offset,
+            **given,
+            **records(reading.session, _begins(reading, ranges, ordered, after)),
+        },
+        _Ranges(tuple(reading.names), reading.moment, ordered, tuple(given)),
     )
-    found: Select[Any] = (
-        select(head.c.workspace_id, head.c.id)
-        .select_from(table.join(head, true()))
-        .order_by(*ordered.by([head.c[c.name] for c in ordered.keys]))
-        .limit(shown)
-        .offset(offset)
-    )
-    return _Found(found, records(reading.session, _begins(reading, ranges, ordered, after)))
 
 
 def _needed(
@@ -704,29 +703,94 @@ def _pick(
 
 
 def _these(session: Executor, rows: Sequence[AnyRow]) -> _Found:
-    names = ("workspace_id", "id")
-    table = record_source(dialect_name(session), {name: jobs.c[name].type for name in names})
-    given = [{name: getattr(row, name) for name in names} for row in rows]
-    return _Found(select(table.c.workspace_id, table.c.id), records(session, given))
+    given = [{name: getattr(row, name) for name in _KEY} for row in rows]
+    sent = records(session, given)
+    if dialect_name(session) != "sqlite":
+        return _Found(sent)
+    table = record_source("sqlite", {"id": jobs.c.id.type})
+    return _Found(sent, query=select(table.c.id))
 
 
 def _fetch(
-    session: Executor, columns: Sequence[Any], ordered: _Order, found: _Found, most: int
+    session: Executor, light: bool, ordered: _Order, found: _Found, most: int
 ) -> tuple[Sequence[AnyRow], int]:
-    """The jobs found, in order, as many as an answer holds, and how many were found."""
-    if dialect_name(session) == "sqlite":
-        ids = found.query.with_only_columns(found.query.selected_columns.id)
-        query = select(*columns).where(IsAmong(jobs.c.id, ids.scalar_subquery()))
-        order = ordered.by(ordered.keys)
+    """The jobs found, as many as an answer holds, and how many; where it is not all, one more."""
+    if found.query is None:
+        statement = _fetching(light, ordered, found.ranges)
+        rows = statement.all(session, {**found.parameters, "most": most})
+        return rows, rows[0].n_found if rows else 0
+    columns = _LIGHT if light else COLUMNS
+    ids = found.query.with_only_columns(found.query.selected_columns.id)
+    query = (
+        select(*columns, answer_bytes(columns).label("bytes"))
+        .where(IsAmong(jobs.c.id, ids.scalar_subquery()))
+        .order_by(*ordered.by(ordered.keys))
+    )
+    shown: list[AnyRow] = []
+    size = 0
+    # SQLite reads them one by one.
+    with closing(session.execute(query, found.parameters)) as read:
+        for row in read:
+            size += row.bytes
+            if len(shown) == most or (shown and size > MAX_BYTES):
+                return shown, len(shown) + 1
+            shown.append(row)
+    return shown, len(shown)
+
+
+@cache
+def _fetching(light: bool, ordered: _Order, ranges: _Ranges | None) -> Statement:
+    if ranges is None:
+        found = record_source("postgresql", {name: jobs.c[name].type for name in _KEY})
     else:
-        # From each to its row, by the key, however many the planner believes there to be.
-        each = found.query.subquery("found")
-        mine = [jobs.c[name] == each.c[name] for name in ("workspace_id", "id")]
-        row = select(*columns).where(*mine).offset(0).lateral("job")
-        query = select(*row.c).select_from(each.join(row, true()))
-        order = ordered.by([row.c[key.name] for key in ordered.keys])
-    rows = session.execute(fitting(query, order, most), found.parameters).all()
-    return rows, rows[0].n_found if rows else 0
+        found = _merged(ranges)
+    # From each to its row, by the key, however many the planner believes there to be.
+    mine = [jobs.c[name] == found.c[name] for name in _KEY]
+    row = select(*(_LIGHT if light else COLUMNS)).where(*mine).offset(0).lateral("job")
+    query = select(*row.c).select_from(found.join(row, true()))
+    order = ordered.by([row.c[key.name] for key in ordered.keys])
+    return Statement(fitting(query, order, bindparam("most")))
+
+
+def _merged(ranges: _Ranges) -> Any:
+    """The heads of all ranges in one order, from which a page is taken."""
+    table = _range_source(ranges.names, ranges.moment)
+    ordered = ranges.ordered
+    keys = {c.name: c for c in [jobs.c.workspace_id, *ordered.keys]}
+    by = [jobs.c[ranges.moment], jobs.c.id]
+    times = {name: bindparam(name, type_=jobs.c.created_at.type) for name in ranges.times}
+    head = (
+        select(*keys.values())
+        .where(
+            *(jobs.c[name] == table.c[name] for name in ranges.names),
+            *_between(times),
+            ordered.beyond(by, [table.c.bound_at, table.c.bound_id]),
+        )
+        .order_by(*ordered.by(by))
+        .limit(bindparam("reach"))
+        .lateral("first")
+    )
+    return (
+        select(head.c.workspace_id, head.c.id)
+        .select_from(table.join(head, true()))
+        .order_by(*ordered.by([head.c[c.name] for c in ordered.keys]))
+        .limit(bindparam("shown"))
+        .offset(bindparam("skip"))
+        .subquery("found")
+    )
+
+
+_KEY = ("workspace_id", "id")
+
+
+def _between(times: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    """The conditions on when a job was created or changed."""
+    bounds = {
+        "created_after": jobs.c.created_at.__ge__,
+        "created_before": jobs.c.created_at.__lt__,
+        "updated_after": jobs.c.updated_at.__ge__,
+    }
+    return [bounds[name](moment) for name, moment in times.items() if moment is not None]
 
 
 def _plain(ordered: _Order, where: Sequence[Any], after: Sequence[Any] | None) -> Select[Any]:

@@ -175,7 +175,7 @@ _FILTERS = {field.name for field in fields(lists.Filters)} - {"only_job_types", 
 
 
 def _light_object(row: Any) -> dict[str, Any]:
-    light = job_object(SimpleNamespace(**row._mapping, metadata=None, result=None))
+    light = job_object(SimpleNamespace(**row._asdict(), metadata=None, result=None))
     return {name: value for name, value in light.items() if name not in lists.LARGE}
 
 
