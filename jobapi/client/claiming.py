@@ -7,7 +7,7 @@ import math
 import time
 
 from ..errors import JobApiError
-from .holding import MAX_AT_ONCE, Holding, Terms, is_over
+from .holding import AHEAD_SECONDS, MAX_AT_ONCE, Holding, Terms, is_over
 from .retries import (
     MAX_RETRY_AFTER,
     Bounds,
@@ -21,9 +21,6 @@ from .tasks import Task
 
 WAIT_SECONDS = 5
 """How long a claim waits for a job; a stop may take as long."""
-
-AHEAD_SECONDS = 0.3
-"""How much work is fetched ahead. A task that runs for longer blocks its thread: none is for it."""
 
 MAX_PAUSE_SECONDS = 2.0
 """The longest pause between claims that get nothing, where the service asks for none."""

@@ -16,6 +16,9 @@ from .tasks import Report, Task
 MAX_AT_ONCE = 100
 """How many jobs the service gives in one claim, and takes in one report."""
 
+AHEAD_SECONDS = 0.3
+"""How much work is fetched ahead. A task that runs for longer blocks its thread: none is for it."""
+
 HANDED_BACK: Report = {"status": "pending"}
 
 Run = Callable[[Task], Mapping[str, Any] | None]
@@ -64,8 +67,9 @@ class Holding:
     closing: bool = False
     # The first failure that does not pass.
     error: BaseException | None = None
-    # Seconds that a job takes, the mean of the last few: how many to claim at once.
-    pace: float = 1.0
+    # Seconds that a job takes, the mean of the last few: how many to claim at once. Before
+    # the first, so long that none is fetched ahead.
+    pace: float = AHEAD_SECONDS
     few: int = 1
 
     def __post_init__(self) -> None:
