@@ -252,7 +252,7 @@ class Parser(FlaskParser):
                 for name, value in args.items(multi=True)
                 if not name.startswith(f"{schema.PATHS}.")
             )
-        if b"+" in req.query_string:
+        if b"+" in req.query_string or b"%20" in req.query_string:
             args = MultiDict(
                 (name, _with_plus(value) if isinstance(schema.fields.get(name), Time) else value)
                 for name, value in args.items(multi=True)
