@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
-from .database import normalize_url
+from .database import normalize_url, unknown_options
 
 PREFIX = "JOBAPI_"
 MIN_SECRET_BYTES = 32
@@ -265,6 +265,18 @@ def _url(name: str, text: str) -> URL:
         ) from None
 
 
+def _check_options(name: str, url: URL) -> None:
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise ConfigError(
+            f"{name} names the driver {url.drivername!r}; write postgresql:// or sqlite://."
+        )
+    if url.get_backend_name() == "postgresql" and (unknown := unknown_options(url)):
+        raise ConfigError(
+            f"{name} has options that Postgres's library does not know: {', '.join(unknown)}. "
+            "Write them as libpq does, such as ?sslmode=require, or leave them out."
+        )
+
+
 def _check(settings: Settings) -> None:
     if settings.secret_key is not None and len(settings.secret_key.encode()) < MIN_SECRET_BYTES:
         raise ConfigError(
@@ -283,6 +295,7 @@ def _check(settings: Settings) -> None:
                 f"JOBAPI_LISTEN_DATABASE_URL is for {url.get_backend_name()}; only Postgres can "
                 "be listened to."
             )
+        _check_options("JOBAPI_LISTEN_DATABASE_URL", url)
     if settings.database_url is not None:
         url = _url("JOBAPI_DATABASE_URL", settings.database_url)
         backend = url.get_backend_name()
@@ -290,6 +303,7 @@ def _check(settings: Settings) -> None:
             raise ConfigError(
                 f"JOBAPI_DATABASE_URL is for {backend}; jobapi works on {' and '.join(SERVED_BY)}."
             )
+        _check_options("JOBAPI_DATABASE_URL", url)
         if backend == "sqlite" and url.database in (None, "", ":memory:"):
             raise ConfigError(
                 "JOBAPI_DATABASE_URL is a SQLite database in memory, which each process would "

@@ -412,14 +412,24 @@ def autocommit(engine: Engine) -> Engine:
 
 
 def normalize_url(url: str) -> URL:
-    """The URL as SQLAlchemy wants it; ``postgres://`` is the old spelling.
+    """The URL as SQLAlchemy wants it, with the driver that we use whichever is named.
 
+    ``postgres://`` is the old spelling; others come from the settings of other programs.
     Raises ``sqlalchemy.exc.ArgumentError`` for what is no database URL.
     """
     parsed = make_url(url)
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and driver in ("pysqlite", "aiosqlite"):
+        return parsed.set(drivername="sqlite")
     return parsed
+
+
+def unknown_options(url: URL) -> list[str]:
+    """The options of a Postgres URL that libpq does not know, such as another driver's."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    return sorted(url.query.keys() - known)
 
 
 def dumps(value: Any) -> str:

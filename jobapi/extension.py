@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, func, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import __version__, cli, config, keys, logs, readiness
@@ -154,6 +155,20 @@ class State:
             # Each try may wait for a lock.
             self._note_at = time.monotonic() + NOTE_AGAIN_SECONDS
             logger.warning("cannot write down when API keys were used: %s", error.orig)
+
+    def end_host_reads(self) -> None:
+        """Give the connection back that the host's session has used to find out who asks.
+
+        Only where its transaction has written nothing; it begins another one when it is needed.
+        """
+        database: Any = self.app.extensions.get("sqlalchemy")
+        if self.standalone or not isinstance(database, SQLAlchemy) or len(database.engines) > 1:
+            return
+        if not database.session.registry.has():
+            return
+        session = database.session()
+        if session.in_transaction() and not _has_written(session):
+            session.rollback()
 
     def tell(self, reaped: Sequence[Any]) -> None:
         """Count the jobs whose leases, or time, had run out."""
@@ -369,6 +384,17 @@ def migrations_folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def _has_written(session: Session) -> bool:
+    """Whether a transaction may have something to commit."""
+    if session.new or session.dirty or session.deleted:
+        return True
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        return connection.scalar(select(func.txid_current_if_assigned())) is not None
+    driver_connection: Any = connection.connection.driver_connection
+    return bool(getattr(driver_connection, "in_transaction", True))
 
 
 def _usable(engine: Any) -> Engine:

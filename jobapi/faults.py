@@ -6,10 +6,13 @@ not by the exception's class, so that it is the same with every driver.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+logger = logging.getLogger("jobapi")
 
 
 class Fault(NamedTuple):
@@ -140,3 +143,27 @@ def _plan_is_stale(error: BaseException | None) -> bool:
     # "cached plan must not change result type", in whatever language the server speaks.
     diagnostics: Any = getattr(error, "diag", None)
     return getattr(diagnostics, "source_function", None) == "RevalidateCachedQuery"
+
+
+class FaultLog:
+    """Logs what the database cannot do once, not each time that it is met, and when it is over."""
+
+    def __init__(self, what: str) -> None:
+        """``what`` cannot be done meanwhile, such as "maintenance"."""
+        self._what = what
+        self._said: str | None = None
+
+    def failed(self, error: BaseException) -> None:
+        """It failed because of this."""
+        fault = judge(error)
+        if fault is None:
+            logger.error("%s failed; it goes on in a moment", self._what, exc_info=error)
+        elif fault.detail != self._said:
+            self._said = fault.detail
+            logger.warning("%s has to wait: %s", self._what, fault.detail, exc_info=error)
+
+    def worked(self) -> None:
+        """It went well."""
+        if self._said is not None:
+            self._said = None
+            logger.info("%s goes on", self._what)

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, delete, or_, select
 
 from . import counts, events, flow, idempotency, jobs, operations, queue, workspaces
 from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
+from .faults import FaultLog, judge
 from .leases import Backoff
 from .lifecycle import Action, JobStatus
 from .models import duties
@@ -93,6 +94,19 @@ def work(
 
     ``tell`` is told of them, some at a time.
     """
+    reaped = reap(connection, backoff, tell, announce)
+    forget(connection)
+    fold(connection)
+    return reaped
+
+
+def reap(
+    connection: Connection,
+    backoff: Backoff,
+    tell: Callable[[Sequence[Any]], None],
+    announce: Announce,
+) -> int:
+    """End the attempts whose leases, or time, have run out; returns how many."""
     reaped = 0
     for _ in range(MAX_ROUNDS):
         with transaction(connection) as tx:
@@ -105,15 +119,23 @@ def work(
             logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
         if not found.more:
             break
+    return reaped
+
+
+def forget(connection: Connection) -> None:
+    """Delete answers that are kept for repeated requests, when their time is over."""
     for _ in range(MAX_ROUNDS):
         if idempotency.forget(connection) < idempotency.FORGET_AT_ONCE:
             break
+
+
+def fold(connection: Connection) -> None:
+    """Add changes of the counts up."""
     for _ in range(MAX_ROUNDS):
         with transaction(connection, planner=BY_KEY) as tx:
             folded = counts.fold(tx)
         if folded < counts.FOLD_AT_ONCE:
             break
-    return reaped
 
 
 def go_on(
@@ -146,8 +168,12 @@ def _advance(connection: Connection, announce: Announce) -> bool:
         if advanced is not None and advanced.action == Action.RETRY:
             announce(connection, advanced.workspace_id)
         return advanced is not None
-    except Exception:
-        logger.exception("operation %s failed; it is tried again", operation_id)
+    except Exception as error:
+        fault = judge(error)
+        if fault is not None and fault.reconnect:
+            raise
+        said = None if fault is None else fault.detail
+        logger.warning("operation %s is tried again: %s", operation_id, said, exc_info=error)
         operations.put_off(connection, operation_id)
         return False
 
@@ -226,6 +252,10 @@ class Maintenance:
         self._lock = Lock()
         self._process: int | None = None
         self._thread: Thread | None = None
+        self._swept_at = time.monotonic()
+        self._todo: deque[Step] = deque()
+        self._log = FaultLog("maintenance")
+        self._logs: dict[str, FaultLog] = {}
 
     def start(self) -> None:
         """Start the thread, once in each process."""
@@ -246,26 +276,47 @@ class Maintenance:
         if self._thread is not None and self._process == os.getpid():
             self._thread.join(ROUND_SECONDS + 5)
 
+    def _work(self, connection: Connection) -> bool:
+        """Do a part of everything; whether there is more to do."""
+        parts: dict[str, Callable[[], Any]] = {
+            "reap": lambda: reap(connection, self._backoff, self._tell, self._announce),
+            "forget": lambda: forget(connection),
+            "fold": lambda: fold(connection),
+            "go on": lambda: go_on(connection, announce=self._announce),
+            "sweep": lambda: self._sweep(connection),
+        }
+        more = False
+        for name, part in parts.items():
+            log = self._logs.setdefault(name, FaultLog(f"maintenance ({name})"))
+            # What waits for a lock in vain keeps nothing else from its turn.
+            try:
+                more = part() is True or more
+                log.worked()
+            except Exception as error:
+                fault = judge(error)
+                if fault is not None and fault.reconnect:
+                    raise
+                log.failed(error)
+        return more
+
+    def _sweep(self, connection: Connection) -> bool:
+        if not self._todo and time.monotonic() - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = time.monotonic()
+            self._todo = steps(connection)
+        return sweep(connection, self._todo)
+
     def run(self) -> None:
         """Work until ``stop``; a fault is logged and the work goes on."""
-        swept_at = time.monotonic()
-        todo: deque[Step] = deque()
         pause = ROUND_SECONDS
         while not self._stop.wait(pause):
             pause = ROUND_SECONDS
             try:
                 with self._engine().connect() as connection:
-                    if take_duty(connection, self._holder):
-                        work(connection, self._backoff, self._tell, self._announce)
-                        if go_on(connection, announce=self._announce):
-                            pause = PAUSE_SECONDS
-                        if not todo and time.monotonic() - swept_at >= SWEEP_SECONDS:
-                            swept_at = time.monotonic()
-                            todo = steps(connection)
-                        if sweep(connection, todo):
-                            pause = PAUSE_SECONDS
-            except Exception:
-                logger.exception("maintenance failed; it goes on in a moment")
+                    if take_duty(connection, self._holder) and self._work(connection):
+                        pause = PAUSE_SECONDS
+                self._log.worked()
+            except Exception as error:
+                self._log.failed(error)
         try:
             with self._engine().connect() as connection:
                 drop_duty(connection, self._holder)

@@ -30,6 +30,7 @@ from . import events
 from .database import snapshot
 from .errors import Unavailable
 from .events import EventFilters, Found, Position, Snapshot
+from .faults import FaultLog
 
 if sys.platform != "win32":  # where a host may be developed
     import resource
@@ -131,6 +132,7 @@ class Streams:
         self.closing: Callable[[], bool] = lambda: False
         self.count: Callable[[int], None] = lambda more: None
         self._limit = limit
+        self._log = FaultLog("looking for events")
         self._engine = engine
         self._frame = frame
         self._lock = threading.Lock()
@@ -313,8 +315,9 @@ class Streams:
                     self._give(found, at[workspace_id, position])
                     if found.more:
                         pause = WAKE_SECONDS
-        except (SQLAlchemyError, Unavailable):
-            logger.warning("cannot look for events; the streams wait", exc_info=True)
+            self._log.worked()
+        except (SQLAlchemyError, Unavailable) as error:
+            self._log.failed(error)
             return AGAIN_SECONDS
         if seen.numbered and all(len(each.waiting) < MAX_BEHIND for each in self._open.values()):
             # While nothing is written on the whole server, there is nothing to read.
@@ -362,8 +365,8 @@ class Streams:
                     if not stream.may(connection):
                         over.append(sock)
                     stream.beat_at = _next_beat()
-        except SQLAlchemyError:
-            logger.warning("cannot ask who may listen to streams", exc_info=True)
+        except SQLAlchemyError as error:
+            self._log.failed(error)
         # When the connection is back: whoever sees the end may take the database away.
         self._end(selector, over)
 

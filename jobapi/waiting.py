@@ -34,6 +34,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import queue
+from .faults import FaultLog
 from .queue import Wish
 
 CHANNEL = "jobapi_jobs"
@@ -106,6 +107,7 @@ class WaitingRoom:
         self._id = secrets.token_hex(4)
         self._listener: Any = None
         self._listen_again = 0.0
+        self._log = FaultLog("looking for jobs")
 
     def enter(self, wanted: Wish) -> Seat | None:
         """Take a seat, to be left with ``leave``; None where there is none for the workspace.
@@ -240,8 +242,9 @@ class WaitingRoom:
         try:
             with engine.connect() as connection:
                 found: Collection[Wish] = queue.claimable(connection, wishes)
-        except SQLAlchemyError:
-            logger.warning("cannot look for jobs; those who wait look themselves", exc_info=True)
+            self._log.worked()
+        except SQLAlchemyError as error:
+            self._log.failed(error)
             return
         self._give_turns(found)
 

@@ -63,6 +63,10 @@ def test_secret_of_digits_stays_text() -> None:
         ("DATABASE_URL", "mysql://u:p@h/n", "jobapi works on sqlite and postgresql"),
         ("DATABASE_URL", "sqlite://", "name a file"),
         ("DATABASE_URL", "sqlite:///:memory:", "name a file"),
+        ("DATABASE_URL", "sqlite+pysqlcipher:///file", "write postgresql:// or sqlite://"),
+        ("DATABASE_URL", "postgresql+asyncpg://h/n?ssl=require", "does not know: ssl"),
+        ("LISTEN_DATABASE_URL", "postgres://h/n?pgbouncer=true", "does not know: pgbouncer"),
+        ("DATABASE_URL", "nonsense+driver://h/n", "jobapi works on sqlite and postgresql"),
         ("CORS_ORIGINS", "app.example.com", "https://app.example.com"),
         ("CORS_ORIGINS", "https://app.example.com/", "without a slash"),
         ("CORS_ORIGINS", "https://app.example.com/path", "without a slash"),
@@ -105,7 +109,18 @@ def test_unknown_setting_warns_with_the_nearest(
     assert hint in caplog.text
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "postgres",
+        "postgresql",
+        "postgresql+psycopg",
+        "postgresql+psycopg2",
+        "postgresql+asyncpg",
+        "postgresql+pg8000",
+        "postgres+psycopg2",
+    ],
+)
 def test_postgres_urls_are_taken_in_every_spelling(scheme: str) -> None:
     url = normalize_url(f"{scheme}://user:password@host:5433/name?sslmode=require")
     assert url.drivername == "postgresql+psycopg"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,7 +16,7 @@ import flask_migrate
 import pytest
 from flask import Flask, Response, request
 from flask_jwt_extended import create_access_token, get_jwt_identity, verify_jwt_in_request
-from sqlalchemy import inspect
+from sqlalchemy import create_engine, inspect
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import (
     BadGateway,
@@ -834,3 +836,99 @@ def test_secret_of_the_hosts_is_derived_and_not_used_itself() -> None:
         keys.add(app.extensions["jobapi"].private.config["JWT_SECRET_KEY"])
     assert len(keys) == 1
     assert "k" * 32 not in keys
+
+
+def test_request_never_waits_for_a_second_connection_of_the_host_s_pool(embed: Any) -> None:
+    found: list[Any] = []
+
+    def current_user() -> int:
+        # The host's session keeps its connection until the request ends.
+        return int(found[0].session.scalars(found[0].select(found[0].literal(7))).one())
+
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.5}
+    host = embed(current_user=current_user, SQLALCHEMY_ENGINE_OPTIONS=options)
+    found.append(host.db)
+    made = host.world.call("POST", f"{PREFIX}/workspace", json={"name": "W"})
+    assert made.status_code == 201
+    workspace_id = made.json["workspace_id"]
+    path = f"{PREFIX}/workspace/{workspace_id}/jobs"
+    body = {"job_type": "x", "workspace_id": workspace_id}
+    for _ in range(3):
+        assert host.world.call("POST", path, json=body).status_code == 201
+    assert host.world.call("GET", path).json["pagination"]["total"] == 3
+
+
+def test_host_s_connection_is_free_while_a_claim_waits(embed: Any) -> None:
+    found: list[Any] = []
+
+    def current_user() -> int:
+        found[0].session.execute(found[0].text("SELECT count(*) FROM users")).all()
+        return 7
+
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+    host = embed(
+        current_user=current_user,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
+        JOBAPI_LISTEN_ENABLED=False,
+    )
+    found.append(host.db)
+    workspace_id = host.world.call("POST", f"{PREFIX}/workspace", json={"name": "W"}).json[
+        "workspace_id"
+    ]
+    path = f"{PREFIX}/workspace/{workspace_id}/jobs"
+    with host.app.app_context():
+        pool = host.db.engine.pool
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(
+            host.world.call,
+            "POST",
+            f"{path}/claim",
+            json={"wait_seconds": 10},
+            environ_overrides={"wsgi.multithread": True},
+        )
+        room = host.world.state.room
+        while not room._wishes and not waiting.done():
+            time.sleep(0.02)
+        while pool.checkedout() and not waiting.done():
+            time.sleep(0.02)
+        assert not waiting.done()
+        body = {"job_type": "x", "workspace_id": workspace_id}
+        assert host.world.call("POST", path, json=body).status_code == 201
+        assert len(waiting.result().json["data"]) == 1
+
+
+def test_what_the_host_has_written_is_kept_while_a_claim_waits(embed: Any) -> None:
+    found: list[Any] = []
+
+    def current_user() -> int:
+        db = found[0]
+        db.session.execute(db.text("INSERT INTO users (name) VALUES ('seen')"))
+        return 7
+
+    host = embed(current_user=lambda: 7)
+    with host.app.test_request_context():
+        found.append(host.db)
+        current_user()
+        host.world.state.end_host_reads()
+        names = host.db.session.scalars(host.db.text("SELECT name FROM users")).all()
+        assert "seen" in names
+        host.db.session.commit()
+
+
+def test_database_of_the_host_that_we_cannot_use_is_refused_with_what_to_do(
+    new_database: Any, database: str
+) -> None:
+    app, db = make_host(new_database(database))
+    JobAPI(app, url_prefix=PREFIX)
+    with app.app_context():
+        engines = db.engines
+        engine = engines[None]
+    # As the usual recipe for tests has it; and another database, whose driver is never asked.
+    with engine.connect() as connection:
+        for found in (connection, create_engine("mysql+mysqldb://h/d", module=sqlite3)):
+            engines[None] = found
+            with pytest.raises(ConfigError, match="Set JOBAPI_DATABASE_URL"):
+                _ = app.extensions["jobapi"].engine
+    with app.app_context():
+        db.session.remove()
+    engine.dispose()

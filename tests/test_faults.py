@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
+from jobapi import maintenance, operations
 from jobapi.accounts import Login
 from jobapi.database import snapshot, transaction
 from jobapi.engine import long_transaction
@@ -40,6 +43,19 @@ def on_postgres(make_app: Any, postgres_url: str) -> Desk:
 def brief(make_app: Any, service_url: str) -> Desk:
     """Somebody who owns a workspace, where nothing is waited for long; a database of its own."""
     return Desk(World(make_app(service_url, migrate=False, **BRIEF)))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what has to happen."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def said(caplog: Any, words: str) -> int:
+    """How often a line with these words was logged."""
+    return len({line.created for line in caplog.records if words in line.getMessage()})
 
 
 def unavailable(response: Any, says: str) -> None:
@@ -390,3 +406,75 @@ def test_migration_takes_as_long_as_it_needs(on_postgres: Desk, postgres_url: st
         assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == "2s"
         with pytest.raises(DBAPIError, match="statement timeout"):
             connection.exec_driver_sql("SELECT pg_sleep(20)")
+
+
+def test_operation_on_a_locked_job_keeps_nothing_else_from_the_maintenance(
+    on_postgres: Desk, postgres_url: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    desk = on_postgres
+    monkeypatch.setattr(operations, "AT_ONCE", 1)
+    _, locked = (desk.create(job_type="a") for _ in range(2))
+    for _ in range(2):
+        desk.create(job_type="b")
+    for job_type in ("a", "b"):
+        path = f"/workspace/{desk.workspace_id}/operations"
+        body = {"action": "cancel", "filter": {"job_type": [job_type]}}
+        assert desk.call("POST", path, json=body).status_code in (201, 202)
+    late = desk.create(job_type="c", max_retries=0)
+    desk.claim(job_types=["c"], lease_seconds=5)
+    desk.shift(late, 3600)
+    maintained = desk.world.state.maintenance
+    with row_locked(postgres_url, locked["job_id"]):
+        maintained.start()
+        try:
+            until(lambda: desk.get(f"/{late['job_id']}").json["status"] == "failed")
+            until(lambda: desk.get("?job_type=b&status=cancelled").json["pagination"]["total"] == 2)
+            until(lambda: "is tried again" in caplog.text)
+            assert desk.get(f"/{locked['job_id']}").json["status"] == "pending"
+        finally:
+            maintained.stop()
+
+
+def test_maintenance_survives_a_table_that_is_locked_and_says_so_once(
+    on_postgres: Desk, postgres_url: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.05)
+    desk = on_postgres
+    late = desk.create(max_retries=0)
+    desk.claim(lease_seconds=5)
+    desk.shift(late, 3600)
+    tries: list[float] = []
+
+    def forget(connection: Any) -> None:
+        tries.append(time.monotonic())
+        connection.exec_driver_sql("SET lock_timeout = 50")
+        connection.exec_driver_sql("SELECT count(*) FROM jobapi_idempotency_keys")
+
+    monkeypatch.setattr(maintenance, "forget", forget)
+    with psycopg.connect(postgres_url) as other:
+        other.execute("LOCK TABLE jobapi_idempotency_keys")
+        desk.world.state.maintenance.start()
+        until(lambda: desk.get(f"/{late['job_id']}").json["status"] == "failed")
+        until(lambda: len(tries) >= 4)
+        other.rollback()
+    until(lambda: "goes on" in caplog.text)
+    desk.world.state.maintenance.stop()
+    assert said(caplog, "has to wait") == 1
+
+
+def test_maintenance_goes_on_after_the_database_was_read_only(
+    brief: Desk, service_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
+    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.05)
+    late = brief.create(max_retries=0)
+    brief.claim(lease_seconds=5)
+    brief.shift(late, 3600)
+    with read_only(brief, service_url):
+        brief.world.state.maintenance.start()
+        until(lambda: "read-only" in caplog.text)
+    until(lambda: brief.get(f"/{late['job_id']}").json["status"] == "failed")
+    brief.world.state.maintenance.stop()
+    assert said(caplog, "has to wait") == 1

@@ -62,10 +62,19 @@ MAY_IMPORT = {
     "fields": {"errors", "lifecycle"},
     "tokens": {"accounts", "errors", "models"},
     **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {"database", "leases", "lifecycle", "models", "counts", "events", "flow"}
+    "maintenance": {
+        "database",
+        "faults",
+        "leases",
+        "lifecycle",
+        "models",
+        "counts",
+        "events",
+        "flow",
+    }
     | {"idempotency", "jobs", "operations", "queue", "workspaces"},
-    "waiting": {"database", "queue"},
-    "streams": {"database", "errors", "events"},
+    "waiting": {"faults", "queue"},
+    "streams": {"database", "errors", "events", "faults"},
     "metrics": {"config", "leases", "lifecycle", "stats"},
     "extension": {
         "config",

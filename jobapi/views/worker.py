@@ -166,6 +166,8 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     if rows and metrics is not None:
         metrics.claimed(workspace_id, rows)
     if not rows:
+        if wait_seconds:
+            state().end_host_reads()
         g.jobapi_wait = (wait_seconds, wish(workspace_id, claim.get("job_types")))
     return _claimed(rows, {})
 
