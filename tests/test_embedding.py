@@ -691,6 +691,11 @@ def test_catch_all_of_the_hosts_is_not_below_our_prefix(
         assert response.headers["Allow"] == allowed
     assert client.post(f"{PREFIX}/mine").text == "mine"
     assert client.options(f"{PREFIX}/jobs").headers["Allow"] == "GET, HEAD, OPTIONS"
+    # The host may look through all rules, and its own routes stay its own.
+    allowed = client.options(f"{PREFIX}/mine").headers["Allow"]
+    assert set(allowed.split(", ")) == {"GET", "HEAD", "OPTIONS", "POST", "PUT"}
+    assert app.test_cli_runner().invoke(args=["routes"]).exit_code == 0
+    assert all(rule.methods is not None for rule in app.url_map.iter_rules())
     assert client.get("/nowhere").text == "host: nowhere"
     assert client.get(f"{PREFIX}-like").text == f"host: {PREFIX[1:]}-like"
     assert client.get(PREFIX).text == f"host: {PREFIX[1:]}"

@@ -188,7 +188,18 @@ class _Rest(BaseConverter):
     weight = 1000
 
 
+class _EveryMethod(set[str]):
+    """Has every method and lists none; ``--`` is how Werkzeug asks which ones a path takes."""
+
+    def __contains__(self, method: object) -> bool:
+        return method != "--"
+
+
 class _Unknown(Rule):
+    def __init__(self, *arguments: Any, **kw: Any) -> None:
+        super().__init__(*arguments, **kw)
+        self.methods = _EveryMethod()
+
     def get_converter(self, *arguments: Any) -> BaseConverter:
         return _Rest(self.map)
 
@@ -204,7 +215,6 @@ def _add_unknown(app: Flask, prefix: str) -> None:
         return handle_http(error)
 
     app.view_functions[UNKNOWN] = below_prefix
-    # Every method, which Flask cannot say.
     app.url_map.add(_Unknown(f"{prefix}/<rest>", endpoint=UNKNOWN))
 
 
