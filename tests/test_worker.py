@@ -493,8 +493,9 @@ def test_cancel_reaches_a_quiet_task_whatever_its_lease(
     assert told == [True]
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
 def test_refused_progress_does_not_stop_the_heartbeats(
-    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     monkeypatch.setattr(reporting, "CANCEL_SECONDS", 0.3)
     monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.05)
@@ -505,7 +506,7 @@ def test_refused_progress_does_not_stop_the_heartbeats(
         answers = []
         for told in json.loads(reports):
             if "progress_percent" in told:
-                problem = {"status": 422, "detail": "no"}
+                problem = {"status": status, "detail": "no"}
                 answers.append({"accepted": False, "problem": problem})
             else:
                 beats.append(told)

@@ -26,6 +26,9 @@ CANCEL_SECONDS = 4.0
 GATHER_SECONDS = 0.005
 """How long a job that has ended may wait for the next ones, to be reported with them."""
 
+WRONG = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.status})
+"""A report that is refused with one of these is wrong in itself; its lease is as it was."""
+
 BEGUN: Report = {"begun": True}
 BEAT: Report = {}
 
@@ -55,29 +58,34 @@ class Reporter:
 
     def run(self) -> None:
         """Send what has ended, progress, and heartbeats, until the shift is over."""
-        looked_at = time.monotonic()
-        while True:
-            try:
-                with self.jobs.lock:
-                    self._gather()
-                    count = min(len(self.jobs.reports), MAX_AT_ONCE)
-                    reports = [self.jobs.reports.popleft() for _ in range(count)]
-                    if self.over and (self.failures or not reports):
-                        return
-                now = time.monotonic()
-                if is_over(now - looked_at, REPORT_SECONDS):
-                    looked_at = now
-                    self._hand_back_what_waits()
-                    reports += self._news(now)
-                for start in range(0, len(reports), MAX_AT_ONCE):
-                    self._send(reports[start : start + MAX_AT_ONCE])
-            except (Unreachable, JobApiError) as error:
-                # Such as a key that was revoked: nothing more can be reported.
-                self.jobs.fail(error)
-                return
-            except Exception:
-                logger.exception("reporting failed; it goes on in a moment")
-                time.sleep(REPORT_SECONDS)
+        try:
+            looked_at = time.monotonic()
+            while not (self.over and (self.failures or not self.jobs.reports)):
+                looked_at = self._round(looked_at)
+        except BaseException as error:
+            # Such as a key that was revoked: nothing more can be reported.
+            self.jobs.fail(error)
+
+    def _round(self, looked_at: float) -> float:
+        """Send what there is; returns when the running tasks were last looked at."""
+        with self.jobs.lock:
+            self._gather()
+            count = min(len(self.jobs.reports), MAX_AT_ONCE)
+            reports = [self.jobs.reports.popleft() for _ in range(count)]
+        now = time.monotonic()
+        if is_over(now - looked_at, REPORT_SECONDS):
+            looked_at = now
+            self._hand_back_what_waits()
+            reports += self._news(now)
+        try:
+            for start in range(0, len(reports), MAX_AT_ONCE):
+                self._send(reports[start : start + MAX_AT_ONCE])
+        except (Unreachable, JobApiError):
+            raise
+        except Exception:
+            logger.exception("reporting failed; it goes on in a moment")
+            time.sleep(REPORT_SECONDS)
+        return looked_at
 
     def _gather(self) -> None:
         if not self.jobs.reports and not self.over:
@@ -141,7 +149,7 @@ class Reporter:
         self.failures = 0
         for task, report, problem in refused:
             logger.warning("report of job %s refused: %s", task.job_id, problem["detail"])
-            if problem["status"] == ValidationFailed.status and "status" in report:
+            if problem["status"] in WRONG and "status" in report:
                 # It would be refused again, by whichever worker the job was done.
                 self._fail_for_good(task, problem["detail"])
 
@@ -149,16 +157,20 @@ class Reporter:
         self, reports: list[tuple[Task, Report]], answers: list[dict[str, Any]], sent_at: float
     ) -> list[tuple[Task, Report, dict[str, Any]]]:
         """Note what became of reports; returns those that were refused, with the problem."""
-        judged = [(answer["accepted"], answer["problem"]) for answer in answers]
+        judged = [
+            (answer["accepted"], answer["problem"], answer.get("lease_expires_at"))
+            for answer in answers
+        ]
         refused = []
         with self.jobs.lock:
-            for (task, report), (accepted, problem) in zip(reports, judged, strict=True):
-                if accepted:
+            for (task, report), (accepted, problem, lease) in zip(reports, judged, strict=True):
+                if accepted or lease is not None:
                     task.heard_at = sent_at
+                if accepted:
                     task.begun = task.begun or bool(report)
                     if "status" in report:
                         self.jobs.held.discard(task)
-                elif problem["status"] == ValidationFailed.status:
+                elif problem["status"] in WRONG:
                     refused.append((task, report, problem))
                 elif not task.cancelled:
                     refused.append((task, report, problem))
