@@ -132,7 +132,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     class ServingWorker(Worker):
         live_path = f"{state.url_prefix}/health/live"
 
-    # With a folder of our own for metrics, whoever starts in our place makes one, too.
+    # A new master makes a folder for metrics of its own, where none was given.
     ours = config.METRICS_FOLDER not in os.environ
 
     def begin(worker: Any) -> None:
@@ -175,7 +175,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     class Server(BaseApplication):
         def load_config(self) -> None:
             if ours:
-                # With SIGHUP gunicorn keeps the environment anew.
+                # At SIGHUP gunicorn reads the environment again, for the master that may follow.
                 self.cfg.env_orig.pop(config.METRICS_FOLDER, None)
             for name, value in options.items():
                 self.cfg.set(name, value)
@@ -231,7 +231,7 @@ def _remove_folders_left_behind() -> None:
     import fcntl
 
     for folder in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_FOLDER}*")):
-        # Somebody else's, or in use, or just being made.
+        # Another program's, or in use, or just being made.
         with suppress(OSError), open(os.path.join(folder, _LOCK), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

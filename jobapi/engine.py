@@ -151,7 +151,8 @@ def long_transaction(connection: Connection) -> Iterator[Connection]:
             yield connection
         return
     raw: Any = connection.connection.dbapi_connection
-    vars(raw).pop("wait", None)
+    if isinstance(raw, psycopg.Connection):
+        vars(raw).pop("wait", None)
     connection.detach()
     with transaction(connection):
         # Not for the session, which behind a pooler may be another's next.
@@ -247,7 +248,7 @@ class _Gate:
         try:
             connection = self._connect(record)
         except self._error:
-            # What is refused at once keeps nobody waiting.
+            # A refusal that comes at once costs no time.
             if time.monotonic() - began >= PROBE_SECONDS:
                 self.close()
             raise

@@ -35,13 +35,13 @@ def postgres_url(furnished: Any) -> str:
 
 @pytest.fixture
 def on_postgres(make_app: Any, postgres_url: str) -> Desk:
-    """Somebody who owns a workspace there."""
+    """The owner of a workspace there."""
     return Desk(World(make_app(postgres_url, migrate=False, **BRIEF)))
 
 
 @pytest.fixture
 def brief(make_app: Any, service_url: str) -> Desk:
-    """Somebody who owns a workspace, where nothing is waited for long; a database of its own."""
+    """The owner of a workspace in a database of its own, where nothing is waited for long."""
     return Desk(World(make_app(service_url, migrate=False, **BRIEF)))
 
 
@@ -145,7 +145,7 @@ def test_key_is_read_with_while_its_use_cannot_be_written_down(
 
 @contextmanager
 def row_locked(url: str, job_id: str) -> Iterator[None]:
-    """A lock that somebody holds and has forgotten; on SQLite it is on everything."""
+    """A lock on a job that another session holds; on SQLite it is on everything."""
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other:
             other.execute("BEGIN IMMEDIATE")

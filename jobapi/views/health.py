@@ -1,4 +1,4 @@
-"""For whoever keeps the service running: ``/health``."""
+"""Health checks: ``/health``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ blp = Blueprint("health", "Health", "Whether the service lives, and whether it c
 @public
 @blp.response(200, schemas.Health)
 def get_live() -> Any:
-    """Answers while the process can answer; asks nobody else."""
+    """Answers while the process can answer, whatever the database does."""
     return {"status": "ok"}
 
 
