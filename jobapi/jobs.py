@@ -69,23 +69,20 @@ def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
 def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
     """The first ``most`` jobs that a query finds, or as many as an answer holds; one at least.
 
-    ``query`` selects columns of the table. Each row has ``n_found``, too: how many it finds.
+    ``query`` selects columns of the table. Each row has its ``place``, too, from 1, and ``more``:
+    None where the query finds no other after it. They come in no particular order.
     """
     columns = list(query.selected_columns)
-    so_far = func.sum(answer_bytes(columns)).over(order_by=order, rows=(None, 0))
-    first = func.row_number().over(order_by=order)
+    # With the same frame it is one pass.
+    window: Any = {"order_by": order, "rows": (None, 0)}
     found = query.add_columns(
-        func.count().over().label("n_found"), so_far.label("so_far"), first.label("place")
+        func.sum(answer_bytes(columns)).over(**window).label("so_far"),
+        func.row_number().over(**window).label("place"),
+        func.lead(1).over(**window).label("more"),
     ).subquery()
+    fits = or_(found.c.so_far <= MAX_BYTES, found.c.place == 1)
     shown = [found.c[column.name] for column in columns]
-    return (
-        select(*shown, found.c.n_found)
-        .where(
-            found.c.place <= most,
-            or_(found.c.so_far <= MAX_BYTES, found.c.place == 1),
-        )
-        .order_by(found.c.place)
-    )
+    return select(*shown, found.c.place, found.c.more).where(found.c.place <= most, fits)
 
 
 GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)

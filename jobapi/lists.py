@@ -18,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -714,11 +715,12 @@ def _these(session: Executor, rows: Sequence[AnyRow]) -> _Found:
 def _fetch(
     session: Executor, light: bool, ordered: _Order, found: _Found, most: int
 ) -> tuple[Sequence[AnyRow], int]:
-    """The jobs found, as many as an answer holds, and how many; where it is not all, one more."""
+    """The jobs found, as many as an answer holds, and how many: one more, where there are more."""
     if found.query is None:
         statement = _fetching(light, ordered, found.ranges)
         rows = statement.all(session, {**found.parameters, "most": most})
-        return rows, rows[0].n_found if rows else 0
+        rows = sorted(rows, key=attrgetter("place"))
+        return rows, len(rows) + (1 if rows and rows[-1].more else 0)
     columns = _LIGHT if light else COLUMNS
     ids = found.query.with_only_columns(found.query.selected_columns.id)
     query = (
