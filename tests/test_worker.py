@@ -449,6 +449,7 @@ def test_lost_threads_are_not_counted_on_and_the_last_one_ends_the_worker(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(shift, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(shift, "ALL_LOST_SECONDS", 2.0)
     end = threading.Event()
     hung: list[str] = []
 

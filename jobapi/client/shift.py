@@ -21,6 +21,12 @@ HAND_BACK_SECONDS = 2.0
 LOST_SECONDS = 5.0
 """How long a task may take to return after its lease was lost, before that is logged."""
 
+ALL_LOST_SECONDS = 300.0
+"""How long all threads may be lost before the worker gives up.
+
+Tasks that only ignore a cancel return by then; one that hangs does not.
+"""
+
 LEAST_STOP_SECONDS = 1.0
 """How long a stop may take though less is allowed: reports need a moment."""
 
@@ -110,7 +116,7 @@ class Shift:
         """Log the threads that do not come back from a job whose lease is lost.
 
         They are not counted on any more. When none is left the shift fails, so that
-        what supervises the process starts it anew.
+        what supervises the process starts it again.
         """
         now = time.monotonic()
         lost = {task for task in self.jobs.at_work() if task.lost_at is not None}
@@ -131,7 +137,7 @@ class Shift:
             self.all_lost_at = None
         elif self.all_lost_at is None:
             self.all_lost_at = now
-        elif is_over(now - self.all_lost_at, max(self.terms.grace_seconds, LOST_SECONDS)):
+        elif is_over(now - self.all_lost_at, ALL_LOST_SECONDS):
             self.jobs.fail(
                 ThreadsLost(
                     f"No thread is left: all {self.terms.concurrency} run tasks that lost their "

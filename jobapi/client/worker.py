@@ -89,7 +89,7 @@ class Worker:
         Raises one of ``jobapi.errors`` for what does not pass by itself, such as a
         revoked key; with ``until_idle`` also ``Unreachable`` when the service was away
         for half a minute; and ``ThreadsLost`` (a ``RuntimeError``) when all threads are
-        busy with tasks that lost their jobs, and do not return within ``grace_seconds``.
+        busy with tasks that lost their jobs and do not return within five minutes.
         """
         if self.client is None or self.workspace_id is None:
             raise ValueError("A worker needs a client and a workspace.")
