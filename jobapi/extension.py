@@ -107,6 +107,15 @@ class State:
             lambda: self.engine, self.backoff, self.tell, self.room.announce
         )
 
+    def close(self) -> None:
+        """Close this process's connections to the database, when nothing is to be served any more.
+
+        What stays open at the end of a process the operating system closes.
+        """
+        self.room.close()
+        if self._engine is not None:
+            self._engine.dispose()
+
     @property
     def engine(self) -> Engine:
         """The database, one commit for each statement.

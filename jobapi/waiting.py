@@ -212,6 +212,16 @@ class WaitingRoom:
             # What was not said must not stand for what comes next.
             self._announced.pop(workspace_id, None)
 
+    def close(self) -> None:
+        """End all waits, and close the connection that listens."""
+        self.closing = lambda: True
+        with self._changed:
+            self._stir()
+            listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(psycopg.Error):
+                listener.close()
+
     def _sender(self) -> str:
         # Processes that are forked share the id.
         return f"{self._id}-{os.getpid()}"
@@ -269,7 +279,8 @@ class WaitingRoom:
 
     def _hear(self, seconds: float, woken: socket.socket, *, listens: bool) -> set[int]:
         """The workspaces that other processes announce within so many seconds."""
-        if listens and self._listener is None and self._clock() >= self._listen_again:
+        listener = self._listener
+        if listens and listener is None and self._clock() >= self._listen_again:
             self._listener = self._new_listener()
             if self._listener is not None:
                 # What came before has been announced to others only.
@@ -278,12 +289,12 @@ class WaitingRoom:
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(woken, selectors.EVENT_READ)
-                if self._listener is not None:
-                    selector.register(self._listener.fileno(), selectors.EVENT_READ)
+                if listener is not None:
+                    selector.register(listener.fileno(), selectors.EVENT_READ)
                 selector.select(seconds)
-            if self._listener is None:
+            if listener is None:
                 return set()
-            return self._of_others(self._listener.notifies(timeout=0))
+            return self._of_others(listener.notifies(timeout=0))
         except psycopg.Error:
             self._drop_listener()
             return set()

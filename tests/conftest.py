@@ -124,7 +124,7 @@ def make_app(tmp_path: Path) -> Any:
 
     yield make
     for app in made:
-        app.extensions["jobapi"].engine.dispose()
+        app.extensions["jobapi"].close()
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +139,7 @@ def _apps(new_database: Any, tmp_path_factory: Any) -> Any:
     }
     yield apps
     for app in apps.values():
-        app.extensions["jobapi"].engine.dispose()
+        app.extensions["jobapi"].close()
 
 
 @pytest.fixture(params=DATABASES)
@@ -185,7 +185,7 @@ def furnish(url: str, folder: Path) -> None:
     app = app_on(url, folder)
     world = World(app)
     world.workspace(world.user("boss", password=PASSWORD, is_admin=True), "W")
-    app.extensions["jobapi"].engine.dispose()
+    app.extensions["jobapi"].close()
 
 
 @pytest.fixture(scope="session")

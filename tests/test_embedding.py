@@ -64,7 +64,7 @@ class Host:
             self.db.session.remove()
             for engine in self.db.engines.values():
                 engine.dispose()
-        self.app.extensions["jobapi"].engine.dispose()
+        self.app.extensions["jobapi"].close()
 
 
 @pytest.fixture

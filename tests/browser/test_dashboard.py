@@ -638,4 +638,4 @@ def test_host_with_its_own_log_in(browser: Any, tmp_path: Path) -> None:
         server.server_close()
         with app.app_context():
             db.engine.dispose()
-        app.extensions["jobapi"].engine.dispose()
+        app.extensions["jobapi"].close()
