@@ -277,9 +277,11 @@ class Streams:
         with self._lock:
             new, self._new = self._new, []
             self._open.update(new)
-        for sock, _ in new:
+        for sock, stream in new:
             selector.register(sock, selectors.EVENT_READ)
             self._seen = None
+            # However long the database takes for the first look.
+            self._send(selector, sock, stream)
 
     def _listens(self, sock: Any) -> bool:
         """Whether whoever is at the other end has not gone; nothing that they send counts."""
