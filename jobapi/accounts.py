@@ -107,13 +107,18 @@ def _insert_user(
     ).first()
 
 
+class NoUserId(ValueError):
+    """What a host calls its user has no stable id."""
+
+
 def host_id(user: object) -> str | None:
     """The id, as text, of what a host calls its user; None for one who has not logged in.
 
     ``user`` is the id itself (``str``, ``int``, ``uuid.UUID``) or an object that
     has it as ``get_id()``, as Flask-Login's users do, or as ``id``. Raises
-    ``TypeError`` for anything else, and ``ValueError`` for a text that is no
-    stable id: it would be another user in each request, or one for everybody.
+    ``NoUserId`` for anything else, and for a text that is no stable id: it would
+    be another user in each request, or one for everybody. Whatever the host's
+    object raises is left as it is.
     """
     # Not ``is None``, nor ``type``: it may be a proxy, as Flask-Login's is.
     if isinstance(user, NoneType):
@@ -128,15 +133,15 @@ def host_id(user: object) -> str | None:
     if isinstance(user, bool) or not isinstance(user, _ID_TYPES):
         if iscoroutine(user):
             user.close()
-        raise TypeError(
+        raise NoUserId(
             f"the current user is {type(user).__name__}, which is no id: give its id as str, int "
             "or uuid.UUID, an object with get_id() or id, or None where nobody is logged in"
         )
     text = str(user)
     if not 1 <= len(text.strip()) <= len(text) <= 200 or "\x00" in text:
-        raise ValueError("the id of the current user must have 1 to 200 characters")
+        raise NoUserId("the id of the current user must have 1 to 200 characters")
     if text == "None" or _REPR.search(text):
-        raise ValueError(f"the id of the current user is {text!r}, which is no id but a str()")
+        raise NoUserId(f"the id of the current user is {text!r}, which is no id but a str()")
     return text
 
 

@@ -437,8 +437,8 @@ def test_host_user_takes_what_the_log_in_gives(embed: Any) -> None:
     with world.transaction() as tx:
         by_object = accounts.host_user(tx, Thing(id=17))
         assert accounts.host_user(tx, 17).id == by_object.id
-        for wrong, error in ((None, ValueError), (b"17", TypeError), (True, TypeError)):
-            with pytest.raises(error):
+        for wrong in (None, b"17", True):
+            with pytest.raises(ValueError, match="user"):
                 accounts.host_user(tx, wrong)
 
 
@@ -516,6 +516,53 @@ def test_exception_of_the_hosts_is_answered_by_the_host() -> None:
     for path in (f"{PREFIX}/jobs", f"{PREFIX}/nowhere", f"{PREFIX}/docs", "/me"):
         response = ask(app, path)
         assert (response.status_code, response.text) == (401, "host: log in")
+
+
+def refuse() -> Any:
+    """Stands for a look-up in the host's database that raises."""
+    raise NotLoggedIn
+
+
+class Lazy:
+    """A user whose attributes are looked up when they are asked for."""
+
+    def __init__(self, late: str) -> None:
+        self.late = late
+
+    def __getattr__(self, name: str) -> Any:
+        return refuse() if name == self.late else None
+
+
+LATE = [
+    refuse,
+    lambda: LocalProxy(refuse),
+    lambda: Lazy("is_authenticated"),
+    lambda: Lazy("id"),
+    lambda: Thing(get_id=refuse),
+]
+
+
+@pytest.mark.parametrize("current_user", LATE)
+def test_exception_of_current_user_is_answered_by_the_host_however_late(current_user: Any) -> None:
+    app = Flask("host")
+    app.config["SECRET_KEY"] = "k" * 32
+    app.register_error_handler(NotLoggedIn, lambda error: ("host: log in", 401))
+    JobAPI(app, url_prefix=PREFIX, current_user=current_user)
+    client = app.test_client()
+    for path in ("/jobs", "/workspace/1/events/stream", "/auth/me"):
+        response = client.get(PREFIX + path)
+        assert (response.status_code, response.text) == (401, "host: log in")
+    claim = client.post(f"{PREFIX}/workspace/1/jobs/claim", json={})
+    assert (claim.status_code, claim.text) == (401, "host: log in")
+
+
+def test_one_application_context_for_many_requests_leaves_the_hosts_answers_alone() -> None:
+    app = hooked(NotLoggedIn())
+    before = dict(app.test_client().get("/me").headers)
+    with app.app_context():
+        client = app.test_client()
+        assert client.get(f"{PREFIX}/health/live").status_code == 200
+        assert dict(client.get("/me").headers) == before
 
 
 @pytest.mark.parametrize("page", [False, True])
@@ -692,6 +739,7 @@ def test_catch_all_of_the_hosts_is_not_below_our_prefix(
         assert response.headers["Allow"] == allowed
     assert client.post(f"{PREFIX}/mine").text == "mine"
     assert client.options(f"{PREFIX}/jobs").headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert "Allow" not in client.options(f"{PREFIX}/nowhere").headers
     # The host may look through all rules, and its own routes stay its own.
     allowed = client.options(f"{PREFIX}/mine").headers["Allow"]
     assert set(allowed.split(", ")) == {"GET", "HEAD", "OPTIONS", "POST", "PUT"}

@@ -246,10 +246,12 @@ def identify() -> Identity:
 
 def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
     try:
-        user = current_user()
+        # A proxy of the host's, and its user's attributes, may ask and raise like the function.
+        host_id = accounts.host_id(current_user())
+    except accounts.NoUserId:
+        raise
     except Exception as error:
         raise RaisedByHost(error) from None
-    host_id = accounts.host_id(user)
     if host_id is None:
         raise errors.TokenMissing("Log in first.")
     if request.method not in _SAFE_METHODS and _is_cross_site():

@@ -312,7 +312,7 @@ _EVERYTHING = frozenset({Exception, HTTPException, *default_exceptions.values()}
 def _handler_of_host(error: Exception) -> Callable[[Any], Any] | None:
     by_code = current_app.error_handler_spec[None]
     status = error.code if isinstance(error, HTTPException) else None
-    for code in {status, None}:
+    for code in (status, None):
         for kind in type(error).__mro__:
             handler = by_code.get(code, {}).get(cast(Any, kind))
             if handler is not None and kind not in _EVERYTHING:
@@ -487,7 +487,7 @@ ERROR_RESPONSES = {
     409: "The request is right, but the state does not allow it.",
     412: "The job has changed since the version that `If-Match` names.",
     413: "The body is too large.",
-    414: "The query is too long.",
+    414: "The URL is too long.",
     415: "The body is of a type that is not accepted.",
     422: "The data is not valid; `errors` says for each field what is wrong.",
     429: "Too many requests; `Retry-After` says in how many seconds to try again.",
@@ -608,7 +608,7 @@ def _document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
 def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
     """Add to an operation the errors that it can answer with, and its security."""
     ours = info.get("jobapi", {})
-    statuses = {431, 500, 503, *ours["errors"]}
+    statuses = {414, 431, 500, 503, *ours["errors"]}
     if ours.get("guarded"):
         statuses |= {401, 403}
         doc["security"] = [{"bearer": []}]
@@ -619,7 +619,7 @@ def _document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
     if "requestBody" in doc:
         statuses |= {415, 422}
     if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
-        statuses |= {414, 422}
+        statuses.add(422)
     for status in sorted(statuses):
         doc["responses"].setdefault(str(status), _component(status))
     return doc

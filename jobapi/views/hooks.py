@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
 
+# A host may hold one application context over many requests, as tests do: what ``g`` has of the
+# last one must not mark the next one as ours.
+_OF_A_REQUEST = ("jobapi_start", "jobapi_request_id", "jobapi_caller")
+
 logger = logging.getLogger("jobapi")
 
 SECURITY_HEADERS = {
@@ -93,6 +97,8 @@ def register(app: Flask, state: State) -> None:
         )
 
     def begin() -> Response | None:
+        for name in _OF_A_REQUEST:
+            g.pop(name, None)
         if not (state.standalone or _is_ours(state)):
             return None
         g.jobapi_start = time.perf_counter()
@@ -118,6 +124,8 @@ def register(app: Flask, state: State) -> None:
         if request.method == "OPTIONS" and request.endpoint is not None:
             # Flask would count what only refuses.
             headers["Allow"] = ", ".join(allowed_methods())
+            if not headers["Allow"]:
+                del headers["Allow"]
         headers["X-Request-Id"] = g.jobapi_request_id
         for name, value in SECURITY_HEADERS.items():
             if name not in headers:
