@@ -436,7 +436,11 @@ def test_login_while_the_user_changes_gives_no_log_in(
 @pytest.mark.parametrize("token", [None, "", "nonsense", "a.b.c"])
 def test_refresh_without_a_refresh_token_is_401(world: World, token: str | None) -> None:
     assert refresh(world, token or "").status_code == 401
-    assert world.call("POST", "/auth/refresh").status_code == 401
+    for header in (None, "Bearer", "Bearer  ", "Basic dTpw"):
+        headers = {} if header is None else {"Authorization": header}
+        response = world.call("POST", "/auth/refresh", headers=headers)
+        assert response.status_code == 401
+        assert response.json["type"].endswith(":token-missing"), header
 
 
 def test_refresh_with_the_access_token_is_401(desk: Desk) -> None:

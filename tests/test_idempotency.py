@@ -119,11 +119,12 @@ def test_batch_is_answered_in_its_order(desk: Desk) -> None:
     ]
     items[3] |= {"workspace_id": desk.workspace_id, "scheduled_at": "2099-01-01T00:00:00Z"}
     items[4] |= {"estimated_duration": 5, "timeout_seconds": 7, "scheduled_at": None}
+    items[5] |= {"workspace_id": None, "timeout_seconds": None}
     response = desk.post("/batch", json={"jobs": items}, headers=KEY)
     assert response.status_code == 201
     made = response.json["data"]
     assert [job["metadata"]["n"] for job in made] == list(range(1000))
-    for number in (0, 3, 4, 999):
+    for number in (0, 3, 4, 5, 999):
         assert desk.get(f"/{made[number]['job_id']}").json == made[number]
     assert made[3]["due_at"] == made[3]["scheduled_at"] == "2099-01-01T00:00:00Z"
     listed = desk.get("?order=asc&limit=100").json["data"]

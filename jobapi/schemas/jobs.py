@@ -297,7 +297,9 @@ class JobResult(Response):
 class JobBatchItem(JobCreate):
     """A new job of a batch."""
 
-    workspace_id = Whole(metadata={"description": "May be left out; must match the URL."})
+    workspace_id = Whole(
+        allow_none=True, metadata={"description": "May be left out; must match the URL."}
+    )
 
 
 class JobBatch(Base):

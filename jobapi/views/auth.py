@@ -12,7 +12,7 @@ from ..errors import TokenMissing
 from ..identity import address_bucket
 from ..schemas import accounts as schemas
 from . import examples
-from .access import Caller, again_if_read_only, connect, guard, public
+from .access import Caller, again_if_read_only, bearer, connect, guard, public
 from .base import Blueprint, json_response, state
 
 blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
@@ -56,11 +56,11 @@ def login(body: dict[str, Any]) -> Response:
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
 def refresh() -> Response:
     """Exchange the refresh token for new tokens."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    token = bearer()
+    if not token:
         raise TokenMissing("Send the refresh token: Authorization: Bearer REFRESH_TOKEN")
     mint = state().mint
-    claims = mint.read(token.strip(), "refresh")
+    claims = mint.read(token, "refresh")
     with connect(sure=True) as connection:
         session = again_if_read_only(
             connection,
