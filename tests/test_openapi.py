@@ -223,7 +223,7 @@ def test_views_document_every_header_that_they_read_or_send(
         documented = {each["name"].title() for each in parameters if each["in"] == "header"}
         found += len(read & documented)
         # Those that OpenAPI documents elsewhere, and one that all take.
-        read -= {"Accept", "Authorization", "Content-Type", "X-Request-Id"}
+        read -= {"Accept", "Authorization", "Content-Type", "Sec-Fetch-Mode", "X-Request-Id"}
         assert read <= documented, f"{method} {path}"
     assert found > 25
 

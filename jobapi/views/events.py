@@ -121,7 +121,8 @@ def list_job_events(
         "200": {
             "description": "Server-Sent Events, without an end. The schema is that of one message: "
             "its `data` line is an Event as JSON, its `id` is what `Last-Event-ID` takes, and it "
-            "has no `event` field. A message with `event: start` and `data: {}` is none of these. "
+            "has no `event` field. The message with `event: start` and `data: {}` that "
+            "`EventSource` gets first is none of these. "
             "Lines that begin with a colon are comments.",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
             "headers": {
@@ -140,9 +141,9 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
 
     Each `data` line is an event as the list has it; none is left out or sent
     twice. Its `id` is where to go on after it: the `event_id`, or more while other
-    transactions are under way. An event of the type `start` comes first if `Accept`
-    names `text/event-stream`; its `id` is where the stream begins. A comment every
-    15 seconds shows that all is well.
+    transactions are under way. The first lines say where the stream begins: an `id` and
+    a comment; to `EventSource`, an event of the type `start`. A comment every 15
+    seconds shows that all is well.
     """
     streams = state().streams
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
@@ -203,11 +204,13 @@ def _socket() -> socket.socket | None:
 def _first(position: Position) -> bytes:
     """The beginning of a stream, which says from where to go on if it breaks before an event.
 
-    Libraries for Server-Sent Events, which ask for that type, take the ``id``
-    from an event with data alone; to those who read lines that event would be
-    one that happened.
+    ``EventSource``, in browsers and in Node, takes the ``id`` from an event with data
+    alone, and hands events on by their type. Its requests say ``Sec-Fetch-Mode``, as
+    all of a browser's. To other readers that event would be one that happened, so
+    that they get the ``id`` with a comment.
     """
-    if "text/event-stream" in request.headers.get("Accept", ""):
+    accepts = "text/event-stream" in request.headers.get("Accept", "")
+    if accepts and "Sec-Fetch-Mode" in request.headers:
         return b"id: %b\nevent: start\ndata: {}\n\n" % position.name.encode()
     return position_of(position)
 
