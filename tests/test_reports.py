@@ -364,6 +364,30 @@ def test_patch_refused_for_what_it_says_renews_the_lease(
 
 
 @pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        ({"progress_percent": 5}, {"If-Match": '"99"'}, 412),
+        ({"status": "success"}, {"If-Match": '"99"'}, 412),
+        ({"status": "cancelled"}, {}, 403),
+    ],
+)
+def test_patch_refused_for_its_conditions_renews_the_lease(
+    world: World, desk: Desk, body: Any, headers: Any, status: int
+) -> None:
+    job = leased(desk)
+    desk.shift(job, 50)
+    before = row(desk, job)
+    path = f"{desk.jobs_path}/{job['job_id']}"
+    key = world.key(desk.workspace_id, desk.user, Role.WORKER)
+    for token, renewed in (("0" * 32, False), (job["lease_token"], True)):
+        sent = {**headers, "Lease-Token": token}
+        assert world.call("PATCH", path, key, json=body, headers=sent).status_code == status
+        after = row(desk, job)
+        assert (after.lease_expires_at > before.lease_expires_at) == renewed
+        assert after.version == before.version
+
+
+@pytest.mark.parametrize(
     ("said", "field"),
     [
         ('"progress_message": "a\\u0000b"', "progress_message"),

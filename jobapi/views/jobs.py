@@ -19,6 +19,8 @@ from ..errors import (
     BodyTooLarge,
     JobNotEditable,
     JobNotEnded,
+    PreconditionFailed,
+    RoleTooLow,
     UnsupportedMediaType,
     ValidationFailed,
 )
@@ -371,6 +373,8 @@ def renews_lease(view: View) -> View:
             UnsupportedMediaType,
             ValidationFailed,
             JobNotEditable,
+            PreconditionFailed,
+            RoleTooLow,
         ) as refused:
             token = lease_token()
             if token is not None:
