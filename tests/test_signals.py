@@ -13,6 +13,9 @@ import httpx2, os, signal, sys, threading, time
 from multiprocessing import get_context
 from jobapi.signals import StopSignals
 
+# What a shell runs in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def in_thread(target):
     thread = threading.Thread(target=target)
     thread.start()
