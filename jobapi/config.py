@@ -70,8 +70,8 @@ class Settings:
     access_token_seconds: int = _setting(3600, "How long an access token works.", least=1)
     refresh_token_seconds: int = _setting(
         30 * 24 * 3600,
-        "Lifetime of a refresh token. A log-in ends at the latest 90 days after the password was "
-        "given.",
+        "Lifetime of a refresh token. A log-in ends 90 days after the password was entered, "
+        "however often it is refreshed.",
         least=1,
     )
     ratelimit_enabled: bool = _setting(True, "Whether failed log-ins are limited.")
@@ -80,14 +80,14 @@ class Settings:
     )
     login_failures_per_address: int = _setting(
         30,
-        "How many log-ins may fail in a minute from one address, for all names together. Of IPv6 "
-        "a /64 counts as one address.",
+        "How many log-ins may fail in a minute from one address, for all user names together. An "
+        "IPv6 /64 counts as one address.",
         least=1,
     )
     login_failures_per_name: int = _setting(
         100,
         "How many log-ins may fail in a minute for one user name, from all addresses together. "
-        "Beyond it the right password is refused too, for the rest of the minute.",
+        "Above the limit, even the right password is refused for the rest of the minute.",
         least=1,
     )
     retry_backoff_seconds: int = _setting(
@@ -104,13 +104,13 @@ class Settings:
     )
     cors_origins: str = _setting(
         "",
-        "The origins whose pages may call the API from a browser, separated by commas: "
-        "`https://app.example.com`, without patterns; or `*`. Empty: none.",
+        "The origins whose pages may call the API from a browser, separated by commas, such as "
+        "`https://app.example.com`; or `*` for all. Patterns are not supported. Empty: none.",
     )
     trusted_proxies: int = _setting(
         0,
-        "How many reverse proxies stand in front; so many `X-Forwarded-*` hops are believed, "
-        "and each has to set those headers. Not used when embedded.",
+        "How many reverse proxies are in front of the service. That many `X-Forwarded-*` hops are "
+        "trusted, so each proxy must set these headers. Not used when embedded.",
         least=0,
     )
     database_pool_size: int = _setting(
@@ -118,14 +118,14 @@ class Settings:
     )
     database_statement_seconds: int = _setting(
         15,
-        "How long Postgres may work on one statement of a request. Where it does not answer at "
-        "all, it is given up 2 seconds later.",
+        "How long Postgres may work on one statement of a request. If the server does not answer "
+        "at all, the connection is closed 2 seconds later.",
         least=1,
     )
     database_lock_seconds: int = _setting(
         5,
-        "How long a statement waits for a lock that another transaction holds; on SQLite, for "
-        "its turn to write.",
+        "How long a statement waits for a lock that another transaction holds; on SQLite, for the "
+        "write lock.",
         least=1,
     )
     database_connect_seconds: int = _setting(
@@ -158,8 +158,8 @@ class Settings:
     )
     max_streams: int = _setting(
         1000,
-        "How many streams of events a process has open at most, and no more than half of the files "
-        "that it may open; where the server's sockets cannot be had, each takes a thread, and a "
+        "How many streams of events a process may have open; never more than half of its limit of "
+        "open files. Where streams take threads (any server except gunicorn without TLS), a "
         "quarter of the threads is the limit. 0 switches streams off.",
         least=0,
     )
