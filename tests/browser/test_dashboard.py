@@ -586,6 +586,8 @@ def test_log_in_goes_on_and_ends(browser: Any, tmp_path: Path) -> None:
             expect(badge(page, "pending")).to_be_visible()
             assert page.evaluate(access) != first
             # The user is disabled: the log-in ends where they are, and says so.
+            other = ("users", "create", "other", "--admin", "--password", "other-password")
+            assert jobapi(*other, env=env).returncode == 0
             assert jobapi("users", "disable", DEMO_USER, env=env).returncode == 0
             page.locator("#top").get_by_role("link", name="Overview").click()
             expect(page.get_by_label("Password")).to_be_visible()
