@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sqlite3
 import threading
@@ -18,6 +19,7 @@ from flask import Flask, Response, request
 from flask.cli import routes_command
 from flask_jwt_extended import create_access_token, get_jwt_identity, verify_jwt_in_request
 from sqlalchemy import create_engine, inspect
+from sqlalchemy.exc import IntegrityError
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import (
     BadGateway,
@@ -509,6 +511,25 @@ def ask(app: Flask, path: str = f"{PREFIX}/jobs") -> Any:
     return app.test_client().get(path, headers={"X-Raise": "yes"})
 
 
+def test_form_that_a_hook_of_the_hosts_has_read_is_415() -> None:
+    app = Flask("host")
+    app.config["SECRET_KEY"] = "k" * 32
+    app.before_request(lambda: request.values.get("lang") and None)
+    JobAPI(app, url_prefix=PREFIX)
+    client = app.test_client()
+    log_in = f"{PREFIX}/auth/login"
+    for sent in (
+        {"data": {"username": "anna"}},
+        {"data": {"file": (io.BytesIO(b"x"), "name")}},
+        {"data": b'{"username": "anna"}', "content_type": "application/x-www-form-urlencoded"},
+    ):
+        response = client.post(log_in, **sent)
+        assert response.status_code == 415
+        assert "application/json" in response.json["detail"]
+    assert client.post(log_in, json={}).status_code == 422
+    assert client.post(log_in, data={}).status_code == 400
+
+
 def test_exception_of_the_hosts_is_answered_by_the_host() -> None:
     app = hooked(NotLoggedIn())
     app.register_error_handler(NotLoggedIn, lambda error: ("host: log in", 401))
@@ -584,6 +605,17 @@ def test_limiter_with_a_handler_for_its_own_exception_answers() -> None:
     app = hooked(LimitReached("5 per minute"))
     app.register_error_handler(LimitReached, lambda error: ("host: slow down", 429))
     assert ask(app).text == "host: slow down"
+
+
+def test_row_that_a_hook_of_the_hosts_may_not_write_is_a_fault() -> None:
+    refused = sqlite3.connect(":memory:")
+    refused.execute("PRAGMA foreign_keys = on")
+    refused.execute("CREATE TABLE a (i INTEGER PRIMARY KEY, b REFERENCES a)")
+    with pytest.raises(sqlite3.IntegrityError) as raised:
+        refused.execute("INSERT INTO a (b) VALUES (7)")
+    response = ask(hooked(IntegrityError("INSERT INTO a", {}, raised.value)))
+    assert response.status_code == 500
+    assert response.json["type"].endswith(":internal-error")
 
 
 class InsufficientStorage(HTTPException):

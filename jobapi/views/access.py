@@ -158,7 +158,7 @@ def guard(
             # ignores has the same limit.
             try:
                 read_body()
-            except (errors.BadRequest, errors.BodyTooLarge):
+            except (errors.BadRequest, errors.BodyTooLarge, errors.UnsupportedMediaType):
                 # A worker's view reads it again, and renews the lease before it refuses.
                 if lease_role is None or lease_token() is None:
                     raise

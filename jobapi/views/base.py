@@ -18,7 +18,7 @@ from flask.globals import request_ctx
 from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow.fields import Field
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException, default_exceptions
 
@@ -303,7 +303,10 @@ def handle_outside(error: Exception) -> Any:
     and for everything, are for its own routes.
     """
     handler = _handler_of_host(error)
-    return handle(error) if handler is None else current_app.ensure_sync(handler)(error)
+    if handler is not None:
+        return current_app.ensure_sync(handler)(error)
+    # A row of the host's has nothing to do with our workspaces.
+    return handle_any(error) if isinstance(error, IntegrityError) else handle(error)
 
 
 _EVERYTHING = frozenset({Exception, HTTPException, *default_exceptions.values()})

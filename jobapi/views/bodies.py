@@ -307,7 +307,8 @@ _UNREADABLE = "The body could not be read: it breaks off, or its chunks are malf
 def read_body() -> bytes:
     """The request's body, whole.
 
-    Raises ``BodyTooLarge``, or ``BadRequest`` where the server cannot read it.
+    Raises ``BodyTooLarge``, ``BadRequest`` where the server cannot read it, or
+    ``UnsupportedMediaType`` where a host has read it as a form.
     """
     limit = current_app.extensions["jobapi"].settings.max_body_bytes
     environ = request.environ
@@ -331,6 +332,9 @@ def read_body() -> bytes:
         raise errors.BadRequest(_UNREADABLE) from error
     if data is None or len(data) > limit:
         raise errors.BodyTooLarge(f"The body may have at most {limit} bytes.")
+    if not data and "form" in request.__dict__ and (request.form or request.files):
+        # A hook of the host's has asked for it, and nothing is left to be read.
+        _check_content_type(request.mimetype, _JSON)
     if length is not None and len(data) < length:
         raise errors.BadRequest(_UNREADABLE)
     return data
