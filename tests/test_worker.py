@@ -34,6 +34,8 @@ from jobapi.client import (
 )
 from jobapi.errors import TokenRevoked
 from jobapi.leases import Backoff
+from jobapi.lifecycle import JobStatus
+from jobapi.models import jobs
 
 from .factories import Desk
 from .served import BIN, Service
@@ -409,6 +411,28 @@ def test_claim_of_more_jobs_than_threads_does_not_begin_them(
     assert asked[0] == (2, True)
     assert all(begin == (limit <= 2) for limit, begin in asked)
     assert max(limit for limit, _ in asked) > 2
+
+
+def test_suspect_jobs_are_not_fetched_ahead(desk: Desk, client: Client, worker: Worker) -> None:
+    client.create_many(desk.workspace_id, [{"job_type": "a", "priority": "low"}] * 30)
+    for job in desk.claim(begin=False, limit=30):
+        desk.shift(job, 4000)
+    assert desk.reap() == 30
+    client.create_many(desk.workspace_id, [{"job_type": "a"}] * 200 + [{"job_type": "kills"}])
+    worker.task("a")(lambda task: None)
+    waiting = []
+
+    @worker.task("kills")
+    def kills(task: Task) -> None:
+        # Were its process killed after that, what has begun would lose a retry.
+        time.sleep(0.5)
+        with desk.world.transaction() as tx:
+            begun = jobs.select().where(jobs.c.status == JobStatus.RUNNING, ~jobs.c.prefetched)
+            waiting.append(len(tx.execute(begun).all()) - 1)
+
+    worker.run(until_idle=True)
+    assert waiting[0] <= 1
+    assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == 231
 
 
 def test_job_that_was_fetched_ahead_begins_when_its_task_takes_a_while(

@@ -44,6 +44,8 @@ class Claimer:
         self.job_types = sorted(terms.tasks)
         # How many claims in turn got nothing, and got it early.
         self.empty = 0
+        # Whether the last claim got a suspect job. It begins at once, so that it must not wait.
+        self.suspects = False
         self.answered_at = time.monotonic()
 
     def run(self) -> None:
@@ -62,7 +64,8 @@ class Claimer:
         """How many jobs to fetch, and how many of them would begin at once.
 
         Each thread has one, and ``AHEAD_SECONDS`` of work is fetched ahead for those
-        that are not blocked by a task that takes longer.
+        that are not blocked by a task that takes longer. Behind a suspect job there may
+        be more of them: then nothing is fetched ahead.
         """
         running = self.jobs.at_work()
         now = time.monotonic()
@@ -81,7 +84,7 @@ class Claimer:
             room = 0
         lost = sum(task not in self.jobs.held for task in running)
         free = self.terms.concurrency - lost - sum(not task.ended for task in self.jobs.held)
-        return room, free
+        return min(room, free) if self.suspects else room, free
 
     def _claim(self) -> bool:
         """Claim once there is room; False when there is nothing more to do."""
@@ -92,6 +95,7 @@ class Claimer:
                 return True
             # A task that lost its job has a moment to return.
             idle = not self.jobs.held and self.jobs.lost.issuperset(self.jobs.at_work())
+        begin = room <= free and not self.suspects
         wait_seconds = 0 if self.terms.until_idle else WAIT_SECONDS
         asked_at = time.monotonic()
         try:
@@ -103,7 +107,7 @@ class Claimer:
                     lease_seconds=self.terms.lease_seconds,
                     worker=self.terms.name,
                     wait_seconds=wait_seconds,
-                    begin=room <= free,
+                    begin=begin,
                 )
         except (Unreachable, JobApiError) as error:
             if not may_pass(error):
@@ -111,6 +115,7 @@ class Claimer:
             self._bear(error)
             return True
         self.answered_at = time.monotonic()
+        self.suspects = not begin and any(job.begun for job in jobs)
         if jobs:
             self.empty = 0
             self.jobs.take([Task(job) for job in jobs])
