@@ -216,9 +216,21 @@ def test_claim_with_a_key_repeated_gives_the_same_leases_while_they_live(desk: D
     assert desk.report(one, status="success")["accepted"]
     third = desk.post("/claim", json={"limit": 2}, headers=headers)
     assert third.json["data"] == first.json["data"][1:]
+    assert "Retry-After" not in third.headers
     other = desk.post("/claim", json={"limit": 1}, headers=headers)
     assert other.status_code == 422
     assert other.json["type"].endswith(":idempotency-key-reused")
+
+
+def test_claim_repeated_when_its_leases_have_ended_says_when_to_come_again(desk: Desk) -> None:
+    desk.create()
+    claim = {"json": {"wait_seconds": 20}, "headers": {"Idempotency-Key": "k1"}}
+    (job,) = desk.post("/claim", **claim).json["data"]
+    desk.report(job, status="success")
+    desk.create()
+    again = desk.post("/claim", **claim)
+    assert again.json["data"] == []
+    assert again.headers["Retry-After"] == "1"
 
 
 def test_claim_with_a_key_that_got_nothing_asks_anew(desk: Desk) -> None:

@@ -156,7 +156,10 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
             mark = idempotency.fingerprint("claim_jobs", body)
             held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
             if held is not None:
-                return _claimed(queue.leased(tx, workspace_id, held), REPLAYED)
+                leased = queue.leased(tx, workspace_id, held)
+                # To wait would change nothing: these leases have ended.
+                early = {"Retry-After": "1"} if wait_seconds and not leased else {}
+                return _claimed(leased, {**REPLAYED, **early})
         rows = queue.claim(
             tx, workspace_id, lease_token=token, now=caller.now, by=caller.name, **claim
         )
