@@ -391,6 +391,33 @@ def test_body_that_breaks_off_is_400_though_it_is_json_so_far(desk: Desk) -> Non
     assert "breaks off" in response.json["detail"]
 
 
+@pytest.mark.parametrize("error", [InvalidChunkSize("-2"), OSError("reset")])
+@pytest.mark.parametrize("rest", [b"", b'{"status": "success"}'])
+def test_report_that_the_server_cannot_read_is_400_and_what_is_left_is_not_believed(
+    desk: Desk, error: Exception, rest: bytes
+) -> None:
+    desk.create()
+    (job,) = desk.claim()
+
+    class Body:
+        failed = False
+
+        def read(self, size: int = -1) -> bytes:
+            if not self.failed:
+                self.failed = True
+                raise error
+            return left.read(size)
+
+    left = io.BytesIO(rest)
+    body: Any = Body()
+    path = f"{desk.jobs_path}/{job['job_id']}"
+    mine = {"Lease-Token": job["lease_token"]}
+    response = chunked(desk, "PATCH", path, body, headers=mine)
+    assert response.status_code == 400
+    assert "could not be read" in response.json["detail"]
+    assert desk.report(job)["status"] == "running"
+
+
 def test_chunked_body_that_the_server_does_not_pass_on_is_400(desk: Desk) -> None:
     environ = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_TYPE": "application/json"}
     job_id = desk.create()["job_id"]

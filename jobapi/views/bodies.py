@@ -301,6 +301,7 @@ def query_paths(name: str) -> dict[str, str]:
 
 
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
+_REFUSED = "jobapi.body_refused"
 _UNREADABLE = "The body could not be read: it breaks off, or its chunks are malformed."
 
 
@@ -310,8 +311,19 @@ def read_body() -> bytes:
     Raises ``BodyTooLarge``, ``BadRequest`` where the server cannot read it, or
     ``UnsupportedMediaType`` where a host has read it as a form.
     """
-    limit = current_app.extensions["jobapi"].settings.max_body_bytes
     environ = request.environ
+    # What is left of a body that could not be read must not pass for one.
+    if _REFUSED in environ:
+        raise environ[_REFUSED]
+    try:
+        return _read_body(environ)
+    except errors.JobApiError as error:
+        environ[_REFUSED] = error
+        raise
+
+
+def _read_body(environ: dict[str, Any]) -> bytes:
+    limit = current_app.extensions["jobapi"].settings.max_body_bytes
     length = get_content_length(environ)
     if length is None and not environ.get("wsgi.input_terminated"):
         if "HTTP_TRANSFER_ENCODING" in environ:
