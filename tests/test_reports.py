@@ -10,6 +10,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import queue
+from jobapi.database import BY_KEY, transaction
 from jobapi.identity import Role
 from jobapi.leases import Backoff
 from jobapi.lifecycle import JobStatus
@@ -640,3 +641,29 @@ def test_token_that_can_be_none_is_a_lost_lease(desk: Desk, token: str) -> None:
         answer = desk.report({**job, "lease_token": wrong}, status="success")
         assert answer["problem"]["type"] == "urn:jobapi:problem:lease-lost"
     assert desk.report(job, status="success")["accepted"]
+
+
+def test_report_beside_many_running_jobs_reads_the_reported_alone(desk: Desk) -> None:
+    """Also by a planner that knows of no running job yet."""
+    for _ in range(3):
+        desk.post("/batch", json={"jobs": [{"job_type": "t"}] * 1000})
+    with desk.world.transaction() as tx:
+        if tx.dialect.name == "postgresql":
+            tx.execute(text("ANALYZE jobapi_jobs"))
+    claimed = [job for _ in range(30) for job in desk.claim(limit=100)]
+    assert len(claimed) == 3000
+    said = [JobStatus.SUCCESS, JobStatus.FAILED, JobStatus.PENDING, JobStatus.RUNNING]
+    reports = [
+        {"job_id": job["job_id"], "lease_token": job["lease_token"], "status": said[n % 4]}
+        for n, job in enumerate(claimed[:100])
+    ]
+    engine = desk.world.state.engine
+    with engine.connect() as connection, transaction(connection, planner=BY_KEY) as tx:
+        read = text("SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = :name")
+        name = {"name": "jobapi_jobs"}
+        is_postgres = tx.dialect.name == "postgresql"
+        before = tx.execute(read, name).scalar_one() if is_postgres else 0
+        answers = queue.report(tx, desk.workspace_id, reports, backoff=Backoff(1, 1))
+        assert all(answer.problem is None for answer in answers)
+        if is_postgres:
+            assert tx.execute(read, name).scalar_one() - before < 1000
