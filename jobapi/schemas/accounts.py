@@ -29,7 +29,7 @@ def _new_password(**kw: Any) -> fields.String:
         metadata={
             "format": "password",
             "description": f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters, counted "
-            "and compared in the Unicode form NFC.",
+            "and compared in Unicode form NFC.",
         },
         **kw,
     )

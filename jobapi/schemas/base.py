@@ -17,7 +17,7 @@ MAX_TEXT = 65_536
 MAX_UNKNOWN = 20
 MAX_REPEATS = 1000
 MAX_CHOICES = 100
-"""How often a query parameter that may be repeated may be given; one of an enumeration."""
+"""How often a query parameter may be repeated if its values are an enumeration."""
 
 
 def length(least: int, most: int) -> validate.Length:
@@ -48,7 +48,7 @@ def seconds(least: int, doc: str) -> Whole:
 
 
 class Base(Schema):
-    """What a request carries: a field that is not known is refused."""
+    """Part of a request: unknown fields are refused."""
 
     class Meta:
         unknown = RAISE
@@ -65,7 +65,7 @@ class Base(Schema):
         return self.complete(data)
 
     def load(self, data: Any, **kw: Any) -> Any:
-        """Judge how many fields and items there are, and only then what is in them."""
+        """Check how many fields and items there are before checking their content."""
         if isinstance(data, Mapping):
             self._check_bounds(data, kw.get("unknown") or self.unknown)
         return super().load(data, **kw)
@@ -74,7 +74,9 @@ class Base(Schema):
         if unknown == RAISE:
             more = len(data) - sum(name in data for name in self.fields)
             if more > MAX_UNKNOWN:
-                raise ValidationError(f"{more:,} fields are unknown; the documentation lists all.")
+                raise ValidationError(
+                    f"{more:,} fields are unknown; send only fields that the documentation lists."
+                )
         wrong: dict[str, Any] = {}
         for name, check in self._lengths.items():
             if name in data:
@@ -102,7 +104,7 @@ class Base(Schema):
 
     @cached_property
     def _lengths(self) -> dict[str, Callable[[Any], None]]:
-        """For each field that is a list: judges its length."""
+        """For each list field: a check of its length."""
 
         def judge(field: Any) -> Callable[[Any], None]:
             limits = [v for v in field.validators if isinstance(v, validate.Length)]

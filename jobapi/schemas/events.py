@@ -67,7 +67,9 @@ class Event(Response):
         EventKind,
         required=True,
         grows=True,
-        metadata={"description": "`unknown` where only a newer version of the service knows it."},
+        metadata={
+            "description": "`unknown` if only a newer version of the service knows the kind."
+        },
     )
     workspace_id = fields.Integer(required=True)
     job_id = fields.String(required=True, allow_none=True)

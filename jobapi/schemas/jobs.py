@@ -88,9 +88,9 @@ class JobPagination(Pagination):
     total = fields.Integer(
         required=True,
         metadata={
-            "description": "How many jobs match: exact, but for filters other than status, "
-            "job_type and priority, with which it ends at 10,000, counted among the 100,000 jobs "
-            "that are looked at for a page."
+            "description": "How many jobs match. Exact for filters by status, job_type and "
+            "priority; with others it is counted up to 10,000, among the 100,000 jobs that a "
+            "page reads at most."
         },
     )
     total_is_capped = fields.Boolean(
@@ -137,19 +137,19 @@ def begun_flag() -> Flag:
         allow_none=True,
         metadata={
             "description": "Only with a lease: `true` begins the attempt at a job that was "
-            "claimed with `begin` of `false`."
+            "claimed with `begin: false`."
         },
     )
 
 
 def run_id_text() -> Text:
-    """What names the run that begins an attempt."""
+    """Identifies the run that begins an attempt."""
     return Text(
         allow_none=True,
         validate=length(1, 64),
         metadata={
-            "description": "Only with a lease: names the run that begins the attempt. Any other "
-            "run is refused with `already-begun`."
+            "description": "Only with a lease: identifies the run that begins the attempt. "
+            "Reports of any other run are refused with `already-begun`."
         },
     )
 

@@ -9,14 +9,13 @@ from .base import Base, Response, job_type_text, length
 
 
 class StatsQuery(Base):
-    """Of which job types."""
+    """The job types to limit the numbers to."""
 
     job_type = fields.List(
         job_type_text(),
         validate=length(1, 100),
         metadata={
-            "description": "Only these types; may be repeated. They are in the answer though "
-            "they have no jobs."
+            "description": "Only these types; may be repeated. Types without jobs have zeros."
         },
     )
 
@@ -46,9 +45,9 @@ class JobTotals(Response):
     cancelled = fields.Integer(required=True)
 
 
-_DUE = "Pending jobs that could be claimed now; scheduled jobs and backoffs do not count."
-_IS_CAPPED = "Whether `due` is only the least number that there are."
-_OLDEST_DUE = "For how long the job has been due that waits the longest; 0 where none is due."
+_DUE = "Pending jobs that could be claimed now, without scheduled jobs and jobs in backoff."
+_IS_CAPPED = "Whether there may be more due jobs than `due`."
+_OLDEST_DUE = "How long the oldest due job has been due; 0 if none is due."
 
 
 def _capped() -> fields.Boolean:
@@ -102,7 +101,7 @@ class Stats(Response):
         keys=fields.String(),
         values=fields.Nested(JobTypeTotals),
         required=True,
-        metadata={"description": "The types that have jobs, and those that were asked for."},
+        metadata={"description": "The types that have jobs, and those in `job_type`."},
     )
     due = _number(_DUE)
     due_is_capped = _capped()
@@ -110,7 +109,7 @@ class Stats(Response):
     oldest_pending_seconds = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "As `oldest_due_seconds`, but null where none is due."},
+        metadata={"description": "As `oldest_due_seconds`, but null if none is due."},
     )
     rates = fields.Nested(Windows, required=True)
     durations = fields.Dict(
@@ -118,8 +117,8 @@ class Stats(Response):
         values=fields.Nested(JobDurations),
         required=True,
         metadata={
-            "description": "By type, over the newest jobs that succeeded: 1,000 in all, in equal "
-            "shares for each type and priority, but at least 10 of each."
+            "description": "By type, over the newest successful jobs: 1,000 in all, shared equally "
+            "among the types and priorities, but at least 10 for each."
         },
     )
 

@@ -45,10 +45,10 @@ class Claim(Base):
     begin = Flag(
         allow_none=True,
         metadata={
-            "description": "Whether the attempts begin with the claim, as they do where this is "
-            "left out. `false` fetches ahead: an attempt begins with the first report that says "
-            "`begun`, carries progress or a result, or ends it. Until then `timeout_seconds` does "
-            "not run, and a lease that expires costs no retry."
+            "description": "Whether the attempts begin with the claim; they do if this is left "
+            "out. `false` prefetches jobs: an attempt begins with the first report that has "
+            "`begun`, progress, a result or an error, or that ends it. Until then "
+            "`timeout_seconds` does not run, and a lease that expires costs no retry."
         },
     )
 
@@ -63,7 +63,8 @@ class ClaimedJob(Job):
         required=True,
         metadata={
             "description": "Whether the attempt has begun. A job whose last lease expired before "
-            "its attempt began comes alone and has begun, whatever `begin` says."
+            "its attempt began is claimed without other jobs, and its attempt begins with the "
+            "claim, even if `begin` is `false`."
         },
     )
     traceparent = fields.String(
@@ -80,7 +81,7 @@ class ClaimedJobs(Response):
 
 
 class Lease(Base):
-    """What names the lease of a job, and the run that works under it."""
+    """Identifies the lease of a job, and the run that works under it."""
 
     job_id = Text(required=True, validate=length(1, 40))
     lease_token = Text(required=True, validate=length(1, 64))
@@ -141,7 +142,7 @@ class ReportAnswer(Response):
     lease_expires_at = Time(
         required=True,
         allow_none=True,
-        metadata={"description": "null where the lease does not hold the job, or not any more."},
+        metadata={"description": "null if the lease does not, or no longer, hold the job."},
     )
     problem = fields.Nested("Problem", required=True, allow_none=True)
 

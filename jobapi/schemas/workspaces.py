@@ -27,7 +27,7 @@ def _days() -> Whole:
 
 
 class RetentionUpdate(Base):
-    """Days to keep jobs, by how they ended, and events; null keeps them without a limit."""
+    """Days to keep jobs, by how they ended, and events; null keeps them forever."""
 
     success = _days()
     failed = _days()
@@ -40,7 +40,7 @@ def _kept() -> fields.Integer:
 
 
 class Retention(Response):
-    """Days for which jobs, by how they ended, and events are kept; null: without a limit."""
+    """Days for which jobs, by how they ended, and events are kept; null: forever."""
 
     success = _kept()
     failed = _kept()
@@ -75,11 +75,11 @@ class WorkspaceList(Response):
 
 
 class MemberAdd(Base):
-    """A user, by name or by id, and the role to have. Give exactly one of the two."""
+    """A user, by `username` or by `user_id` (exactly one of them), and a role."""
 
     username = Text(
         validate=length(1, 255),
-        metadata={"description": "The exact name. Give this, or `user_id`, not both."},
+        metadata={"description": "The exact name. Send either this or `user_id`."},
     )
     user_id = Whole(
         validate=between(1, 2**31 - 1),

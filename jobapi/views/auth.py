@@ -46,10 +46,9 @@ def login(body: dict[str, Any]) -> Response:
     "POST",
     summary="Refresh tokens",
     errors=(401,),
-    description="Send the refresh token as Bearer, no body. The old one stops working 30 seconds "
-    "later. Until then it gets an equivalent pair of the same log-in, because an answer may be "
-    "lost; used again later, it ends the log-in. A log-in ends 90 days after the password was "
-    "given.",
+    description="Send the refresh token as Bearer, without a body. For 30 seconds the old token "
+    "still works and gives an equivalent pair, because an answer may be lost; reusing it later "
+    "ends the log-in. A log-in ends 90 days after the password was entered.",
     security=[{"bearer": []}],
 )
 @public

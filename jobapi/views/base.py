@@ -483,7 +483,7 @@ class Api(SmorestApi):
 
 
 ERROR_RESPONSES = {
-    400: "The body cannot be read, is not JSON, or not such that it can be stored.",
+    400: "The body cannot be read, is not JSON, or has values that cannot be stored.",
     401: "No token, or one that is malformed, expired or revoked.",
     403: "No access to the workspace, or the role does not allow this.",
     404: "The job, or the workspace, does not exist.",
@@ -494,7 +494,7 @@ ERROR_RESPONSES = {
     415: "The body is of a type that is not accepted.",
     422: "The data is not valid; `errors` says for each field what is wrong.",
     429: "Too many requests; `Retry-After` says in how many seconds to try again.",
-    431: "The header fields are too many or too large.",
+    431: "There are too many header fields, or they are too large.",
     500: "A fault in the service; the log has the details under `X-Request-Id`.",
     503: "The database is away; try again.",
 }
@@ -505,9 +505,9 @@ def header(name: str, description: str) -> dict[str, Any]:
     return {name: {"schema": {"type": "string"}, "description": description}}
 
 
-_RETRY_AFTER = header("Retry-After", "In how many seconds to try again.")
+_RETRY_AFTER = header("Retry-After", "Seconds to wait before trying again.")
 ERROR_HEADERS = {
-    401: header("WWW-Authenticate", "`Bearer`, and whether the token was not valid (RFC 6750)."),
+    401: header("WWW-Authenticate", "`Bearer`, with an `error` for an invalid token (RFC 6750)."),
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }

@@ -13,7 +13,7 @@ from .access import connect, public
 from .base import Blueprint, state
 
 WRITE_AGAIN_SECONDS = 1.0
-"""For how long a write that went well is believed: anyone may ask, and each write is work."""
+"""For how long a successful write is trusted: anyone may call this, and each write costs."""
 
 blp = Blueprint("health", "Health", "Whether the service lives, and whether it can work.")
 
@@ -22,7 +22,7 @@ blp = Blueprint("health", "Health", "Whether the service lives, and whether it c
 @public
 @blp.response(200, schemas.Health)
 def get_live() -> Any:
-    """Answers while the process can answer, whatever the database does."""
+    """Answers as long as the process can, whatever the state of the database."""
     return {"status": "ok"}
 
 
@@ -30,7 +30,7 @@ def get_live() -> Any:
 @public
 @blp.response(200, schemas.Health)
 def get_ready() -> Any:
-    """Asks the database whether it has this version's migrations and can be written to."""
+    """Checks that the database has this version's migrations and accepts a write."""
     ours = state()
     with connect() as connection:
         problem = once_more(connection, lambda: ours.schema_problem(connection))

@@ -150,12 +150,13 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
     `metadata.batch_id=3` finds the jobs whose metadata has that value, as a
     number or as a text; a path goes deeper, `metadata.file.name=a.csv`.
     `pagination.next_cursor`, given as `cursor`, leads to the next page however
-    deep it lies and whatever is added meanwhile. Without `page`, an answer may end
-    before `limit`, and the cursor goes on: at 8 MiB, and, with filters that no index
-    answers (`created_by`, much the same metadata, `updated_after` in another order),
-    after 100,000 jobs that were looked at. With `page`, more than 8 MiB is 422
-    `page-too-large`, and so is a page behind more than 100,000 jobs
-    (`validation-failed`): use a smaller `limit`, `light=true` or a cursor.
+    deep it lies and whatever is added meanwhile. Without `page`, an answer may have
+    fewer jobs than `limit`, and the cursor continues: it ends at 8 MiB, and with
+    filters without an index (`created_by`, metadata with many matches,
+    `updated_after` in another order) after reading 100,000 jobs. With `page`, more
+    than 8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a
+    cursor. A page behind more than 100,000 jobs is 422 `validation-failed`: use a
+    cursor or more filters.
     """
     return _page(caller, jobs.in_workspace(workspace_id), query)
 
@@ -409,8 +410,8 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     """Change status, progress, result; while it is pending, also how it is to run.
 
     `result` and `metadata` are merged into what is there (RFC 7396). What is
-    left out stays as it is. With a `Lease-Token` it is a worker's report: where
-    that is refused for what it says, the lease is renewed all the same.
+    left out stays as it is. With a `Lease-Token` it is a worker's report: if its
+    content is invalid, it is refused but still renews the lease.
     """
     token = lease_token()
     if token is not None and body.get("status") is not JobStatus.CANCELLED:
@@ -534,8 +535,8 @@ def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     schemas.JobList,
     example=examples.LIST,
     headers={
-        **header("Deprecation", "Since when (RFC 9745)."),
-        **header("Link", "What to use instead."),
+        **header("Deprecation", "When the operation was deprecated (RFC 9745)."),
+        **header("Link", "The operation to use instead."),
     },
 )
 def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:

@@ -28,9 +28,9 @@ def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
     """Jobs by status and type, due jobs, how long the oldest waits, rates, and durations by type.
 
     Cheap enough to be asked every few seconds, by a page or by what scales
-    workers. With `job_type` all numbers are those of the named types, which are
-    there though they have no jobs. A key that is bound to job types sees these
-    alone; another one is 403.
+    workers. With `job_type` all numbers cover only these types; types without jobs
+    have zeros. A key that is limited to job types sees only these; asking for
+    another type is 403.
     """
     wanted = query.get("job_type")
     for job_type in wanted or ():

@@ -53,7 +53,7 @@ def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
 
     Being disabled and a new password end the user's log-ins at once; while the
     user is disabled, the API keys that act for them do not work. The last enabled
-    administrator can neither be disabled nor stop being one.
+    administrator can be neither disabled nor demoted.
     """
     with transaction(caller.connection) as tx:
         return accounts.edit_user(tx, user_id, body)

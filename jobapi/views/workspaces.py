@@ -110,8 +110,8 @@ def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> An
 def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Make a user a member, named by the exact `username`.
 
-    Administrators may give `user_id` instead; from others it is 403, so that users
-    cannot be listed by counting. An unknown and a disabled user are both 404.
+    Administrators may send `user_id` instead; for others it is 403, so that they
+    cannot enumerate users. For owners a disabled user is 404, like an unknown one.
     """
     user = _named(caller, body)
     with transaction(caller.connection) as tx:
