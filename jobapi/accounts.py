@@ -134,14 +134,14 @@ def host_id(user: object) -> str | None:
         if iscoroutine(user):
             user.close()
         raise NoUserId(
-            f"the current user is {type(user).__name__}, which is no id: give its id as str, int "
-            "or uuid.UUID, an object with get_id() or id, or None where nobody is logged in"
+            f"the current user is {type(user).__name__}, which is no id: return the id as str, int "
+            "or uuid.UUID, an object with get_id() or id, or None if no user is logged in"
         )
     text = str(user)
     if not 1 <= len(text.strip()) <= len(text) <= 200 or "\x00" in text:
         raise NoUserId("the id of the current user must have 1 to 200 characters")
     if text == "None" or _REPR.search(text):
-        raise NoUserId(f"the id of the current user is {text!r}, which is no id but a str()")
+        raise NoUserId(f"the id of the current user is {text!r}, which names an object, not a user")
     return text
 
 
@@ -163,7 +163,7 @@ def host_username(user: object) -> str:
     """
     found = host_id(user)
     if found is None:
-        raise ValueError("there is no user: nobody has logged in")
+        raise ValueError("there is no user: no user is logged in")
     return HOST_USER_PREFIX + found
 
 
@@ -357,10 +357,10 @@ def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict
     """Count an attempt; returns what was counted, each with the begin of its minute."""
     limits = {
         _subject(attempts.address, username): _Limit(
-            attempts.per_name_and_address, "for this name from your address"
+            attempts.per_name_and_address, "for this user name from your address"
         ),
         _subject(attempts.address, None): _Limit(attempts.per_address, "from your address"),
-        _subject(None, username): _Limit(attempts.per_name, "for this name"),
+        _subject(None, username): _Limit(attempts.per_name, "for this user name"),
     }
     c = login_failures.c
     now = session.execute(select(DbNow())).scalar_one()

@@ -57,7 +57,7 @@ def _messages() -> Iterator[None]:
         fault = judge(error)
         said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
         if lacks_schema(error):
-            said += "\nHas it been migrated? If not: jobapi init"
+            said += "\nIf the database is not migrated, run: jobapi init"
         raise click.ClickException(
             f"The database refused: {said}" if fault is None else f"{fault.detail}\n{said}"
         ) from None
@@ -387,7 +387,7 @@ def disable_user(name: str) -> None:
 @click.argument("name")
 @with_appcontext
 def enable_user(name: str) -> None:
-    """Enable a user again: their keys work and they can log in; old log-ins stay ended."""
+    """Enable a user again: API keys work again, and the user has to log in again."""
     with _transaction() as tx:
         accounts.edit_user(tx, accounts.find_user(tx, name).id, {"disabled": False})
     _note(f"Enabled {name!r}.")
@@ -436,9 +436,13 @@ def keys_group() -> None:
     "--job-type",
     "job_types",
     multiple=True,
-    help="The only job type that the key may see and use; repeat it for more.  [default: all]",
+    help="Limit the key to this job type; repeat it for more types.  [default: all]",
 )
-@click.option("--expires", metavar="TIME", help="When it stops working: 2030-01-31T00:00:00Z.")
+@click.option(
+    "--expires",
+    metavar="TIME",
+    help="When the key expires: 2030-01-31T00:00:00Z.  [default: never]",
+)
 @with_appcontext
 def create_key(
     workspace_id: int,

@@ -268,12 +268,13 @@ def _url(name: str, text: str) -> URL:
 def _check_options(name: str, url: URL) -> None:
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise ConfigError(
-            f"{name} names the driver {url.drivername!r}; write postgresql:// or sqlite://."
+            f"{name} names the driver {url.drivername!r}, which jobapi does not use; write "
+            "postgresql:// or sqlite://."
         )
     if url.get_backend_name() == "postgresql" and (unknown := unknown_options(url)):
         raise ConfigError(
-            f"{name} has options that Postgres's library does not know: {', '.join(unknown)}. "
-            "Write them as libpq does, such as ?sslmode=require, or leave them out."
+            f"{name} has options that libpq does not know: {', '.join(unknown)}. Use libpq's "
+            "names, such as ?sslmode=require, or remove them."
         )
 
 
@@ -312,7 +313,7 @@ def _check(settings: Settings) -> None:
     for origin in settings.origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(
-                f"JOBAPI_CORS_ORIGINS has {origin!r}; write each origin out, as "
-                "https://app.example.com or http://localhost:3000, without a slash at its end, a "
-                "path, a wildcard or a pattern."
+                f"JOBAPI_CORS_ORIGINS has {origin!r}, which is not an origin; write each in full, "
+                "such as https://app.example.com or http://localhost:3000, without a trailing "
+                "slash, a path, a wildcard or a pattern."
             )

@@ -47,9 +47,9 @@ from typing import Any
 PROBLEM_TYPE_PREFIX = "urn:jobapi:problem:"
 
 MAX_MESSAGES = 20
-"""How many messages a ``ValidationFailed`` shows; the rest is counted."""
+"""How many messages a ``ValidationFailed`` shows; the others are only counted."""
 
-# In characters. With these an error has less than 64 KiB, whatever was sent.
+# In characters. They keep an error below 64 KiB, whatever was sent.
 _MAX_FIELD = 100
 _MAX_MESSAGE = 500
 _MAX_DETAIL = 4000
@@ -61,7 +61,7 @@ class JobApiError(Exception):
     status = 500
 
     created: Sequence[Any] = ()
-    """Raised by ``Client.create_many``: the jobs that were created before."""
+    """The jobs that ``Client.create_many`` had created when it raised this."""
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)

@@ -342,8 +342,8 @@ def _install(
         )
     if app.url_map.host_matching:
         raise ConfigError(
-            "JobAPI cannot say which host its routes are for, so that it does not work in an "
-            "application with host_matching; mount jobapi.create_app() beside it instead."
+            "JobAPI does not support an application with host_matching; mount jobapi.create_app() "
+            "beside it instead."
         )
     private = Flask("jobapi", instance_path=app.instance_path, static_folder=None)
     Migrate().init_app(private, directory=str(migrations_folder()), version_table=VERSION_TABLE)
@@ -411,7 +411,7 @@ def _usable(engine: Any) -> Engine:
     instead = "Set JOBAPI_DATABASE_URL, or add a bind named jobapi to SQLALCHEMY_BINDS."
     if not isinstance(engine, Engine):
         raise ConfigError(
-            "The application's database is a connection, perhaps in a transaction of a test; "
+            "The application's database is one connection, perhaps with a test's transaction; "
             f"jobapi needs an engine. {instead}"
         )
     if engine.dialect.name not in SERVED_BY:

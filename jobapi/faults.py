@@ -1,4 +1,4 @@
-"""What an error of the database means: try again, ask another connection, or a fault of ours.
+"""Classifies database errors: try again, use another connection, or a bug.
 
 Judged by what the database says itself (SQLSTATE, SQLite's name of the error),
 not by the exception's class, so that it is the same with every driver.
@@ -22,7 +22,7 @@ class Fault(NamedTuple):
     """What is wrong and what to do, for the caller."""
 
     reconnect: bool = False
-    """Whether another connection may do better, so that this one is of no more use."""
+    """Whether to drop this connection, because a new one may work."""
 
     read_only: bool = False
     """Whether the database refused a write only because it was one."""
@@ -34,12 +34,12 @@ _READ_ONLY = Fault(
     reconnect=True,
     read_only=True,
 )
-_STALE = Fault("The database has just been changed; try again.", reconnect=True)
+_STALE = Fault("The database or its connection has just changed; try again.", reconnect=True)
 _FULL = Fault("The database's disk is full; try again later.")
 _BUSY = Fault("The database is too busy to do this now; try again in a moment.")
 _LOCKED = Fault("Another transaction has held a lock on this for too long; try again in a moment.")
-_SLOW = Fault("The database took too long to do this; try again, or ask for less at a time.")
-_CONFLICT = Fault("Another transaction changed the same at the same moment; try again.")
+_SLOW = Fault("The database took too long; try again, or ask for less at a time.")
+_CONFLICT = Fault("Another transaction changed the same data at the same moment; try again.")
 _IO_ERROR = Fault("The database cannot read or write its files; try again later.", reconnect=True)
 _POOL = Fault("All database connections of this process are in use; try again in a moment.")
 
@@ -74,7 +74,7 @@ _BY_NAME = {
 
 
 def judge(error: BaseException) -> Fault | None:
-    """Why the database cannot do something now; None for an error that trying again cannot mend.
+    """Why the database cannot do something now; None for an error that a retry cannot fix.
 
     Takes SQLAlchemy's errors and the drivers' own.
     """
@@ -146,15 +146,15 @@ def _plan_is_stale(error: BaseException | None) -> bool:
 
 
 class FaultLog:
-    """Logs what the database cannot do once, not each time that it is met, and when it is over."""
+    """Logs a fault of the database when it begins and when it ends, not at each attempt."""
 
     def __init__(self, what: str) -> None:
-        """``what`` cannot be done meanwhile, such as "maintenance"."""
+        """``what`` fails meanwhile, such as "maintenance"."""
         self._what = what
         self._said: str | None = None
 
     def failed(self, error: BaseException) -> None:
-        """It failed because of this."""
+        """Log the error, unless the same fault has been logged before."""
         fault = judge(error)
         if fault is None:
             logger.error("%s failed; it goes on in a moment", self._what, exc_info=error)
@@ -163,7 +163,7 @@ class FaultLog:
             logger.warning("%s has to wait: %s", self._what, fault.detail, exc_info=error)
 
     def worked(self) -> None:
-        """It went well."""
+        """Log that the fault is over, if there was one."""
         if self._said is not None:
             self._said = None
             logger.info("%s goes on", self._what)

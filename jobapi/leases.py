@@ -74,8 +74,7 @@ def report(
     run_id = changes.get("run_id")
     if run_id is not None and job.run_id not in (None, run_id):
         raise AlreadyBegun(
-            f"The run {job.run_id!r} has begun this attempt; stop the run {run_id!r}, "
-            "it was started a second time."
+            f"The run {job.run_id!r} has already begun this attempt; stop the run {run_id!r}."
         )
     target = JobStatus(changes.get("status", JobStatus.RUNNING))
     values = work_values(job, changes, target)
@@ -105,7 +104,7 @@ def expire(job: Any, *, backoff: Backoff, chance: float, now: datetime) -> dict[
 
     Where the lease was renewed it is to be looked at later; nothing where it is
     not time to look. With a lease it is retried like a failure; without one
-    nobody would do it again, so that it fails. An attempt that has not begun
+    no retry would follow, so it fails. An attempt that has not begun
     costs no retry: its job goes back as a suspect, which may have killed its worker.
     """
     if job.status != JobStatus.RUNNING or job.reap_at is None or job.reap_at > now:

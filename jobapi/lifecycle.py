@@ -309,7 +309,7 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     if of_lease:
         raise ValidationFailed(
             {
-                name: ["Only the holder of a lease says this: send its Lease-Token."]
+                name: ["Only the holder of the lease may send this: add its Lease-Token."]
                 for name in of_lease
             }
         )

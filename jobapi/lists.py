@@ -255,8 +255,8 @@ def page(
     rows, n = _fetch(session, light, ordered, found, limit)
     if page is not None and len(rows) < min(n, limit):
         raise PageTooLarge(
-            f"This page is larger than {MAX_BYTES} bytes. Use a smaller limit, or light=true, or"
-            " leave out page and follow next_cursor: such an answer ends early."
+            f"This page is larger than {MAX_BYTES:,} bytes. Use a smaller limit or light=true, or "
+            "leave out page and follow next_cursor."
         )
     last = rows[-1] if len(rows) < n else stop
     return JobPage(rows, total, capped, None if last is None else ordered.cursor(last))

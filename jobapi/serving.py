@@ -110,7 +110,7 @@ class Worker(ThreadWorker):
         refused = _refusal(exc)
         if refused is None:
             self.log.exception("Error handling request %s", request_id)
-            refused = errors.InternalError("The server failed; its log says how.")
+            refused = errors.InternalError("The server failed; its log has the details.")
         else:
             # Not what was sent: there may be a token in it.
             sender = addr[0] if isinstance(addr, tuple) else addr
@@ -142,7 +142,7 @@ def _refusal(exc: BaseException) -> errors.JobApiError | None:
             )
         case refusals.LimitRequestHeaders():
             return errors.HeadersTooLarge(
-                f"Send at most {OPTIONS['limit_request_fields']} header fields, of "
+                f"Send at most {OPTIONS['limit_request_fields']} header fields, of at most "
                 f"{OPTIONS['limit_request_field_size']:,} bytes each."
             )
         case refusals.ConfigurationProblem():
@@ -152,10 +152,14 @@ def _refusal(exc: BaseException) -> errors.JobApiError | None:
             # Ours was the answer that is not valid.
             return None
         case refusals.UnsupportedTransferCoding():
-            refused = errors.BadRequest("Send the body as it is, or chunked.")
+            refused = errors.BadRequest(
+                "This Transfer-Encoding is not supported; send chunked or a Content-Length."
+            )
             refused.status = 501
         case refusals.ExpectationFailed():
-            refused = errors.BadRequest("Expect only 100-continue.")
+            refused = errors.BadRequest(
+                "This Expect header is not supported; send 100-continue or none."
+            )
             refused.status = 417
         case refusals.ParseException():
             refused = errors.BadRequest("This is not a valid HTTP request.")

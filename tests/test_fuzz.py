@@ -188,7 +188,7 @@ class Scene:
                 fit_filter(body["filter"])
             if "Lease-Token" not in (case.headers or {}) and "lease_token" not in body:
                 for name in ("begun", "run_id"):
-                    body.pop(name, None)  # only the holder of a lease says these
+                    body.pop(name, None)  # only the holder of a lease may send these
             expires = body.get("expires_at")
             assume(not expires or _future(expires))
         path = case.path

@@ -316,7 +316,9 @@ def _line(operation: Operation) -> str:
 
 
 @jobs_group.command("stats")
-@click.option("--type", "job_type", multiple=True, help="Only of jobs of these types.")
+@click.option(
+    "--type", "job_type", multiple=True, help="Only jobs of this type; repeat it for more types."
+)
 @service
 def stats(client: Client, workspace_id: int, job_type: Sequence[str]) -> None:
     """Print how the workspace is doing, as JSON."""
@@ -381,7 +383,9 @@ def _end(job: Job, as_json: bool) -> NoReturn:
 @click.argument("job_id", required=False)
 @service
 @click.option("--kind", multiple=True, type=click.Choice([kind.label for kind in EventKind]))
-@click.option("--type", "job_type", multiple=True, help="Only of jobs of these types.")
+@click.option(
+    "--type", "job_type", multiple=True, help="Only jobs of this type; repeat it for more types."
+)
 @click.option("--follow", is_flag=True, help="What happens from now on, until Ctrl-C.")
 @click.option("--limit", type=click.IntRange(1), help="[default: 50; with --follow none]")
 @as_json

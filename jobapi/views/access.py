@@ -256,8 +256,8 @@ def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
         raise errors.TokenMissing("Log in first.")
     if request.method not in _SAFE_METHODS and _is_cross_site():
         raise errors.CrossSiteRequest(
-            "Requests from other sites' pages are refused; the origins in JOBAPI_CORS_ORIGINS "
-            "are not."
+            "Requests from pages of other sites are refused; to allow a site, add its origin to "
+            "JOBAPI_CORS_ORIGINS."
         )
     # The host is not to be asked without a request.
     until = time.time() + HOST_SECONDS

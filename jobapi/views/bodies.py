@@ -288,7 +288,7 @@ def query_paths(name: str) -> dict[str, str]:
     wrong: dict[str, list[str]] = {}
     given = [(k, values) for k, values in request.args.lists() if k.startswith(f"{name}.")]
     if len(given) > MAX_PATHS:
-        raise errors.ValidationFailed({name: [f"Give {MAX_PATHS} of these at most."]})
+        raise errors.ValidationFailed({name: [f"Give at most {MAX_PATHS} of these."]})
     for key, values in given:
         path, value = key.removeprefix(f"{name}."), values[0]
         problem = "Give it once." if len(values) > 1 else wrong_path(path, value)
@@ -302,7 +302,7 @@ def query_paths(name: str) -> dict[str, str]:
 
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REFUSED = "jobapi.body_refused"
-_UNREADABLE = "The body could not be read: it breaks off, or its chunks are malformed."
+_UNREADABLE = "The body could not be read: it is incomplete, or its chunks are malformed."
 
 
 def read_body() -> bytes:

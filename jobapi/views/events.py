@@ -119,16 +119,17 @@ def list_job_events(
     ],
     responses={
         "200": {
-            "description": "Server-Sent Events, without an end. The schema is that of one message: "
-            "its `data` line is an Event as JSON, its `id` is what `Last-Event-ID` takes, and it "
-            "has no `event` field. The message with `event: start` and `data: {}` that "
-            "`EventSource` gets first is none of these. "
-            "Lines that begin with a colon are comments.",
+            "description": "An open-ended stream of Server-Sent Events. The schema is that of one "
+            "message: its `data` line is an Event as JSON, its `id` is a value for "
+            "`Last-Event-ID`, and it has no `event` field. The first message that `EventSource` "
+            "gets, with `event: start` and `data: {}`, is not an Event. Lines that begin with a "
+            "colon are comments.",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
             "headers": {
                 "Last-Event-ID": {
                     "schema": {"type": "string"},
-                    "description": "Where it begins, for one that ends before its first event.",
+                    "description": "The position at which the stream begins: to resume one that "
+                    "ends before its first event.",
                 }
             },
         }
@@ -139,11 +140,11 @@ def list_job_events(
 def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
     """What happens from now on, or after `Last-Event-ID`, as Server-Sent Events.
 
-    Each `data` line is an event as the list has it; none is left out or sent
-    twice. Its `id` is where to go on after it: the `event_id`, or more while other
-    transactions are under way. The first lines say where the stream begins: an `id` and
-    a comment; to `EventSource`, an event of the type `start`. A comment every 15
-    seconds shows that all is well.
+    Each `data` line is an event as in the list; none is left out or sent twice. Its
+    `id` is the position after it: the `event_id`, with a suffix while other
+    transactions are open. The first lines give the position at which the stream
+    begins: an `id` and a comment, or for `EventSource` an event of type `start`. A
+    comment every 15 seconds is a heartbeat.
     """
     streams = state().streams
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
@@ -155,7 +156,7 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     most = streams.limit if sock else min(streams.limit, _threads_for_streams())
     if not most:
         raise Unavailable(
-            "This server process has no thread to spare for a stream; list the events instead."
+            "This server process has no thread for streams; list the events instead."
             if streams.limit
             else "Streams are switched off (JOBAPI_MAX_STREAMS is 0); list the events instead.",
             retry_after=60,
@@ -187,7 +188,7 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
 def _threads_for_streams() -> int:
     """How many of the server's threads streams may hold.
 
-    At most a quarter; and one is left beside those who wait for jobs.
+    At most a quarter. One thread stays free of streams and waiting claims.
     """
     if not request.environ.get("wsgi.multithread"):
         return 0
@@ -202,12 +203,12 @@ def _socket() -> socket.socket | None:
 
 
 def _first(position: Position) -> bytes:
-    """The beginning of a stream, which says from where to go on if it breaks before an event.
+    """The first lines of a stream: the position to resume from if it breaks before an event.
 
-    ``EventSource``, in browsers and in Node, takes the ``id`` from an event with data
-    alone, and hands events on by their type. Its requests say ``Sec-Fetch-Mode``, as
-    all of a browser's. To other readers that event would be one that happened, so
-    that they get the ``id`` with a comment.
+    ``EventSource``, in browsers and in Node, keeps an ``id`` only from an event with data,
+    and dispatches events by type. Its requests have ``Sec-Fetch-Mode``, like all
+    requests of a browser. Other readers would take that event for one that happened,
+    so they get the ``id`` with a comment.
     """
     accepts = "text/event-stream" in request.headers.get("Accept", "")
     if accepts and "Sec-Fetch-Mode" in request.headers:
@@ -239,5 +240,5 @@ def _taken_over(
 
 
 def frame(row: Any, position: str) -> bytes:
-    """An event as a stream has it, with the name of the position after it."""
+    """An event as a message of a stream; its id is the position after the event."""
     return b"id: %b\ndata: %b\n\n" % (position.encode(), to_json(event_object(row)).rstrip())

@@ -28,7 +28,7 @@ def get_metrics() -> Response:
     ours: Any = state()
     _check_token(ours.settings.metrics_token)
     if ours.metrics is None:
-        raise Unavailable("Nothing could be measured in this process; the log says why.")
+        raise Unavailable("This process cannot collect metrics; its log says why.")
     if request.environ.get("wsgi.multiprocess") and not ours.metrics.is_shared:
         raise Unavailable(
             "Several processes serve, and each would answer for itself; set "

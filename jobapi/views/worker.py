@@ -31,21 +31,21 @@ blp = Blueprint(
 )
 
 RETRY_SECONDS = 2
-"""After how long a claim that could not wait shall be repeated, at most."""
+"""The longest ``Retry-After`` of a claim that could not wait."""
 
 _CHANCE = random.SystemRandom()
 _RETRY_AFTER = {
     "Retry-After": {
         "schema": {"type": "integer", "minimum": 1},
-        "description": "Seconds to wait before the next claim, where an empty answer came before "
-        "`wait_seconds` were over.",
+        "description": "Seconds to wait before the next claim. Only in an empty answer that "
+        "came before `wait_seconds` had passed.",
     }
 }
 
 OUTCOME_LABELS = [outcome.label for outcome in Outcome]
 
 MAX_PROBLEM_BYTES = 16 * 1024
-"""How much is said of all the malformed reports in one request."""
+"""How large all the problems of malformed reports in one request may be."""
 
 MAX_JOB_ID = 40
 
@@ -90,7 +90,7 @@ def waits(view: View) -> View:
                 if metrics is not None:
                     metrics.waiting.dec()
         if time.monotonic() < deadline:
-            # Not all of those who were refused together come back together.
+            # Random, so that claims refused together do not all come back together.
             response.headers["Retry-After"] = str(_CHANCE.randint(1, RETRY_SECONDS))
         return response
 
@@ -98,7 +98,7 @@ def waits(view: View) -> View:
 
 
 def caller_is_gone() -> bool:
-    """Whether whoever sent this request has closed the connection meanwhile."""
+    """Whether the sender of this request has closed the connection."""
     environ = request.environ
     connection: Any = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     if connection is None:
@@ -113,7 +113,7 @@ def caller_is_gone() -> bool:
     except BlockingIOError:
         return False
     except (OSError, ValueError) as error:
-        # A TLS socket takes no flags, and tells nothing; a closed one has no number.
+        # A TLS socket takes no flags, so its state is unknown; a closed one has no number.
         return not isinstance(error, ValueError) or connection.fileno() < 0
 
 
@@ -139,9 +139,9 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     A leased job is `running`, and until the lease runs out only its holder
     can report on it. With an `Idempotency-Key` a claim whose answer was lost
     can be repeated: it answers with the same leases while they live. An answer
-    ends at 8 MiB: jobs that it does not hold are left for the next claim. With
-    `wait_seconds` it waits for a first job; where too many wait already, it
-    answers at once, with `Retry-After`.
+    has at most 8 MiB; jobs that do not fit are left for a later claim. With
+    `wait_seconds` the claim waits for a first job; if too many claims wait already,
+    it is answered at once, with `Retry-After`.
     """
     claim = {name: value for name, value in body.items() if value is not None}
     for job_type in claim.get("job_types", ()):
@@ -199,8 +199,8 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 
     `running`, or no status, renews the lease for its own time; `pending` hands
     the job back; `success` and `failed` end the attempt. A final report may be
-    repeated with the same token. A report that is refused for what it says renews
-    the lease all the same: `lease_expires_at` tells.
+    repeated with the same token. A report with invalid content is refused but still
+    renews the lease: see its `lease_expires_at`.
     """
     given = body["reports"]
     answers: list[dict[str, Any]] = []
@@ -250,7 +250,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 
 
 def _lease(raw: Any) -> dict[str, Any] | None:
-    """The lease that a report is about which is wrong otherwise."""
+    """The lease that an otherwise invalid report is about."""
     if not isinstance(raw, dict):
         return None
     try:
