@@ -23,10 +23,10 @@ WAIT_SECONDS = 5
 """How long a claim waits for a job; a stop may take as long."""
 
 MAX_PAUSE_SECONDS = 2.0
-"""The longest pause between claims that get nothing, where the service asks for none."""
+"""The longest pause between empty claims if the service sends no ``Retry-After``."""
 
 AWAY_SECONDS = 30.0
-"""How long the service may be away before a worker that runs until idle gives up."""
+"""How long the service may be away before a worker with ``until_idle`` gives up."""
 
 logger = logging.getLogger("jobapi.worker")
 
@@ -42,7 +42,7 @@ class Claimer:
         self.terms = terms
         self.jobs = jobs
         self.job_types = sorted(terms.tasks)
-        # How many claims in turn got nothing, and got it early.
+        # How many claims in a row were answered early with no job.
         self.empty = 0
         # Whether the last claim got a suspect job. It begins at once, so that it must not wait.
         self.suspects = False
@@ -63,9 +63,9 @@ class Claimer:
     def _room(self) -> tuple[int, int]:
         """How many jobs to fetch, and how many of them would begin at once.
 
-        Each thread has one, and ``AHEAD_SECONDS`` of work is fetched ahead for those
-        that are not blocked by a task that takes longer. Behind a suspect job there may
-        be more of them: then nothing is fetched ahead.
+        One for each thread, and ``AHEAD_SECONDS`` of work ahead for the threads that are
+        not blocked by a longer task. After a suspect job there may be more of them: then
+        nothing is prefetched.
         """
         running = self.jobs.at_work()
         now = time.monotonic()
@@ -130,7 +130,7 @@ class Claimer:
         return Bounds(deadline, self.terms.request_seconds + WAIT_SECONDS, self.must_close)
 
     def _bear(self, error: Unreachable | JobApiError) -> None:
-        """Pause after a claim that may go well later."""
+        """Pause after a claim that may succeed later."""
         if self.must_close():
             return
         away = time.monotonic() - self.answered_at

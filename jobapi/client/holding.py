@@ -17,7 +17,7 @@ MAX_AT_ONCE = 100
 """How many jobs the service gives in one claim, and takes in one report."""
 
 AHEAD_SECONDS = 0.3
-"""How much work is fetched ahead. A task that runs for longer blocks its thread: none is for it."""
+"""How much work to prefetch. A longer task blocks its thread, for which none is prefetched."""
 
 HANDED_BACK: Report = {"status": "pending"}
 
@@ -40,7 +40,7 @@ class Terms:
 
     @property
     def request_seconds(self) -> float:
-        """How long a request may wait for its answer: one that hangs must not cost the leases."""
+        """The time limit of a request: one that hangs must not lose the leases."""
         return max(2.0, self.lease_seconds / 3)
 
 
@@ -48,14 +48,14 @@ class Terms:
 class Holding:
     """The jobs under leases of one process: waiting for a thread, running, or to be reported.
 
-    Whoever takes a task out of ``waiting`` says how it ended, no other thread does.
+    Only the thread that takes a task out of ``waiting`` reports how it ended.
     """
 
     concurrency: int
     # The tasks whose leases are held: waiting, running or not reported yet.
     held: set[Task] = field(default_factory=set)
     waiting: queue.SimpleQueue[Task | None] = field(default_factory=queue.SimpleQueue)
-    # What each thread runs; a thread writes its own place alone.
+    # What each thread runs; a thread writes only its own entry.
     running: list[Task | None] = field(init=False)
     # Tasks that lost their job a while ago, and have not returned.
     lost: set[Task] = field(default_factory=set)
@@ -65,10 +65,10 @@ class Holding:
     lock: threading.Lock = field(default_factory=threading.Lock)
     # No more claims; what waits is handed back.
     closing: bool = False
-    # The first failure that does not pass.
+    # The first permanent failure.
     error: BaseException | None = None
     # Seconds that a job takes, the mean of the last few: how many to claim at once. Before
-    # the first, so long that none is fetched ahead.
+    # the first job, so long that none is prefetched.
     pace: float = AHEAD_SECONDS
     few: int = 1
 
@@ -78,7 +78,7 @@ class Holding:
         self.to_report = threading.Condition(self.lock)
 
     def fail(self, error: BaseException) -> None:
-        """Let all end with this error, unless there is one already."""
+        """End all threads with this error, unless there is one already."""
         if self.error is None:
             self.error = error
 
@@ -90,7 +90,7 @@ class Holding:
             self.waiting.put(task)
 
     def end(self, task: Task, reports: Sequence[Report]) -> None:
-        """Let a task have ended with its last reports; what it says later does not count."""
+        """Mark a task as ended, with its last reports; later reports of it do not count."""
         with self.lock:
             if task.ended:
                 return
@@ -106,7 +106,7 @@ class Holding:
                 self.to_report.notify()
 
     def hand_back(self, looks: int = 0) -> None:
-        """Hand back what waits and was seen waiting so often."""
+        """Hand back jobs that the reporter has seen waiting this many times."""
         kept: list[Task | None] = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -129,7 +129,7 @@ class Holding:
 
     def measure(self, seconds: float) -> None:
         """Note how long a job took."""
-        # A clock that went back says nothing.
+        # Ignore a clock that went back.
         if seconds >= 0:
             self.few = min(self.few + 1, 8)
             self.pace += (seconds - self.pace) / self.few

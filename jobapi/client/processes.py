@@ -19,13 +19,13 @@ from .retries import Unreachable
 from .shift import ThreadsLost
 
 MAX_DELAY_SECONDS = 30.0
-"""The longest pause before a process is replaced that died again and again."""
+"""The longest pause before a process that keeps dying is replaced."""
 
 HEALTHY_SECONDS = 10.0
-"""A process that lived for so long did not die at once."""
+"""A process that lived for this long did not die at its start."""
 
 KILL_SECONDS = 5.0
-"""How long after the time for a stop processes that are still there are killed."""
+"""How long after the time for a stop remaining processes are killed."""
 
 _STOP = "stop"
 
@@ -40,7 +40,7 @@ class Stoppable(Protocol):
     _signals: StopSignals
 
     def stop(self) -> None:
-        """Let it end."""
+        """Make it stop."""
 
     @property
     def stopping(self) -> bool:
@@ -48,12 +48,12 @@ class Stoppable(Protocol):
 
 
 class _Place:
-    """One of the processes to be kept alive, and how it went."""
+    """One of the processes to keep alive, and its history."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.process: BaseProcess | None = None
-        # To the process: to stop. From it: what it failed with, if all would.
+        # To the process: to stop. From it: an error with which all processes would fail.
         self.pipe: connection.Connection | None = None
         self.started_at = 0.0
         self.start_at = time.monotonic()
@@ -112,7 +112,7 @@ class Processes:
         place.started_at = time.monotonic()
 
     def _wait(self, seconds: float) -> None:
-        """Wait until a process ends, and note how; or for so long."""
+        """Wait for a process to end, at most this long, and note how it ended."""
         sentinels = [place.process.sentinel for place in self.places if place.process is not None]
         if sentinels:
             connection.wait(sentinels, seconds)
@@ -164,7 +164,7 @@ class Processes:
     def _kill(self) -> None:
         for place in self._alive():
             if place.process is not None:
-                logger.warning("process %d does not end; it is killed", place.process.pid)
+                logger.warning("process %d does not end; killing it", place.process.pid)
                 place.process.kill()
                 self._bury(place)
 
@@ -189,7 +189,7 @@ class Processes:
                 sys.exit(1)
 
     def _listen(self, pipe: connection.Connection) -> None:
-        """Stop when the parent says so, or is gone; at once if it did both."""
+        """Stop when the parent asks for it or is gone; at once if both happen."""
         try:
             pipe.recv()
             self.worker.stop()
@@ -197,7 +197,7 @@ class Processes:
         except (EOFError, OSError):
             if self.worker.stopping:
                 os._exit(128 + signal.SIGTERM)
-            logger.warning("the parent process is gone; this one stops")
+            logger.warning("the parent process is gone; stopping")
             self.worker.stop()
 
 

@@ -15,16 +15,16 @@ from .retries import Bounds, Unreachable, asked_pause, backoff, bounded, may_pas
 from .tasks import Report, Task
 
 REPORT_SECONDS = 0.25
-"""Progress is sent at most so often. A task that runs for longer is reported as begun."""
+"""The shortest time between progress reports; a task that runs longer is reported as begun."""
 
 MAX_LOOKS = 3
-"""A job that the reporter sees wait so often, each ``REPORT_SECONDS``, is handed back."""
+"""A job that waits for this many rounds of ``REPORT_SECONDS`` is handed back."""
 
 CANCEL_SECONDS = 4.0
-"""A task that reports nothing has a heartbeat so often: its answer tells of a cancellation."""
+"""The interval of heartbeats for a task that reports nothing; answers show cancellations."""
 
 GATHER_SECONDS = 0.005
-"""How long a job that has ended may wait for the next ones, to be reported with them."""
+"""How long an ended job waits for others, to be reported together with them."""
 
 WRONG = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.status})
 """A report that is refused with one of these is wrong in itself; its lease is as it was."""
@@ -38,7 +38,7 @@ logger = logging.getLogger("jobapi.worker")
 class Reporter:
     """Reports what the tasks did, and renews their leases.
 
-    What could not be sent is kept, and sent again. What is refused is logged.
+    Reports that could not be sent are kept and sent again; refused ones are logged.
     """
 
     def __init__(self, terms: Terms, jobs: Holding) -> None:
@@ -63,7 +63,7 @@ class Reporter:
             while not (self.over and (self.failures or not self.jobs.reports)):
                 looked_at = self._round(looked_at)
         except BaseException as error:
-            # Such as a key that was revoked: nothing more can be reported.
+            # Such as a revoked key: nothing more can be reported.
             self.jobs.fail(error)
 
     def _round(self, looked_at: float) -> float:
@@ -83,7 +83,7 @@ class Reporter:
         except (Unreachable, JobApiError):
             raise
         except Exception:
-            logger.exception("reporting failed; it goes on in a moment")
+            logger.exception("reporting failed; retrying in a moment")
             time.sleep(REPORT_SECONDS)
         return looked_at
 
@@ -96,7 +96,7 @@ class Reporter:
             self.jobs.to_report.wait(GATHER_SECONDS)
 
     def _hand_back_what_waits(self) -> None:
-        """Hand back the jobs that no thread could take soon: another worker may do them."""
+        """Hand back jobs that no thread takes soon: another worker may do them."""
         with self.jobs.lock:
             waiting = [t for t in self.jobs.held if t.began_at is None and not t.ended]
         for task in waiting:
@@ -123,7 +123,7 @@ class Reporter:
         return reports
 
     def _send(self, reports: list[tuple[Task, Report]]) -> None:
-        """Send up to 100 reports. Raises what no repetition would change."""
+        """Send up to 100 reports. Raises errors that a retry cannot fix."""
         given = [
             {"job_id": task.job_id, "lease_token": task.job.lease_token, **report}
             for task, report in reports
@@ -134,7 +134,7 @@ class Reporter:
                 answers = self.terms.client.report(self.terms.workspace_id, orjson.dumps(given))
             refused = self._settle(reports, answers, sent_at)
         except (BadRequest, BodyTooLarge) as error:
-            # One that cannot be sent must not hold the others back.
+            # One report that cannot be sent must not block the others.
             self._send_smaller(reports, error)
             return
         except (Unreachable, JobApiError) as error:
@@ -150,13 +150,13 @@ class Reporter:
         for task, report, problem in refused:
             logger.warning("report of job %s refused: %s", task.job_id, problem["detail"])
             if problem["status"] in WRONG and "status" in report:
-                # It would be refused again, by whichever worker the job was done.
+                # It would be refused again, whichever worker does the job.
                 self._fail_for_good(task, problem["detail"])
 
     def _settle(
         self, reports: list[tuple[Task, Report]], answers: list[dict[str, Any]], sent_at: float
     ) -> list[tuple[Task, Report, dict[str, Any]]]:
-        """Note what became of reports; returns those that were refused, with the problem."""
+        """Record the answers to reports; returns the refused reports with their problems."""
         judged = [
             (answer["accepted"], answer["problem"], answer.get("lease_expires_at"))
             for answer in answers
@@ -215,7 +215,7 @@ class Reporter:
             time.sleep(min(left, 0.1))
 
     def _report_bounds(self) -> Bounds:
-        # A stop interrupts the pauses of before, and not those in its own time.
+        # A stop interrupts earlier pauses, but not those during the stop.
         closing = self.jobs.closing
         return Bounds(
             self.deadline, self.terms.request_seconds, lambda: self.jobs.closing != closing

@@ -17,10 +17,10 @@ from typing import Any
 from ..errors import JobApiError
 
 RETRIED = frozenset({429, 502, 503, 504})
-"""The statuses after which a request that may be repeated is tried again."""
+"""The statuses after which a request that is safe to repeat is retried."""
 
 NOT_DONE = frozenset({429, 503})
-"""Those of them that say that the request was not carried out: any request may be repeated."""
+"""The statuses for a request that was not carried out: any request may be retried."""
 
 MAX_RETRY_AFTER = 60.0
 """The longest ``Retry-After`` in seconds that a request waits for; a longer one is an error."""
@@ -33,24 +33,24 @@ _CHANCE = random.SystemRandom()
 class Unreachable(ConnectionError):
     """No answer came from the service, however often the request was tried.
 
-    Raised by ``Client.create_many``, ``created`` has the jobs made before.
+    If ``Client.create_many`` raises it, ``created`` has the jobs created before.
     """
 
     created: Sequence[Any] = ()
 
 
 def may_pass(error: Unreachable | JobApiError) -> bool:
-    """Whether the same request may succeed later although nobody changes anything."""
+    """Whether the same request may succeed later without any change."""
     return isinstance(error, Unreachable) or error.status >= 500 or error.status == 429
 
 
 def backoff(tries: int) -> float:
-    """Seconds to wait after so many failed tries: twice as long each time, with jitter."""
+    """Seconds to wait after this many failed tries: exponential backoff with jitter."""
     return min(10.0, 0.2 * 2.0 ** min(tries, 10)) * _CHANCE.uniform(0.5, 1)
 
 
 def jittered(seconds: float) -> float:
-    """About so many seconds, so that many clients do not all come at once."""
+    """About this many seconds: jitter, so that many clients do not all come at once."""
     return seconds * _CHANCE.uniform(0.75, 1.25)
 
 
@@ -63,13 +63,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     at = _date(wanted)
     if at is None:
         return None
-    # By the clock of whoever sent the date: the one here may be wrong.
+    # By the sender's clock, because the local one may be wrong.
     now = _date(fields.get("date", "")) or datetime.now(UTC)
     return max(0.0, (at - now).total_seconds())
 
 
 def asked_pause(error: Unreachable | JobApiError) -> float:
-    """The seconds that an error asks to wait, a minute at most; 0 where it asks for nothing."""
+    """The seconds that an error asks to wait, at most a minute; 0 if it asks for none."""
     asked = None if isinstance(error, Unreachable) else retry_after(error.headers)
     return min(asked or 0.0, MAX_RETRY_AFTER)
 
@@ -84,7 +84,7 @@ def _date(text: str) -> datetime | None:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits for the requests of a thread, besides what its client says.
+    """Limits for the requests of a thread, besides those of its client.
 
     No try begins after ``deadline`` (``time.monotonic``) or once ``stopping``
     says so, and no single request waits longer than ``request_seconds`` for an answer.
@@ -95,18 +95,18 @@ class Bounds:
     stopping: Callable[[], bool] = lambda: False
 
     def timeout(self, seconds: float) -> float:
-        """How long a request may wait that would otherwise wait for ``seconds``."""
+        """The time limit of a request whose own limit is ``seconds``."""
         left = max(_LEAST_TIMEOUT, self.deadline - time.monotonic())
         return min(seconds, self.request_seconds, left)
 
     def pause(self, seconds: float) -> bool:
-        """Wait before another try; False where there must be none."""
+        """Wait before another try; False if there must be none."""
         end = time.monotonic() + seconds
         if end > self.deadline:
             return False
         while not self.stopping():
             left = end - time.monotonic()
-            # The second is a clock that went back.
+            # The second condition is for a clock that went back.
             if left <= 0 or left > seconds:
                 return True
             time.sleep(min(left, _SLICE_SECONDS))
@@ -124,7 +124,7 @@ def bounds() -> Bounds:
 
 @contextmanager
 def bounded(limits: Bounds) -> Iterator[None]:
-    """Give this thread's requests limits."""
+    """Limit the requests of this thread."""
     token = _BOUNDS.set(limits)
     try:
         yield
@@ -133,7 +133,7 @@ def bounded(limits: Bounds) -> Iterator[None]:
 
 
 def pause(tries: int, asked: float | None = None) -> bool:
-    """Wait after a failed try, as long as was ``asked`` for at least; False: do not try again."""
+    """Wait after a failed try, at least for ``asked`` seconds; False: do not try again."""
     if asked is not None and asked > MAX_RETRY_AFTER:
         return False
     seconds = max(backoff(tries), asked or 0.0)

@@ -16,7 +16,7 @@ from .tasks import Permanent, Report, Task
 from .tracing import span
 
 HAND_BACK_SECONDS = 2.0
-"""How much of the time for a stop is kept for handing back, a quarter of it at most."""
+"""The part of the time for a stop that is reserved for handing back; at most a quarter."""
 
 LOST_SECONDS = 5.0
 """How long a task may take to return after its lease was lost, before that is logged."""
@@ -28,7 +28,7 @@ Tasks that only ignore a cancel return by then; one that hangs does not.
 """
 
 LEAST_STOP_SECONDS = 1.0
-"""How long a stop may take though less is allowed: reports need a moment."""
+"""The least time that a stop may take: reports need a moment."""
 
 MAX_ERROR = 65_536
 
@@ -52,7 +52,7 @@ class Shift:
         self.all_lost_at: float | None = None
 
     def work(self) -> None:
-        """Work until stopped or idle. Raises what a claim or a report failed with for good."""
+        """Work until stopped or idle. Raises the permanent error of a claim or a report."""
         threads = [
             threading.Thread(target=self._run_tasks, args=(place,), daemon=True)
             for place in range(self.terms.concurrency)
@@ -62,7 +62,7 @@ class Shift:
         for thread in [*threads, reports, claims]:
             thread.start()
         try:
-            # The main thread waits for nothing but time, so that it always sees a stop.
+            # The main thread only sleeps, so that it always notices a stop.
             while claims.is_alive() and not (self.terms.stopping() or self.jobs.error):
                 claims.join(0.1)
                 self._look_after_lost()
@@ -78,8 +78,8 @@ class Shift:
             try:
                 self._run(task, place)
             except BaseException as error:
-                # Not what a task raised: that is in its reports.
-                logger.exception("job %s: its end could not be noted", task.job_id)
+                # Not an error of the task: that is in its reports.
+                logger.exception("job %s: cannot record how it ended", task.job_id)
                 self.jobs.end(task, [{"status": "failed", "error": _text(error)}])
             finally:
                 self.jobs.running[place] = None
@@ -96,7 +96,7 @@ class Shift:
         self.jobs.end(task, reports)
 
     def _is_stale(self, task: Task, now: float) -> bool:
-        """Whether this process stood still, so that the lease may be lost. Both clocks say so."""
+        """Whether both clocks say that this process was paused and may have lost the lease."""
         longest = self.terms.lease_seconds / 2
         return now - task.fetched_at > longest and time.time() - task.fetched_wall > longest
 
@@ -113,10 +113,10 @@ class Shift:
         return last(task.take_news(), report)
 
     def _look_after_lost(self) -> None:
-        """Log the threads that do not come back from a job whose lease is lost.
+        """Log the threads whose tasks do not return although their lease is lost.
 
-        They are not counted on any more. When none is left the shift fails, so that
-        what supervises the process starts it again.
+        No jobs are fetched for them. If none is left, the shift fails, so that the
+        supervisor restarts the process.
         """
         now = time.monotonic()
         lost = {task for task in self.jobs.at_work() if task.lost_at is not None}
@@ -146,7 +146,7 @@ class Shift:
             )
 
     def _finish(self, claims: threading.Thread, reports: threading.Thread) -> None:
-        """Hand back what has not begun, wait for what runs, and hand the rest back in time."""
+        """Hand back jobs that have not begun, wait for running ones, then hand those back, too."""
         began = time.monotonic()
         grace = self.terms.grace_seconds
         deadline = self.reporter.deadline = began + max(grace, LEAST_STOP_SECONDS)
@@ -176,6 +176,6 @@ def _success(task: Task, result: Any) -> list[Report]:
 
 
 def _text(error: BaseException) -> str:
-    # The end says the most.
+    # Keep the end of the traceback, its most useful part.
     text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
     return text.encode("utf-8", "replace").decode()[-MAX_ERROR:]

@@ -1,4 +1,4 @@
-"""A job in the hands of a worker, and what its task may say of it."""
+"""A job that a worker holds, and what its task can report about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Report = Mapping[str, Any]
 
 
 class Permanent(Exception):
-    """Raised by a task: the job has failed, and trying again would not help."""
+    """Raised by a task: the job has failed, and a retry would not help."""
 
 
 class Task:
@@ -44,7 +44,7 @@ class Task:
         self.begun: bool = getattr(job, "begun", True)
         # Whether its last report has been made.
         self.ended = False
-        # How often the reporter has seen it wait for a thread.
+        # In how many rounds of the reporter it has waited for a thread.
         self.looks = 0
         self.fetched_at = self.heard_at = time.monotonic()
         self.fetched_wall = time.time()
@@ -77,9 +77,9 @@ class Task:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was cancelled, or its lease lost: stop, the result will not count.
+        """Whether the job was cancelled or its lease lost: stop, the result will not count.
 
-        It changes within five seconds, also if the task reports nothing.
+        It changes within five seconds, even if the task reports nothing.
         """
         return self.lost_at is not None
 
@@ -103,7 +103,7 @@ class Task:
         size = 0
         if result is not None:
             text = document(result)
-            # A copy: what the task does to its result later, it has not reported.
+            # A copy, because the task may change the object later.
             told["result"] = json.loads(text)
             size = len(text)
             _check_progress_in(told["result"])
@@ -111,7 +111,7 @@ class Task:
             _add(self._news, _News(told, size))
 
     def take_news(self, result: Mapping[str, Any] | None = None) -> list[Report]:
-        """What was reported since the last call, and a last ``result``, as reports in order.
+        """The reports since the last call, in order, and a final ``result``.
 
         Raises ``TypeError`` or ``ValueError`` for a result that the service would refuse.
         """
@@ -150,7 +150,7 @@ class _News:
 
 
 def _add(news: list[_News], latest: _News) -> None:
-    """Add to what is new, so that all of it together means what it meant one by one."""
+    """Merge a report into the unsent ones without changing their total effect."""
     news.append(latest)
     while len(news) > 1 and (both := _together(*news[-2:])) is not None:
         news[-2:] = [both]
@@ -236,7 +236,7 @@ def _checked_message(message: Any) -> str:
 
 
 def _check_progress_in(result: Mapping[str, Any]) -> None:
-    """The service takes progress out of a result, too."""
+    """Check the progress fields that the service also reads from a result."""
     if result.get("progress_percent") is not None:
         _whole_percent(result["progress_percent"])
     if result.get("progress_message") is not None:
