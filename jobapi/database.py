@@ -225,7 +225,7 @@ def _array_of(element: _ArrayOf, compiler: Any, **kw: Any) -> str:
 
 
 class JsonBytes(FunctionElement[int]):
-    """How many bytes of JSON documents and texts take together; a NULL takes none."""
+    """How many bytes of JSON documents and texts have together; NULL has none."""
 
     type = BigInteger()
     inherit_cache = True
@@ -351,7 +351,7 @@ def snapshot(connection: Connection) -> Iterator[Connection]:
 
 
 def _roll_back(connection: Connection) -> None:
-    """End a transaction that has failed; never fails itself, which would hide why."""
+    """End a failed transaction; never raises, which would hide the first error."""
     if connection.invalidated:
         # What comes next is asked on another connection.
         connection.rollback()
@@ -368,10 +368,10 @@ def _roll_back(connection: Connection) -> None:
 
 
 def once_more(connection: Connection, ask: Callable[[], T]) -> T:
-    """Ask, and again on another connection where the pool had one that is of no more use.
+    """Ask, and ask again on another connection if the pool's connection was dead.
 
     The database closes connections when it restarts; all of them are dropped with the first.
-    Only for what does no harm when it is done twice.
+    Only for work that is safe to repeat.
     """
     try:
         return ask()
@@ -412,7 +412,7 @@ def autocommit(engine: Engine) -> Engine:
 
 
 def normalize_url(url: str) -> URL:
-    """The URL as SQLAlchemy wants it, with the driver that we use whichever is named.
+    """The URL in SQLAlchemy's form, with our driver, whichever driver it names.
 
     ``postgres://`` is the old spelling; others come from the settings of other programs.
     Raises ``sqlalchemy.exc.ArgumentError`` for what is no database URL.

@@ -1,8 +1,7 @@
 """Engines: how connections to the database are made, for how long they wait, when they are dropped.
 
-Ours have a pool of their own, also in a host application that has an engine: a
-request that holds a connection of the host's never waits for a second one of the
-same pool.
+Our engine has a separate pool even if the host application has an engine: a
+request that holds a connection of the host's pool never waits for a second one.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ from .faults import judge
 NEVER = 2**31
 
 ANSWER_SECONDS = 2
-"""How much longer than Postgres itself we wait for it: where it does not end a statement in time,
-it hangs."""
+"""How much longer than Postgres's own limit we wait: a server that then has not answered hangs."""
 
 IDLE_SECONDS = 60
-"""How long Postgres keeps a transaction of ours in which nothing happens."""
+"""How long Postgres keeps an idle transaction of ours."""
 
 PROBE_SECONDS = 1.0
-"""How long after a database did not answer it is tried again."""
+"""How long to wait before trying a database again that did not answer."""
 
 
 class Limits(NamedTuple):
-    """How long the database is waited for, in seconds."""
+    """Time limits for waiting on the database, in seconds."""
 
     statement: int
     lock: int
@@ -103,7 +101,7 @@ def from_host(engine: Engine, limits: Limits) -> Engine:
 
 
 def set_up(engine: Engine, limits: Limits) -> None:
-    """Limit how long an engine of ours waits, and drop connections that are of no more use."""
+    """Limit how long an engine of ours waits, and drop connections that no longer work."""
     if engine.dialect.name == "postgresql":
         gate = _Gate(engine)
         event.listen(engine, "connect", _set_up_postgres(limits, gate), insert=True)
@@ -142,7 +140,7 @@ def prepare_sqlite(engine: Engine) -> None:
 
 @contextmanager
 def long_transaction(connection: Connection) -> Iterator[Connection]:
-    """A transaction whose statements take as long as they need, for what a person asks for.
+    """A transaction without time limits, for commands that a person runs.
 
     The connection leaves the pool.
     """
@@ -188,7 +186,7 @@ def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:
 
 
 class _Wait:
-    """Waits for Postgres as psycopg does, and gives a server up that does not answer at all."""
+    """Waits for Postgres as psycopg does, but gives up on a server that does not answer at all."""
 
     def __init__(self, connection: psycopg.Connection[Any], seconds: float, gate: _Gate) -> None:
         self._pgconn = connection.pgconn
@@ -213,9 +211,9 @@ class _Wait:
 
 
 class _Gate:
-    """Keeps the threads from waiting, each for itself, for a database that does not answer.
+    """A circuit breaker: keeps threads from all waiting for a database that does not answer.
 
-    While it is closed one of them at a time tries to connect; the others are refused at once.
+    After a failure one thread at a time tries to connect; the others fail at once.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -53,7 +53,7 @@ LOOKED_AT = 100_000
 """How many events of a workspace one page looks through for those that match."""
 
 MAX_GAPS = 500
-"""How many transactions below a position may be under way; more, and what is above them waits."""
+"""How many older transactions may be open at a position; with more, later events are delayed."""
 
 MAX_NAME = 8_000
 """How long the name of a position may be, in characters."""
@@ -114,16 +114,16 @@ class Snapshot(NamedTuple):
 
     @property
     def numbered(self) -> bool:
-        """Whether two snapshots that are equal see the same."""
+        """Whether equal snapshots see the same rows."""
         return self.xmax > 1
 
     def below(self, xid: int) -> tuple[int, ...]:
-        """The transactions under way that began before another."""
+        """The open transactions that began before ``xid``."""
         return self.running[: bisect_left(self.running, xid)]
 
 
 class Position(NamedTuple):
-    """What of a workspace's events has been read.
+    """Which events of a workspace have been read.
 
     That is all up to and including the event (``xid``, ``id``), but nothing of
     the transactions in ``gaps``, which were under way when that was read. Of
@@ -181,9 +181,9 @@ def _parse(name: str) -> Position | None:
 
 
 class Found(NamedTuple):
-    """Events, each with the position after it; the position after all, and whether there are more.
+    """Events, each with the position after it; the last position, and whether there may be more.
 
-    There may be more where as many were found as were asked for.
+    There may be more if as many were found as were requested.
     """
 
     events: Sequence[tuple[AnyRow, Position]]
@@ -251,7 +251,7 @@ def _number(xid: Any) -> Any:
 
 
 def name_of(xid: int, number: int) -> str:
-    """An event's public name."""
+    """The public id of an event."""
     return f"{xid}-{number}"
 
 
@@ -317,22 +317,22 @@ def _values(cursor: str, n: int) -> list[Any]:
 
 
 def current_snapshot(session: Executor) -> Snapshot:
-    """What the snapshot sees in which this is called, see ``database.snapshot``.
+    """What the current snapshot sees, see ``database.snapshot``.
 
-    Raises ``Unavailable`` of a replica, whose snapshots do not say what is under way.
+    Raises ``Unavailable`` on a replica, whose snapshots do not list open transactions.
     """
     if dialect_name(session) == "sqlite":
         return Snapshot()
     text_of = cast(func.pg_current_snapshot(), Text)
     found, replica = session.execute(select(text_of, func.pg_is_in_recovery())).one()
     if replica:
-        raise Unavailable("The database is a replica that cannot be written; try again.")
+        raise Unavailable("The database server is a read-only replica; try again later.")
     _, xmax, running = found.split(":")
     return Snapshot(int(xmax), tuple(sorted(map(int, filter(None, running.split(","))))))
 
 
 def begin(session: Executor, workspace_id: int) -> Position:
-    """The position of a stream that begins now. To be called in a snapshot."""
+    """The position of a stream that begins now. Call it in a snapshot."""
     seen = current_snapshot(session)
     c = events.c
     last = session.execute(
@@ -345,9 +345,9 @@ def begin(session: Executor, workspace_id: int) -> Position:
 
 
 def resume(session: Executor, name: str) -> Position:
-    """The position of a stream that goes on after one with this name. To be called in a snapshot.
+    """The position to resume a stream from, by its name. Call it in a snapshot.
 
-    Raises ``ValidationFailed`` of a name that this server cannot have given.
+    Raises ``ValidationFailed`` for a name that this server cannot have issued.
     """
     position = _parse(name)
     if position is not None:
@@ -356,18 +356,19 @@ def resume(session: Executor, name: str) -> Position:
             last = session.execute(text(_LAST_NUMBER)).scalar() or 0
         if position.xid < current_snapshot(session).xmax and position.id <= last:
             return position
-    raise ValidationFailed({"last_event_id": ["It is none of ours; use the id of an event."]})
+    raise ValidationFailed(
+        {"last_event_id": ["Invalid position. Send the `id` of a stream's event unchanged."]}
+    )
 
 
 def after(
     session: Executor, workspace_id: int, position: Position, *, seen: Snapshot, most: int
 ) -> Found:
-    """The next ``most`` events after a position, of those that a snapshot sees.
+    """The next ``most`` events after a position that a snapshot sees.
 
-    To be called in that snapshot. What it sees and what had not been read when
-    the position was reached is what comes: first what the gaps have become that
-    have ended since, then what is above. A transaction that stays open costs
-    nothing and holds nothing up.
+    Call it in that snapshot. First come the events of gaps whose transactions have
+    ended since, then those above the position. A transaction that stays open
+    costs nothing and delays nothing.
     """
     below = seen.below(position.xid)
     ended = sorted(set(position.gaps).difference(below))
@@ -401,7 +402,7 @@ def after(
     for event in above:
         gaps = end.gaps if event.xid == end.xid else seen.below(event.xid)
         if len(gaps) > MAX_GAPS:
-            # It waits until some of those have ended.
+            # Wait until some of those have ended.
             return Found(found, end, more=False)
         end = Position(event.xid, event.id, gaps)
         found.append((event, end))

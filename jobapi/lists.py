@@ -64,25 +64,25 @@ from .models import jobs
 from .paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
 
 MAX_COUNTED = 10_000
-"""Up to how many matches are counted, where the counts do not know."""
+"""Up to how many matches are counted if the kept totals do not have the number."""
 
 LOOKED_AT = 100_000
 """How many jobs, or entries of an index, are read for one page at most."""
 
 MAX_KINDS = 2_000
-"""From how many ranges a whole list is put together at most; with more, they are looked through."""
+"""The most ranges that a list merges; with more, jobs are checked one by one."""
 
 MAX_RANGES = 20_000
 """How many ranges are looked through at most."""
 
 MAX_PLACES = 100
-"""In how many workspaces at most metadata is looked for by the index."""
+"""The most workspaces in which the index is used to find metadata."""
 
 FEW = 2_000
 """So many matches are read whole, where no index has them in the order wanted."""
 
 WALKED = 10_000
-"""How many jobs one step of a walk looks at."""
+"""How many jobs one step of a walk reads."""
 
 LARGE = frozenset({"metadata", "result"})
 """The columns that a light list leaves out."""
@@ -225,15 +225,14 @@ def page(
 ) -> JobPage:
     """One page of the jobs in ``scope`` that match.
 
-    It is number ``page``, from 1, or begins after ``cursor``, or where the list
-    begins. Equal values are put in the order of creation, in the direction of
+    ``page`` is its number, from 1; otherwise it begins after ``cursor`` or with the
+    list. Equal values are put in the order of creation, in the direction of
     ``order``. ``light`` leaves out ``metadata`` and ``result``. A page without a
-    number may end early, at ``MAX_BYTES`` or where ``LOOKED_AT`` jobs have been
-    looked at; ``next_cursor`` says whether the list goes on. To be called in a
-    ``snapshot``, so that page and total are of the same moment. Raises
-    ``ValidationFailed`` for a cursor that is none, or another list's, and for a
-    number that lies too deep; ``PageTooLarge`` for a numbered page over
-    ``MAX_BYTES``.
+    number may end early, at ``MAX_BYTES`` or after reading ``LOOKED_AT`` jobs;
+    ``next_cursor`` says whether the list continues. Call it in a ``snapshot``, so
+    that page and total show the same moment. Raises ``ValidationFailed`` for an
+    invalid cursor, one of another list, and a page that is too deep;
+    ``PageTooLarge`` for a numbered page over ``MAX_BYTES``.
     """
     ordered = _Order(sort, order)
     after = None if cursor is None else ordered.read(cursor)
@@ -276,7 +275,7 @@ def count(session: Executor, scope: Scope, filters: Filters) -> tuple[int, bool]
 
 
 class Walked(NamedTuple):
-    """Jobs that match, in the order of creation, and the place to go on after; None: the end."""
+    """Matching jobs in the order of creation, and the cursor to continue from; None at the end."""
 
     rows: Sequence[AnyRow]
     place: list[Any] | None
@@ -390,7 +389,7 @@ class _Reading:
         self.kinds = kinds if until is None else _in_any_status(kinds, filters.status)
         self.n = sum(kind.n for kind in self.kinds)
         self.counted = until is None and not filters.rest(self.dialect)
-        """Whether the counts know how many match."""
+        """Whether the kept totals have the number of matches."""
         self.names: Sequence[str] = counts.KIND
         self.moment = "created_at"
         looks = filters.created_by is not None or bool(filters.metadata)
@@ -410,7 +409,7 @@ class _Reading:
         by_age = self.moment == "created_at"
         self.times = filters.times(*(_MADE if by_age else _CHANGED))
         self.whole = not looks
-        """Whether the ranges are the list, so that none of its jobs has to be looked at."""
+        """Whether the ranges are exactly the list, so that no job needs checking."""
 
     def total(self) -> tuple[int, bool]:
         """How many jobs match, and whether there are more, where the list is ``whole``."""
@@ -499,7 +498,7 @@ def _needed(
     offset: int,
     shown: int,
 ) -> tuple[int, list[_Range]]:
-    """The ranges in which a page lies, and how many jobs of others before them are passed over.
+    """The ranges in which a page lies, and how many jobs before them are skipped.
 
     All jobs of one status, or priority, come before those of the next: it is the value at
     ``place`` of each range.
@@ -549,7 +548,7 @@ def _range_source(names: Sequence[str], moment: str) -> Any:
 def _looked(
     reading: _Reading, ordered: _Order, after: Sequence[Any] | None, offset: int, most: int
 ) -> tuple[_Picked, int, bool]:
-    """A page of a list whose jobs have to be looked at; its total, and whether there are more."""
+    """A page of a list whose jobs need checking; its total, and whether there may be more."""
     picked = _found(reading, ordered, after, offset, most)
     n, stopped = (picked.n, False) if picked is not None else (0, False)
     if picked is None:
@@ -564,7 +563,7 @@ def _looked(
 def _found(
     reading: _Reading, ordered: _Order, after: Sequence[Any] | None, offset: int, most: int
 ) -> _Picked | None:
-    """What an index finds by the metadata that is wanted; None where it finds too many."""
+    """The jobs that the metadata index finds; None if it finds too many."""
     metadata = reading.filters.metadata
     places = sorted({kind.workspace_id for kind in reading.kinds})
     if reading.dialect == "sqlite" or not metadata or len(places) > MAX_PLACES:

@@ -55,7 +55,7 @@ def _warn_once(process_id: int) -> None:
 
 
 def _harmless(measure: Callable[..., None]) -> Callable[..., None]:
-    """Let nothing that only measures break what serves: numbers may be lost, requests may not."""
+    """Keep errors of metrics from breaking requests: numbers may be lost."""
 
     @wraps(measure)
     def measured(*args: Any, **kw: Any) -> None:
@@ -107,12 +107,12 @@ class _Level:
 
     @_harmless
     def inc(self, n: float = 1) -> None:
-        """So many more."""
+        """Add ``n``."""
         self._gauge.inc(n)
 
     @_harmless
     def dec(self, n: float = 1) -> None:
-        """So many fewer."""
+        """Subtract ``n``."""
         self._gauge.dec(n)
 
 
@@ -209,7 +209,7 @@ class Metrics:
 
     @_harmless
     def failed(self, workspace_id: int, n: int = 1) -> None:
-        """So many jobs failed and are not retried."""
+        """Count ``n`` jobs that failed for good."""
         counter = self._failed_in.get(workspace_id)
         if counter is None:
             counter = self._failed_in[workspace_id] = self._failed.labels(workspace_id)
@@ -286,7 +286,7 @@ class Metrics:
         return is_shared()
 
     def text(self, backlog: Backlog | None) -> bytes:
-        """Everything, as Prometheus reads it; ``backlog`` is None where the database is away."""
+        """All metrics in Prometheus's format; ``backlog`` is None if the database is away."""
         return generate_latest(_Answer(self._registry, _of_database(backlog)))
 
 
@@ -315,7 +315,7 @@ class _Answer(Collector):
 
 
 def _of_files(folder: str) -> Iterable[Metric]:
-    """The sum of what all processes have written; of a file that is damaged, nothing."""
+    """The sum of what all processes have written, without damaged files."""
     collector: Any = MultiProcessCollector
     files = glob.glob(os.path.join(glob.escape(folder), "*.db"))
     try:

@@ -48,7 +48,7 @@ def read_cursor(cursor: str) -> list[Any]:
 
 def no_cursor() -> ValidationFailed:
     """The refusal of a cursor that is none of ours."""
-    return ValidationFailed({"cursor": ["It is none of ours; use next_cursor of a page as it is."]})
+    return ValidationFailed({"cursor": ["Invalid cursor. Pass `next_cursor` unchanged."]})
 
 
 def fetch_page(

@@ -33,15 +33,15 @@ LEAST_SAMPLE = 10
 """The smallest share, however many types and priorities there are."""
 
 MAX_DUE = 10_000
-"""How many due jobs of a type and priority are counted at most where as many are not due yet."""
+"""How many due jobs of a type and priority are counted if as many are not due yet."""
 
 LEAST_DUE = 10
 DUE_AT_ONCE = 40_000
-"""For all types of one question together, but ``LEAST_DUE`` of each type and priority."""
+"""The same for all types of a request together, but at least ``LEAST_DUE`` for each."""
 
 TYPES_PER_WORKSPACE = 100
 TYPES_AT_ONCE = 1_000
-"""Of how many job types operators are told, for one workspace and for all together."""
+"""How many job types metrics show, for one workspace and in all."""
 
 OfType = tuple[int, str | None]
 """A workspace and one of its job types."""
@@ -69,7 +69,7 @@ class Durations:
 
 
 class Due(NamedTuple):
-    """How many jobs are due; at least so many where that is capped."""
+    """How many jobs are due; a lower bound if it is capped."""
 
     jobs: int = 0
     is_capped: bool = False
@@ -232,10 +232,10 @@ def _count(
 
 
 def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> dict[OfType, float]:
-    """For how many seconds the job has been due that waits the longest, by workspace and type.
+    """For how many seconds the oldest due job has been due, by workspace and type.
 
-    Those that have none are not there. A type of None means all types. To be called in a
-    ``snapshot``.
+    Workspaces and types without due jobs are left out. A type of None means all
+    types. Call it in a ``snapshot``.
     """
 
     def head(priority: Priority, of: Any) -> Any:
@@ -293,7 +293,7 @@ class Backlog(NamedTuple):
 
 
 def backlog(session: Executor) -> Backlog:
-    """What waits and runs in all workspaces. To be called in a ``snapshot``."""
+    """Due and running jobs in all workspaces. Call it in a ``snapshot``."""
     totals: defaultdict[int, dict[JobStatus, int]] = defaultdict(dict)
     for row in counts.totals(session):
         by_status = totals[row.workspace_id]

@@ -46,7 +46,7 @@ HEARTBEAT_SECONDS = 15.0
 """How often a stream shows that all is well, and it is asked whether it still may be."""
 
 THREAD_SECONDS = 300.0
-"""How long a stream lasts that takes a thread of the server's; the listener opens another.
+"""How long a stream lasts that holds a thread of the server; the listener reopens it.
 
 Where the server does not say that a listener has gone, it holds a thread no longer.
 """
@@ -71,7 +71,7 @@ logger = logging.getLogger("jobapi")
 
 
 def position_of(position: Position) -> bytes:
-    """A comment that shows that all is well, with the ``id`` from which to go on."""
+    """A heartbeat with the ``id`` from which to resume."""
     return b"id: %b\n%b" % (position.name.encode(), _HEARTBEAT)
 
 
@@ -99,13 +99,13 @@ class Stream:
     read_at: float = field(default_factory=time.monotonic)
     beat_at: float = field(default_factory=lambda: _next_beat(_CHANCE.random()))
     named: tuple[int, int] = field(init=False)
-    """The last event that was sent, or up to which it is known that none was wanted."""
+    """The position of the last event that was sent, or up to which none matched."""
 
     def __post_init__(self) -> None:
         self.named = self.position[:2]
 
     def say(self, data: bytes) -> None:
-        """Have something sent, as one chunk where the answer consists of chunks."""
+        """Queue data to be sent, as one chunk if the response is chunked."""
         self.waiting += b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
     def takes_a_thread(self) -> None:
@@ -113,7 +113,7 @@ class Stream:
         self.ends_at = time.monotonic() + THREAD_SECONDS
 
     def end(self) -> None:
-        """Say that the answer ends here, and was not cut off."""
+        """Mark the end of the response, so that it does not look cut off."""
         if self.chunked:
             self.waiting += b"0\r\n\r\n"
 
@@ -373,7 +373,7 @@ class Streams:
         self._end(selector, over)
 
     def _end(self, selector: selectors.BaseSelector, socks: Sequence[Any]) -> None:
-        """End streams so that their listeners know that nothing was cut off."""
+        """End streams properly, so that their listeners know that nothing was cut off."""
         for sock in socks:
             self._open[sock].end()
             self._send(selector, sock, self._open[sock])

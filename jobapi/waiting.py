@@ -1,17 +1,17 @@
 """Long polling: claims that found nothing wait, with one watcher in each process.
 
-A caller who waits holds a seat, and no connection. One of those who wait is the
-watcher: it listens for what other processes announce (Postgres), and asks every
-``POLL_SECONDS`` for jobs that have become due. When the watcher leaves, another
+A waiting caller holds a seat and no connection. One of the waiters is the
+watcher: it listens to the announcements of other processes (Postgres), and every
+``POLL_SECONDS`` it looks for jobs that have become due. When the watcher leaves, another
 waiter takes over.
 
-Of those who wait for the same, one at a time has the turn to claim, and calls
-the next one when there was something: a single job wakes one of them, not all.
+Of the waiters for the same jobs, one at a time may claim. If it gets a job, it
+wakes the next one, so a single job does not wake all of them.
 
 A process announces a workspace at most once in ``ANNOUNCE_SECONDS``, because each
-NOTIFY makes commits wait. Nothing is lost by that: what is not announced happens
-within that time after something that was, so each listener asks once more when
-the time is over.
+NOTIFY makes commits wait. No job is missed: an unannounced change happens within
+that time after an announced one, so each listener looks once more when the time
+is over.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ ANNOUNCE_SECONDS = 0.05
 """A process announces a workspace at most once in this time."""
 
 AGAIN_SECONDS = ANNOUNCE_SECONDS + 0.003
-"""How long after an announcement a listener asks once more."""
+"""How long after an announcement a listener looks once more."""
 
 LISTEN_AGAIN_SECONDS = 30
 SEAT_SECONDS = 2.0
-"""How long a waiter keeps its seat at least, where another workspace has none."""
+"""How long a waiter at least keeps its seat if another workspace has none."""
 
 MANY_WORKSPACES = 10_000
 """How many workspaces a process remembers the last announcements of."""
@@ -62,7 +62,7 @@ def wish(workspace_id: int, job_types: Sequence[str] | None) -> Wish:
 
 @dataclass(eq=False)
 class Seat:
-    """The place of one waiter; when ``ended``, another workspace has been given it."""
+    """The seat of one waiter; ``ended`` if another workspace has taken it."""
 
     wanted: Wish
     since: float
@@ -70,7 +70,7 @@ class Seat:
 
     @property
     def workspace_id(self) -> int:
-        """Whose it is."""
+        """The workspace that holds it."""
         return self.wanted[0]
 
 
