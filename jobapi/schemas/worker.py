@@ -142,7 +142,10 @@ class ReportAnswer(Response):
     lease_expires_at = Time(
         required=True,
         allow_none=True,
-        metadata={"description": "null if the lease does not, or no longer, hold the job."},
+        metadata={
+            "description": "null if the lease was not renewed: it does not hold the job "
+            "any more, or another run has begun the attempt."
+        },
     )
     problem = fields.Nested("Problem", required=True, allow_none=True)
 
