@@ -30,6 +30,9 @@ HEAD_BYTES = 8192
 
 PROBE_THREADS = 2
 
+UNREAD_BYTES = 2 * 1024 * 1024
+"""So much of a body that was refused unread is read and dropped, to keep the connection."""
+
 MAX_REQUEST_LINE = 16 * 1024
 
 OPTIONS = {
@@ -65,6 +68,16 @@ class Worker(ThreadWorker):
         path = re.escape(self.live_path.encode())
         self._probe = re.compile(rb"(GET|HEAD) %b[ ?]" % path)
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Load the application."""
+        super().load_wsgi()
+        self.wsgi = partial(_announce_close, self.wsgi)
+
+    def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
+        # gunicorn itself reads 64 KiB, and then closes a connection that it has said to keep.
+        deadline = time.monotonic() + DEFAULT_WORKER_DATA_TIMEOUT
+        return keepalive and bool(conn.parser.finish_body(deadline, UNREAD_BYTES))
 
     def enqueue_req(self, conn: Any) -> None:
         """Give a connection to a thread, when there is something to read."""
@@ -130,6 +143,21 @@ class Worker(ThreadWorker):
             util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode() + body)
         except OSError:
             self.log.debug("The caller of request %s has gone.", request_id)
+
+
+def _announce_close(application: Any, environ: dict[str, Any], start_response: Any) -> Any:
+    """Call the application, and say ``Connection: close`` where it cannot be kept.
+
+    Otherwise a caller would send its next request into a connection that is about to be closed.
+    """
+
+    def start(*arguments: Any) -> Any:
+        body = environ["wsgi.input"]
+        if body.failed or getattr(body.reader, "length", 0) > UNREAD_BYTES:
+            start_response.__self__.force_close()
+        return start_response(*arguments)
+
+    return application(environ, start)
 
 
 def _refusal(exc: BaseException) -> errors.JobApiError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import socket
@@ -283,6 +284,28 @@ def test_what_the_server_refuses_has_the_one_body_of_errors(serve: Any) -> None:
             assert problem["type"].startswith("urn:jobapi:problem:")
             assert problem["detail"]
     assert not [line for line in service.lines() if line["level"] == "ERROR"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_connection_is_kept_or_said_to_be_closed_when_a_body_is_refused_unread(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "2")
+    address = service.url.removeprefix("http://")
+    path = "/workspace/1/jobs"
+    for size, kept in ((10, True), (200_000, True), (1_500_000, True), (2_500_000, False)):
+        connection = http.client.HTTPConnection(address, timeout=20)
+        connection.request("POST", path, b"x" * size, {"Authorization": "Bearer expired"})
+        response = connection.getresponse()
+        assert response.status == 401
+        response.read()
+        assert (response.getheader("Connection") == "keep-alive") == kept, size
+        if kept:
+            # Not on another one that it opens.
+            connection.auto_open = 0
+            connection.request("GET", "/health/live")
+            assert connection.getresponse().status == 200
+        connection.close()
+    malformed = LOGIN.replace(b"Connection: close\r\n", b"") + b"-2\r\n{}\r\n"
+    assert raw(service, malformed)[1]["Connection"] == "close"
 
 
 # Health
