@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache, partial
 from itertools import chain
-from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -344,16 +343,27 @@ def report(
     ``by`` is who it is. Several of one job count in their order. A final report that is
     repeated with the token that it ended is accepted, and changes nothing.
     """
-    succeeded = _succeed(session, workspace_id, reports, only_job_types, by)
-    others = [each for each in reports if each["job_id"] not in succeeded]
-    judged = iter(
-        _judge(session, workspace_id, others, backoff, only_job_types, by, chance) if others else ()
+    judge = partial(
+        _judge,
+        session,
+        workspace_id,
+        backoff=backoff,
+        only_job_types=only_job_types,
+        by=by,
+        chance=chance,
     )
+    plain = _plain(reports) if dialect_name(session) == "postgresql" else {}
+    others = [each for each in reports if each["job_id"] not in plain]
+    # First, for it locks the jobs of all reports in their order.
+    judged = iter(judge(others, also=plain.keys()) if others else ())
+    ran = _succeed(session, workspace_id, plain, only_job_types, by) if plain else {}
+    answers = {job_id: Answer(_SUCCEEDED, ran=ran[job_id]) for job_id in ran}
+    left = plain.keys() - ran.keys()
+    if left:
+        rest = [each for each in reports if each["job_id"] in left]
+        answers |= zip((each["job_id"] for each in rest), judge(rest), strict=True)
     return [
-        Answer(_SUCCEEDED, ran=succeeded[each["job_id"]])
-        if each["job_id"] in succeeded
-        else next(judged)
-        for each in reports
+        answers[each["job_id"]] if each["job_id"] in plain else next(judged) for each in reports
     ]
 
 
@@ -361,26 +371,14 @@ _SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
 _PLAIN_SUCCESS = {"job_id", "lease_token", "status", "result", "begun"}
 
 
-def _succeed(
-    session: Executor,
-    workspace_id: int,
-    reports: Sequence[Mapping[str, Any]],
-    only_job_types: Sequence[str] | None,
-    by: str | None,
-) -> dict[str, timedelta]:
-    """Settle the jobs of which nothing is said but that they succeeded.
+def _plain(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The reports that say nothing but that a job succeeded, by its id, as ``_succeed`` wants them.
 
-    Returns their ids, and for how long each had run. It does what
-    ``leases.report`` says in one statement, without reading the jobs first:
-    nearly all reports are of this kind. Whatever is not as it should be is left
-    for the rules to judge.
+    Nearly all reports are of this kind.
     """
-    if dialect_name(session) != "postgresql":
-        return {}
     times = Counter(each["job_id"] for each in reports)
-    plain = [
-        {
-            "workspace_id": workspace_id,
+    plain = {
+        each["job_id"]: {
             "job_id": each["job_id"],
             "lease_token": each["lease_token"],
             "result": merge_patch(None, each["result"]) if "result" in each else None,
@@ -390,17 +388,34 @@ def _succeed(
         and each.keys() <= _PLAIN_SUCCESS
         and _LEASE_TOKEN.fullmatch(each["lease_token"])
         and times[each["job_id"]] == 1
-    ]
-    plain = [each for each in plain if each["result"] is None or not wrong_document(each["result"])]
-    if not plain:
-        return {}
+    }
+    return {
+        job_id: each
+        for job_id, each in plain.items()
+        if each["result"] is None or not wrong_document(each["result"])
+    }
+
+
+def _succeed(
+    session: Executor,
+    workspace_id: int,
+    plain: Mapping[str, Mapping[str, Any]],
+    only_job_types: Sequence[str] | None,
+    by: str | None,
+) -> dict[str, timedelta]:
+    """Settle jobs of which nothing is said but that they succeeded.
+
+    Returns their ids, and for how long each had run. It does what
+    ``leases.report`` says in one statement, without reading the jobs first.
+    Whatever is not as it should be is left for the rules to judge.
+    """
     # Whoever changes more than one job locks them in the same order.
-    plain.sort(key=itemgetter("job_id"))
+    rows = [{"workspace_id": workspace_id, **plain[job_id]} for job_id in sorted(plain)]
     settled = _success(only_job_types is not None).all(
         session,
         {
             "who": by,
-            **records(session, plain),
+            **records(session, rows),
             **({} if only_job_types is None else {"types": only_job_types}),
         },
     )
@@ -449,12 +464,15 @@ def _judge(
     session: Executor,
     workspace_id: int,
     reports: Sequence[Mapping[str, Any]],
+    *,
+    also: Collection[str] = (),
     backoff: Backoff,
     only_job_types: Sequence[str] | None,
     by: str | None,
     chance: Callable[[], float],
 ) -> list[Answer]:
-    found = lock(session, workspace_id, {each["job_id"] for each in reports})
+    """Judge reports by the rules, and lock the jobs ``also`` that the caller changes then."""
+    found = lock(session, workspace_id, {*also, *(each["job_id"] for each in reports)})
     settling = Settling(found, by=by)
     after = settling.jobs
     answers: list[Answer] = []

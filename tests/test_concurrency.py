@@ -50,6 +50,24 @@ def test_update_of_different_keys_at_once_loses_none(desk: Desk) -> None:
     assert result == {f"{turn}-{n}": n for turn in range(3) for n in range(8)}
 
 
+def test_reports_on_the_same_jobs_at_once_are_all_judged(desk: Desk) -> None:
+    said = [{"status": "success"}, {}, {"status": "success", "result": {"a": 1}}, {"begun": True}]
+    for turn in range(3):
+        desk.post("/batch", json={"jobs": [{"job_type": "t"}] * 60})
+        leases = [
+            {"job_id": job["job_id"], "lease_token": job["lease_token"]}
+            for job in desk.claim(limit=60)
+        ]
+        # Each says of every job something else than the others do.
+        bodies = [
+            [{**lease, **said[(place + n + turn) % 4]} for place, lease in enumerate(leases)]
+            for n in range(8)
+        ]
+        calls = [("POST", "/report", {"reports": body}) for body in bodies]
+        assert set(at_once(desk, calls)) == {200}
+    assert desk.get(query_string={"status": "success"}).json["pagination"]["total"] == 180
+
+
 def test_ends_at_once_one_wins(desk: Desk) -> None:
     for _ in range(8):
         path = f"/{desk.job_in('running')['job_id']}"
