@@ -201,6 +201,10 @@ class Scene:
             return
         order = {name: query[name] for name in ("sort", "order", "job_id") if name in query}
         cursor = self.cursor(**order)
+        if cursor is None and "job_id" in query and next(self.turns) % 2:
+            # The events of a job that does not exist have no second page.
+            del query["job_id"], order["job_id"]
+            cursor = self.cursor(**order)
         if cursor is None or ("page" in query and next(self.turns) % 2):
             del query["cursor"]
         else:
@@ -288,7 +292,9 @@ def test_generated_streams_begin_or_are_refused(app: Flask, mode: GenerationMode
         if positive or answer.status_code == 200:
             assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
         else:
-            assert (answer.status_code, answer.mimetype) == (422, "application/problem+json")
+            assert answer.mimetype == "application/problem+json"
+            # 414: longer than any query may be.
+            assert answer.status_code in (414, 422)
 
     for whole in (False, True):
         operation = operation_of(app, "GET", STREAM, whole=whole)
