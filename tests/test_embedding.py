@@ -419,7 +419,7 @@ NO_IDS = [
 
 
 @SQLITE
-def test_current_user_that_is_no_id_is_a_fault_that_is_named(
+def test_current_user_without_an_id_is_500_and_logged(
     embed_user: Any, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
@@ -473,7 +473,7 @@ def test_origin_that_is_allowed_and_tokens_of_the_hosts_are_no_other_site(embed:
 
 
 @SQLITE
-def test_cors_for_everybody_lets_no_cookie_pass(embed: Any) -> None:
+def test_cors_for_all_origins_lets_no_cookie_pass(embed: Any) -> None:
     world = embed(current_user=lambda: "u-1", JOBAPI_CORS_ORIGINS="*").world
     headers = {"Origin": "https://evil.example"}
     response = world.call("POST", f"{PREFIX}/workspace", json={"name": "M"}, headers=headers)
@@ -1001,7 +1001,7 @@ def test_what_the_host_has_written_is_kept_while_a_claim_waits(embed: Any) -> No
         host.db.session.commit()
 
 
-def test_database_of_the_host_that_we_cannot_use_is_refused_with_what_to_do(
+def test_database_of_the_host_that_is_unsupported_is_refused_with_what_to_do(
     new_database: Any, database: str
 ) -> None:
     app, db = make_host(new_database(database))

@@ -326,7 +326,9 @@ def test_requests_after_a_restart_are_asked_again(on_postgres: Desk, postgres_ur
         assert ask().status_code in (200, 201)
 
 
-def test_serializable_by_default_is_nothing_to_us(on_postgres: Desk, postgres_url: str) -> None:
+def test_connect_with_serializable_as_default_uses_read_committed(
+    on_postgres: Desk, postgres_url: str
+) -> None:
     admin(
         postgres_url,
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation"
@@ -371,7 +373,7 @@ STATES = {
 }
 
 
-def test_what_postgres_says_is_judged_by_its_code(on_postgres: Desk, postgres_url: str) -> None:
+def test_judge_postgres_error_goes_by_its_sqlstate(on_postgres: Desk, postgres_url: str) -> None:
     admin(
         postgres_url,
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"

@@ -284,7 +284,7 @@ def test_composed_patch_does_what_both_do_in_turn(target: Any, first: Any, secon
         ({"a": {"b": [1]}}, {"a": {"b": {"c": 1}}}, None),
     ],
 )
-def test_composed_patch_keeps_nulls_and_there_is_not_always_one(
+def test_compose_patches_keeps_nulls_and_gives_none_where_impossible(
     first: Any, second: Any, composed: Any
 ) -> None:
     assert lifecycle.compose_patches(first, second) == composed

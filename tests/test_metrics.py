@@ -341,7 +341,7 @@ def test_what_runs_out_is_counted(world: World, desk: Desk) -> None:
     assert found["jobapi_retries_total"] == 2
 
 
-def test_what_had_not_begun_counts_no_retry_and_no_time(world: World, desk: Desk) -> None:
+def test_expire_before_the_begin_counts_no_retry_and_no_time(world: World, desk: Desk) -> None:
     since = Since(world)
     for _ in range(3):
         desk.create()

@@ -1,4 +1,4 @@
-"""Leased is not begun: workers that fetch ahead, and what becomes of their jobs."""
+"""Leased is not begun: workers that prefetch, and what becomes of their jobs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_claim_with_a_begin_that_is_no_flag_is_422(desk: Desk, begin: Any) -> No
     assert list(response.json["errors"]) == ["begin"]
 
 
-def test_claim_that_fetches_ahead_leases_jobs_that_have_not_begun(desk: Desk) -> None:
+def test_claim_that_prefetches_leases_jobs_that_have_not_begun(desk: Desk) -> None:
     for _ in range(3):
         desk.create()
     claimed = desk.claim(begin=False, limit=3)
@@ -109,7 +109,7 @@ def test_claim_that_fetches_ahead_leases_jobs_that_have_not_begun(desk: Desk) ->
 
 @pytest.mark.parametrize("body", BEGINS)
 @pytest.mark.parametrize("way", ["report", "patch"])
-def test_first_word_begins_the_attempt(desk: Desk, way: str, body: Any) -> None:
+def test_report_with_any_content_begins_the_attempt(desk: Desk, way: str, body: Any) -> None:
     job = prefetched(desk, timeout_seconds=3600)
     assert age(shown(desk, job)["started_at"]) >= 10
     version = row(desk, job).version
@@ -142,7 +142,7 @@ def test_heartbeat_renews_the_lease_and_begins_nothing(desk: Desk, way: str, bod
 
 
 @pytest.mark.parametrize(("body", "status"), ENDS)
-def test_end_without_a_word_before_begins_and_ends_the_attempt(
+def test_report_final_before_the_begin_begins_and_ends_the_attempt(
     desk: Desk, body: Any, status: str
 ) -> None:
     job = prefetched(desk)
@@ -507,7 +507,7 @@ def test_database_refuses_a_begin_without_a_lease(desk: Desk, impossible: Any) -
         tx.execute(update(jobs).values(**impossible))
 
 
-def test_claim_of_a_host_fetches_ahead(desk: Desk) -> None:
+def test_claim_of_a_host_prefetches(desk: Desk) -> None:
     desk.create()
     with desk.world.state.engine.connect() as connection, transaction(connection) as tx:
         (job,) = queue.claim(tx, desk.workspace_id, lease_token="a" * 32, begin=False)

@@ -314,7 +314,7 @@ MALFORMED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("begin", [True, False])
 @pytest.mark.parametrize("said", MALFORMED)
-def test_report_refused_for_what_it_says_renews_the_lease(
+def test_report_with_invalid_content_renews_the_lease(
     desk: Desk, said: dict[str, Any], begin: bool
 ) -> None:
     desk.create()
@@ -345,9 +345,7 @@ def test_report_refused_for_what_it_says_renews_the_lease(
         (b'{"result": {"rows": "' + b"x" * 2_000_000 + b'"}}', 413),
     ],
 )
-def test_patch_refused_for_what_it_says_renews_the_lease(
-    desk: Desk, body: Any, status: int
-) -> None:
+def test_patch_with_invalid_content_renews_the_lease(desk: Desk, body: Any, status: int) -> None:
     job = leased(desk)
     desk.shift(job, 50)
     before = row(desk, job)

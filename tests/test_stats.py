@@ -110,7 +110,7 @@ def test_due_jobs_are_counted_by_type_without_those_that_are_not_due(desk: Desk)
         fold(desk)
 
 
-def test_stats_of_job_types_are_theirs_and_always_numbers(desk: Desk) -> None:
+def test_stats_of_job_types_cover_only_these_and_have_zeros(desk: Desk) -> None:
     path = f"/workspace/{desk.workspace_id}/stats?job_type=a.b&job_type=none"
     for n in (0, 1):
         found = desk.call("GET", path).json
@@ -148,7 +148,7 @@ def test_due_jobs_are_counted_up_to_a_bound(desk: Desk, monkeypatch: pytest.Monk
     assert (found["due"], found["due_is_capped"]) == (10, True)
 
 
-def test_due_jobs_are_found_by_the_index_of_claims_alone(desk: Desk, database: str) -> None:
+def test_due_jobs_are_found_with_the_index_of_claims_only(desk: Desk, database: str) -> None:
     desk.create(job_type="a")
     if database == "postgresql":
         with desk.world.state.engine.connect() as connection:

@@ -413,7 +413,7 @@ def test_claim_of_more_jobs_than_threads_does_not_begin_them(
     assert max(limit for limit, _ in asked) > 2
 
 
-def test_suspect_jobs_are_not_fetched_ahead(desk: Desk, client: Client, worker: Worker) -> None:
+def test_suspect_jobs_are_not_prefetched(desk: Desk, client: Client, worker: Worker) -> None:
     client.create_many(desk.workspace_id, [{"job_type": "a", "priority": "low"}] * 30)
     for job in desk.claim(begin=False, limit=30):
         desk.shift(job, 4000)
@@ -435,7 +435,7 @@ def test_suspect_jobs_are_not_fetched_ahead(desk: Desk, client: Client, worker: 
     assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == 231
 
 
-def test_job_that_was_fetched_ahead_begins_when_its_task_takes_a_while(
+def test_prefetched_job_begins_when_its_task_takes_a_while(
     desk: Desk, client: Client, worker: Worker
 ) -> None:
     seen = []
@@ -693,7 +693,7 @@ def test_run_until_idle_with_a_service_that_is_away_raises(
         worker.run(until_idle=True)
 
 
-def test_idle_worker_claims_ever_less_often(
+def test_idle_worker_claims_less_and_less_often(
     desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [None] * 6 + [7.0, 1000.0]
