@@ -42,10 +42,10 @@ from .paging import Page, fetch_page
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)
 LOGIN_LIFETIME = timedelta(days=90)
-"""How long after the password was given a log-in ends, however often it is refreshed."""
+"""Maximum lifetime of a log-in after the password was entered, however often it is refreshed."""
 
 REFRESH_GRACE = timedelta(seconds=30)
-"""For how long a refresh token may be used again: an answer may have been lost."""
+"""How long an exchanged refresh token may be reused, because an answer may have been lost."""
 
 MAX_REPLACED = 100
 FORGET_AT_ONCE = 100
@@ -108,17 +108,17 @@ def _insert_user(
 
 
 class NoUserId(ValueError):
-    """What a host calls its user has no stable id."""
+    """The host's current user has no stable id."""
 
 
 def host_id(user: object) -> str | None:
-    """The id, as text, of what a host calls its user; None for one who has not logged in.
+    """The id of a host's current user as text; None if no user is logged in.
 
     ``user`` is the id itself (``str``, ``int``, ``uuid.UUID``) or an object that
     has it as ``get_id()``, as Flask-Login's users do, or as ``id``. Raises
     ``NoUserId`` for anything else, and for a text that is no stable id: it would
-    be another user in each request, or one for everybody. Whatever the host's
-    object raises is left as it is.
+    name another user in each request, or the same for all. Exceptions of the host's
+    object pass through.
     """
     # Not ``is None``, nor ``type``: it may be a proxy, as Flask-Login's is.
     if isinstance(user, NoneType):
@@ -159,16 +159,16 @@ def host_username(user: object) -> str:
     """The name under which a host application's user is known here.
 
     The colon keeps them apart from users who log in here. ``user`` is what
-    ``host_id`` takes; raises ``ValueError`` where it is nobody's.
+    ``host_id`` takes; raises ``ValueError`` if no user is logged in.
     """
     found = host_id(user)
     if found is None:
-        raise ValueError("there is no user: no user is logged in")
+        raise ValueError("no user is logged in")
     return HOST_USER_PREFIX + found
 
 
 def host_user(session: Executor, user: object, *, is_admin: bool = False) -> AnyRow:
-    """The user row of a host application's user, made when first asked for.
+    """The user row of a host application's user, created on first use.
 
     ``user`` is its id, or what ``host_id`` takes.
     """
@@ -196,7 +196,7 @@ def find_user(session: Executor, username: str) -> AnyRow:
 
 
 def unknown_user(username: str) -> str:
-    """What is said of a name that no user has."""
+    """The message for a name that no user has."""
     return f"There is no user {username!r}."
 
 
@@ -289,9 +289,9 @@ def _hash(password: str) -> str:
 
 
 def _verify(password_hash: str | None, password: str) -> bool:
-    """Check a password, in the same time whether there is a hash or not.
+    """Check a password; takes the same time with and without a hash.
 
-    Older hashes were made from what was typed, whatever its form.
+    Older hashes were made from the password as typed, in any Unicode form.
     """
     forms = dict.fromkeys([normal_password(password), password])
     return any(_is_right(password_hash, form) for form in forms)
@@ -354,7 +354,7 @@ class _Limit(NamedTuple):
 
 
 def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict[str, datetime]:
-    """Count an attempt; returns what was counted, each with the begin of its minute."""
+    """Count an attempt; returns the counted subjects, each with the start of its minute."""
     limits = {
         _subject(attempts.address, username): _Limit(
             attempts.per_name_and_address, "for this user name from your address"
@@ -365,14 +365,14 @@ def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict
     c = login_failures.c
     now = session.execute(select(DbNow())).scalar_one()
     old = c.since <= now - LOGIN_WINDOW
-    # What is refused counts nowhere: attempts from one address must not use up
+    # Refused attempts are not counted: attempts from one address must not use up
     # the limit of a name for all others.
     columns = c.subject, c.count.label("failures"), c.since
     found = session.execute(select(*columns).where(c.subject.in_(limits), ~old)).all()
     _refuse([row for row in found if row.failures >= limits[row.subject].failures], limits, now)
     some = select(c.subject).where(old).limit(FORGET_AT_ONCE).with_for_update(skip_locked=True)
     session.execute(delete(login_failures).where(c.subject.in_(some)))
-    # In one order, so that two of these never wait for each other in a circle.
+    # In one order, so that two of these never deadlock.
     attempt = insert_or_ignore(dialect_name(session), login_failures).values(
         [{"subject": subject, "count": 1, "since": now} for subject in sorted(limits)]
     )
@@ -457,7 +457,7 @@ def log_in(
 
 
 class Login(NamedTuple):
-    """A log-in, the id of its refresh token, and for how many seconds it goes on at most."""
+    """A log-in, the id of its refresh token, and the seconds that it has left at most."""
 
     user_id: int
     session_id: str

@@ -51,7 +51,7 @@ def _messages() -> Iterator[None]:
     except (JobApiError, config.ConfigError) as error:
         raise click.ClickException(str(error)) from None
     except UnicodeEncodeError:
-        # Which one it is cannot be said: it may be a password.
+        # Do not show the argument: it may be a password.
         raise click.ClickException("An argument is not valid UTF-8.") from None
     except SQLAlchemyError as error:
         fault = judge(error)
@@ -132,13 +132,13 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
     class ServingWorker(Worker):
         live_path = f"{state.url_prefix}/health/live"
 
-    # A new master makes a folder for metrics of its own, where none was given.
+    # A new master creates its own folder for metrics, unless one was given.
     ours = config.METRICS_FOLDER not in os.environ
 
     def begin(worker: Any) -> None:
         folder = os.environ.get(config.METRICS_FOLDER)
         if settings.metrics_token is not None and folder is not None:
-            # What cleans up temporary files may have removed it.
+            # A clean-up of temporary files may have removed it.
             with suppress(OSError):
                 os.makedirs(folder, 0o700, exist_ok=True)
         # Those who wait for jobs are not waited for when the process shall end.
@@ -231,7 +231,7 @@ def _remove_folders_left_behind() -> None:
     import fcntl
 
     for folder in glob.glob(os.path.join(glob.escape(tempfile.gettempdir()), f"{_FOLDER}*")):
-        # Another program's, or in use, or just being made.
+        # It belongs to another program, is in use, or is just being created.
         with suppress(OSError), open(os.path.join(folder, _LOCK), "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

@@ -108,9 +108,9 @@ class State:
         )
 
     def close(self) -> None:
-        """Close this process's connections to the database, when nothing is to be served any more.
+        """Close this process's connections to the database, after it has stopped serving.
 
-        What stays open at the end of a process the operating system closes.
+        The operating system closes what is still open when the process ends.
         """
         self.room.close()
         if self._engine is not None:
@@ -134,7 +134,7 @@ class State:
 
     @property
     def metrics(self) -> Metrics | None:
-        """What is measured; None where nothing is, or nothing can be.
+        """The metrics; None if they are switched off or not possible.
 
         Made when it is first needed, because ``jobapi serve`` says after the
         application is made where its processes keep their numbers.
@@ -152,7 +152,7 @@ class State:
         return self._metrics
 
     def note_use(self, connection: Connection, key_id: int, now: datetime) -> None:
-        """Write down that a key was used; where that fails, its use is worth more than the note."""
+        """Record that a key was used; the request goes on if that fails."""
         if time.monotonic() < self._note_at:
             return
         try:
@@ -166,9 +166,9 @@ class State:
             logger.warning("cannot write down when API keys were used: %s", error.orig)
 
     def end_host_reads(self) -> None:
-        """Give the connection back that the host's session has used to find out who asks.
+        """Return the connection that the host's session has used to identify the caller.
 
-        Only where its transaction has written nothing; it begins another one when it is needed.
+        Only if its transaction has written nothing; the session begins another one when needed.
         """
         database: Any = self.app.extensions.get("sqlalchemy")
         if self.standalone or not isinstance(database, SQLAlchemy) or len(database.engines) > 1:
@@ -215,7 +215,7 @@ class State:
 
     @property
     def limits(self) -> Limits:
-        """How long the database is waited for."""
+        """Time limits for waiting on the database."""
         s = self.settings
         return Limits(
             s.database_statement_seconds, s.database_lock_seconds, s.database_connect_seconds
@@ -236,9 +236,8 @@ class JobAPI:
     ``current_user`` is for an application that has its own log-in: called in
     each request, it returns the stable id of the user who is logged in (what
     ``accounts.host_id`` takes), or None. Our own log-in is not served then.
-    ``maintenance`` says that the processes that serve shall have a thread that
-    looks after leases that have run out; without it somebody runs
-    ``flask jobapi maintain``.
+    ``maintenance`` gives each serving process a thread for the background work, such
+    as expired leases; without it, run ``flask jobapi maintain``.
 
     The database is ``JOBAPI_DATABASE_URL``; where it is not set, the
     application's own Flask-SQLAlchemy engine (its bind ``jobapi``, if there is
@@ -309,9 +308,9 @@ _PATH_PREFIX = re.compile(r"(/[^/\\?#\"<>\x00-\x1f\x7f]+)*/?")
 
 
 def _below_prefix(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
-    """Believe a prefix of all paths only where it can be one.
+    """Accept a prefix of all paths only if it is a valid path.
 
-    ``//evil.example`` would send whoever follows a link of ours to another site.
+    With ``//evil.example`` our links would lead to another site.
     """
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -407,7 +406,7 @@ def _has_written(session: Session) -> bool:
 
 
 def _usable(engine: Any) -> Engine:
-    """A host's engine. Raises ``ConfigError`` where we cannot work with it."""
+    """A host's engine. Raises ``ConfigError`` if we cannot work with it."""
     instead = "Set JOBAPI_DATABASE_URL, or add a bind named jobapi to SQLALCHEMY_BINDS."
     if not isinstance(engine, Engine):
         raise ConfigError(

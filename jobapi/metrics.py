@@ -362,15 +362,15 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         oldest.add_metric([str(workspace_id)], backlog.oldest.get(workspace_id, 0))
     by_type = []
     for name, doc, numbers in (
-        ("jobapi_due_jobs", "Pending jobs that are due.", backlog.due),
-        ("jobapi_running_jobs", "Jobs that run.", backlog.running),
+        ("jobapi_due_jobs", "Pending jobs that could be claimed now.", backlog.due),
+        ("jobapi_running_jobs", "Running jobs.", backlog.running),
     ):
         family = GaugeMetricFamily(name, doc, labels=["workspace", "job_type"])
         for (workspace_id, job_type), n in numbers.items():
             family.add_metric([str(workspace_id), str(job_type)], n)
         by_type.append(family)
     omitted = GaugeMetricFamily(
-        "jobapi_omitted_job_types", "Job types that are left out of the two metrics by type."
+        "jobapi_omitted_job_types", "Job types left out of the metrics of due and running jobs."
     )
     omitted.add_metric([], backlog.omitted)
     return [up, count, oldest, *by_type, omitted]

@@ -61,13 +61,13 @@ from .paging import MAX_BYTES
 from .settling import DECIDING, Settling, lock
 
 MAX_CLAIMED = 100
-"""How many jobs one claim leases at most."""
+"""The most jobs that one claim leases."""
 
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
 
 Wish = tuple[int, tuple[str, ...] | None]
-"""What a claim is for: a workspace, and job types or all."""
+"""What a claim asks for: a workspace, and job types or all."""
 
 _ENDED_BY = {
     JobStatus.FAILED: (Outcome.FAILED,),
@@ -79,7 +79,7 @@ class Answer(NamedTuple):
     """What became of one report: the job as it is now, or why it was refused.
 
     ``ran`` is for how long the attempt had run that the report ended, if it did.
-    ``renewed`` says that the heartbeat in a refused report counted.
+    ``renewed`` says that a refused report renewed the lease.
     """
 
     job: Any = None
@@ -194,9 +194,9 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     queue = union_all(*heads).limit(bindparam("most")).subquery()
     picked = select(queue.c.id)
     if several:
-        # A suspect job is given alone: where it comes first nothing else is, and where
-        # others come first it is left for a later claim. What would make the answer
-        # too large is left, too.
+        # A suspect job is leased alone: if it comes first, no other job is leased; if
+        # others come first, it is left for a later claim, and so are jobs that would
+        # make the answer too large.
         place = select(
             queue.c.id,
             queue.c.suspect,
@@ -254,10 +254,10 @@ def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
 
 
 def claimable(session: Executor, wishes: Collection[Wish]) -> set[Wish]:
-    """Of these wishes, those for which a claim would find something now. One statement.
+    """The wishes for which a claim would find a job now. One statement.
 
-    It is one look into the index for each workspace and job type among them,
-    however many callers have the same wish.
+    It reads one index entry for each workspace and job type among them, however
+    many callers have the same wish.
     """
     parts = {each: [(each[0], name) for name in _names(each[1])] for each in wishes}
     wanted = set(chain.from_iterable(parts.values()))
@@ -306,7 +306,7 @@ def _claimable(dialect: str) -> Statement:
 
 
 def is_due(job: Any) -> bool:
-    """Whether a job that was just changed can be claimed; ``job`` as in ``Settling.jobs``."""
+    """Whether a job that was just changed can be claimed; ``job`` is as in ``Settling.jobs``."""
     return bool(job.status == JobStatus.PENDING and job.due_at <= job.now)
 
 

@@ -12,11 +12,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While it is entered, the first SIGTERM or SIGINT sets ``asked``, a second ends the process.
+    """Inside the context the first SIGTERM or SIGINT sets ``asked``, a second ends the process.
 
     The handler takes no lock, so that it cannot wait for the code that it
     interrupts. A second signal ends the process at once with 128 + its number.
-    Children that are forked meanwhile get the handlers that were there before.
+    Children that are forked meanwhile get the previous handlers.
     Entered outside the main thread it does nothing.
     """
 
@@ -43,7 +43,7 @@ class StopSignals:
             self.restore()
 
     def restore(self) -> None:
-        """Put the handlers back that were there before."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             # None: a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

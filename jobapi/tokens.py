@@ -126,7 +126,7 @@ _UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticErr
 
 
 def _claims(claims: Any) -> Claims:
-    """The claims of a token whose signature is right; ``ValueError`` where one is out of place."""
+    """The claims of a token whose signature is right; ``ValueError`` if one is invalid."""
     user_id, session_id, kind, expires, issued = (
         claims[name] for name in ("sub", "sid", "type", "exp", "iat")
     )

@@ -121,12 +121,12 @@ class WaitingRoom:
             if len(self._seats) >= self.limit and not self._free(wanted[0], now):
                 return None
             if not self._wishes:
-                # It looks itself; what nobody waited for needs no asking either.
+                # It looks for jobs itself; other wishes have no waiter yet.
                 self._poll_at = now + POLL_SECONDS
             seat = Seat(wanted, now)
             self._seats[seat] = None
             self._wishes[wanted] += 1
-            # What came since it looked has called nobody.
+            # Jobs that came since it looked have woken no waiter.
             self._turns.add(wanted)
             return seat
 

@@ -402,7 +402,7 @@ class Client(Connection):
         """Lease due jobs; empty where there are none within ``wait_seconds``.
 
         With ``begin=False`` the attempts begin with the first report that says
-        ``begun``, or anything about the work: for workers that fetch ahead.
+        ``begun``, or has progress, a result or an error: for workers that prefetch.
         ``retry_after`` of an empty answer says how many seconds to wait before the
         next claim, where the service asks for that.
         """

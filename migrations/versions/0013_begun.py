@@ -1,4 +1,4 @@
-"""A leased job is not a begun one: workers may fetch ahead.
+"""A leased job is not a begun one: workers may prefetch.
 
 Revises: 0012
 Created: 2026-11-26 00:50:14.206618

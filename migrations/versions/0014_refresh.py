@@ -1,4 +1,4 @@
-"""A refresh token that was replaced a moment ago is remembered.
+"""Remember refresh tokens that were exchanged a moment ago.
 
 Revises: 0013
 Created: 2026-11-26 01:05:12.604417

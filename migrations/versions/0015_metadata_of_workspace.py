@@ -1,7 +1,7 @@
-"""The index on metadata has the workspace in it.
+"""Put the workspace into the index on metadata.
 
-A workspace's question then reads no other's entries. Where the table is large,
-it can be built beforehand, while the service runs: see docs/deployment.md.
+A query then reads no entries of other workspaces. For a large table build the index
+beforehand, while the service runs: see docs/deployment.md.
 
 Revises: 0014
 Created: 2026-11-26 01:25:12.113807
@@ -18,9 +18,9 @@ depends_on = None
 def upgrade() -> None:
     if op.get_context().dialect.name != "postgresql":
         return
-    # A hash of each path, which begins with the workspace. Hashes can be made to
-    # collide, on purpose even, so that the workspace is a column besides. What is
-    # not sorted in yet is walked through by every question: no more than 256 kB.
+    # The index has hashes of paths that begin with the workspace. Hashes can be made
+    # to collide on purpose, so the workspace is a column as well. Every query scans
+    # the pending list, so that has at most 256 kB.
     op.execute(
         "CREATE INDEX IF NOT EXISTS ix_jobapi_jobs_content ON jobapi_jobs USING gin ("
         " (ARRAY[workspace_id]),"
