@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, FromClause, func, select
 
 from .database import AnyRow, Executor
 from .errors import ValidationFailed
+from .models import MAX_ID
 
 MAX_BYTES = 8 * 1024 * 1024
 """How large an answer with many jobs may be, as JSON."""
@@ -92,6 +93,6 @@ def fetch_page(
 
 def _read_key(cursor: str) -> int:
     values = read_cursor(cursor)
-    if len(values) != 1 or type(values[0]) is not int or not 0 <= values[0] < MAX_NUMBER:
+    if len(values) != 1 or type(values[0]) is not int or not 0 <= values[0] <= MAX_ID:
         raise no_cursor()
     return int(values[0])

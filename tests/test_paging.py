@@ -17,7 +17,7 @@ LISTS = {
     "/workspace/{}/members": "user_id",
     "/workspace/{}/keys": "key_id",
 }
-NO_KEYS: list[Any] = [{}, [], ["1"], [1.5], [2**63], [-1], [True], [1, 2]]
+NO_KEYS: list[Any] = [{}, [], ["1"], [1.5], [2**63], [-1], [True], [1, 2], [2**31]]
 
 
 @pytest.fixture
