@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -17,6 +19,15 @@ from jobapi.identity import Role
 _numbers = count(1)
 
 PASSWORD = "correct horse battery"
+
+
+def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait for what has to happen, and return what was seen."""
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
 
 
 class World:

@@ -21,7 +21,7 @@ from jobapi.database import snapshot, transaction
 from jobapi.engine import long_transaction
 from jobapi.identity import Role
 
-from .factories import PASSWORD, Desk, World
+from .factories import PASSWORD, Desk, World, until
 from .test_errors import check
 
 BRIEF = {"JOBAPI_DATABASE_LOCK_SECONDS": 1, "JOBAPI_DATABASE_STATEMENT_SECONDS": 2}
@@ -43,14 +43,6 @@ def on_postgres(make_app: Any, postgres_url: str) -> Desk:
 def brief(make_app: Any, service_url: str) -> Desk:
     """The owner of a workspace in a database of its own, where nothing is waited for long."""
     return Desk(World(make_app(service_url, migrate=False, **BRIEF)))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what has to happen."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def said(caplog: Any, words: str) -> int:

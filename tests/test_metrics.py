@@ -28,7 +28,7 @@ from jobapi import create_app, jobs, maintenance, stats
 from jobapi.config import ConfigError
 
 from .conftest import METRICS_TOKEN, SECRET
-from .factories import PASSWORD, Desk, World
+from .factories import PASSWORD, Desk, World, until
 from .host import HTML_404
 from .served import environment
 from .test_embedding import PREFIX, Host
@@ -582,14 +582,6 @@ def test_claims_that_wait_are_seen_while_they_wait(serve: Any) -> None:
 
 
 # Measuring never breaks serving
-
-
-def until(condition: Any, seconds: float = 30) -> None:
-    """Wait for something that has to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def lives(service: Any) -> bool:

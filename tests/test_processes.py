@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from .factories import until
 from .served import BIN, environment
 
 TASKS = """
@@ -165,14 +166,6 @@ class StandIn:
         self.released.set()
         self.server.shutdown()
         self.server.server_close()
-
-
-def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := seen()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from jobapi.leases import Backoff
 from jobapi.lifecycle import JobStatus
 from jobapi.models import jobs
 
-from .factories import Desk
+from .factories import Desk, until
 from .served import BIN, Service
 
 
@@ -333,14 +333,6 @@ def crew(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
     crew = Crew(desk, client)
     yield crew
     crew.close()
-
-
-def until(seen: Any, seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := seen()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 QUICK = [{"job_type": "quick", "max_retries": 0, "timeout_seconds": 1}]
