@@ -82,7 +82,9 @@ def new() -> Metrics:
 def note_end(process_id: int) -> None:
     """A process has ended: nobody waits in it any more. What it has counted stays."""
     if is_shared():
-        mark_process_dead(process_id)  # type: ignore[no-untyped-call]
+        # prometheus-client has no types here.
+        mark: Any = mark_process_dead
+        mark(process_id)
 
 
 class _Histogram(Histogram):
