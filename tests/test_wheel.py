@@ -47,6 +47,13 @@ def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: Path) -> N
     assert names == package | migrations | dashboard | {"jobapi/py.typed"}
 
 
+def test_wheel_has_its_license(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        assert "\nLicense-Expression: MIT\n" in archive.read(metadata).decode()
+        assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
+
+
 HOST = """
 import jobapi, sys
 from flask import Flask
