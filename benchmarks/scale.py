@@ -32,8 +32,9 @@ from bench import SECRET, new_job, postgres, prepare
 from psycopg.sql import SQL, Identifier
 from sqlalchemy import make_url
 
-from jobapi import counts, create_app
-from jobapi.database import BY_KEY, transaction
+from jobapi import create_app
+from jobapi.services import counts
+from jobapi.store.database import BY_KEY, transaction
 
 SMALL = 5_000
 LARGE = int(os.environ.get("SCALE_JOBS", "5_000_000"))

@@ -27,7 +27,7 @@ from scale import sizes
 
 from jobapi.client import Client
 from jobapi.client.http import BATCH
-from jobapi.lifecycle import JobStatus
+from jobapi.rules.lifecycle import JobStatus
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 WINDOWS = 10

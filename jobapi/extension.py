@@ -24,15 +24,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import __version__, cli, config, keys, logs, readiness
+from . import __version__, config, logs
+from .background.event_streams import Streams
+from .background.long_polling import WaitingRoom
+from .background.maintenance import Maintenance
+from .commands import main
 from .config import NEW_SECRET_COMMAND, SERVED_BY, ConfigError, Settings
-from .database import normalize_url
-from .engine import Limits, engine_options, from_host, prepare_sqlite, set_up
-from .faults import judge
-from .leases import Backoff
-from .maintenance import Maintenance
-from .models import Base
-from .streams import Streams
+from .rules.leases import Backoff
+from .services import keys
+from .store import readiness
+from .store.database import normalize_url
+from .store.engine import Limits, engine_options, from_host, prepare_sqlite, set_up
+from .store.faults import judge
+from .store.tables import Base
 from .tokens import TokenMint
 from .views import (
     auth,
@@ -50,7 +54,6 @@ from .views import (
     workspaces,
 )
 from .views.base import Api
-from .waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -384,7 +387,7 @@ def _install(
     if settings.dashboard_enabled:
         app.register_blueprint(dashboard.blp, url_prefix=url_prefix or None)
     hooks.register(app, state)
-    app.cli.add_command(cli.main)
+    app.cli.add_command(main.main)
 
 
 def migrations_folder() -> Path:

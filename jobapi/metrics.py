@@ -27,9 +27,9 @@ from prometheus_client.samples import Sample
 from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
-from .leases import LEASE_EXPIRED
-from .lifecycle import JobStatus, Outcome
-from .stats import Backlog
+from .rules.leases import LEASE_EXPIRED
+from .rules.lifecycle import JobStatus, Outcome
+from .services.stats import Backlog
 
 PREFIX = "jobapi_"
 CONNECTIONS = "jobapi_database_connections"

@@ -18,9 +18,9 @@ import jwt
 from flask import Flask
 from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
 
-from .accounts import Login
 from .errors import TokenExpired, TokenInvalid
-from .models import MAX_ID
+from .services.accounts import Login
+from .store.tables import MAX_ID
 
 TokenType = Literal["access", "refresh"]
 

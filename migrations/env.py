@@ -5,9 +5,9 @@ from typing import Any
 from alembic import context
 from flask import current_app
 
-from jobapi.database import UtcDateTime
-from jobapi.engine import long_transaction
-from jobapi.models import TABLE_PREFIX, Base
+from jobapi.store.database import UtcDateTime
+from jobapi.store.engine import long_transaction
+from jobapi.store.tables import TABLE_PREFIX, Base
 
 # Any number; all that migrate at the same moment wait for each other on it.
 LOCK_KEY = 7016996765293437281

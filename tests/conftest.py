@@ -15,7 +15,7 @@ from hypothesis import settings
 from psycopg.conninfo import conninfo_to_dict
 
 from jobapi import create_app
-from jobapi.models import Base
+from jobapi.store.tables import Base
 
 from .factories import PASSWORD, Desk, World
 from .postgres import Postgres

@@ -13,8 +13,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from jobapi import accounts, jobs, keys, queue, workspaces
-from jobapi.database import transaction
-from jobapi.identity import Role
+from jobapi.rules.roles import Role
+from jobapi.store.database import transaction
 
 _numbers = count(1)
 

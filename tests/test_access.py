@@ -11,11 +11,12 @@ from flask import Flask
 from flask_jwt_extended import create_access_token
 from sqlalchemy import delete, select, update
 
-from jobapi import accounts, keys, operations
-from jobapi.identity import Role
-from jobapi.lifecycle import Action
-from jobapi.lists import Filters
-from jobapi.models import Base, api_keys, memberships, users
+from jobapi import accounts, keys
+from jobapi.rules.lifecycle import Action
+from jobapi.rules.roles import Role
+from jobapi.services import operations
+from jobapi.services.job_lists import Filters
+from jobapi.store.tables import Base, api_keys, memberships, users
 
 from .conftest import METRICS_TOKEN
 from .factories import PASSWORD, World

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from jobapi import accounts
-from jobapi.database import DbNow
 from jobapi.errors import UsernameTaken, ValidationFailed
-from jobapi.identity import address_bucket, client_address
-from jobapi.models import login_failures, sessions, users
+from jobapi.rules.roles import address_bucket, client_address
+from jobapi.store.database import DbNow
+from jobapi.store.tables import login_failures, sessions, users
 
 from .factories import PASSWORD, Desk, World
 

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import event, select, text, update
 
 from jobapi import queue
-from jobapi.database import IN_ORDER, transaction
-from jobapi.identity import Role
-from jobapi.lifecycle import JobStatus
-from jobapi.models import jobs
-from jobapi.paging import MAX_BYTES
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.roles import Role
+from jobapi.store.database import IN_ORDER, transaction
+from jobapi.store.paging import MAX_BYTES
+from jobapi.store.tables import jobs
 
 from .factories import Desk, World
 

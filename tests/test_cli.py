@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from jobapi.commands import DEMO_PASSWORD, DEMO_USER
-from jobapi.identity import Role
+from jobapi.commands.service import DEMO_PASSWORD, DEMO_USER
+from jobapi.rules.roles import Role
 
 from .factories import PASSWORD, World
 from .served import environment, jobapi

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from jobapi import client as package
-from jobapi import errors, operations
+from jobapi import errors
 from jobapi.client import (
     Attempt,
     ClaimedJob,
@@ -26,7 +26,8 @@ from jobapi.client import (
     Unreachable,
     retries,
 )
-from jobapi.identity import Role
+from jobapi.rules.roles import Role
+from jobapi.services import operations
 
 from .factories import PASSWORD, Desk, World
 

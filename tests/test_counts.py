@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobapi import counts, maintenance, operations
-from jobapi.lifecycle import Action, JobStatus, Priority
-from jobapi.models import job_count_changes, job_counts, jobs
+from jobapi.background import maintenance
+from jobapi.rules.lifecycle import Action, JobStatus, Priority
+from jobapi.services import counts, operations
+from jobapi.store.tables import job_count_changes, job_counts, jobs
 
 from .factories import Desk
 

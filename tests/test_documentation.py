@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from jobapi import stats
-from jobapi.cli import main
+from jobapi.commands.main import main
 from jobapi.config import CLIENT_VARIABLES, Settings
 from jobapi.errors import all_errors
-from jobapi.lifecycle import EDIT_VERBS, TRANSITIONS
+from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS
 from jobapi.schemas.stats import Stats
+from jobapi.services import stats
 
 from .served import Service, environment, jobapi
 from .stand_ins import install

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobapi import events, maintenance
-from jobapi.identity import Role
-from jobapi.lifecycle import EventKind
-from jobapi.models import events as table
+from jobapi.background import maintenance
+from jobapi.rules.lifecycle import EventKind
+from jobapi.rules.roles import Role
+from jobapi.services import events
+from jobapi.store.tables import events as table
 
 from .factories import Desk
 

@@ -15,11 +15,12 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from jobapi import maintenance, operations
-from jobapi.accounts import Login
-from jobapi.database import snapshot, transaction
-from jobapi.engine import long_transaction
-from jobapi.identity import Role
+from jobapi.background import maintenance
+from jobapi.rules.roles import Role
+from jobapi.services import operations
+from jobapi.services.accounts import Login
+from jobapi.store.database import snapshot, transaction
+from jobapi.store.engine import long_transaction
 
 from .factories import PASSWORD, Desk, World, until
 from .test_errors import check

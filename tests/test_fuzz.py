@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
-from jobapi import operations
-from jobapi.fields import wrong_path
-from jobapi.identity import Role
-from jobapi.lifecycle import Action
-from jobapi.lists import Filters
+from jobapi.rules.lifecycle import Action
+from jobapi.rules.roles import Role
+from jobapi.schemas.fields import wrong_path
+from jobapi.services import operations
+from jobapi.services.job_lists import Filters
 
 from .conftest import empty
 from .factories import PASSWORD, Desk, World, until

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from jobapi import JobAPI
-from jobapi.fields import Document, Paths
 from jobapi.schemas.base import Base
+from jobapi.schemas.fields import Document, Paths
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
@@ -25,134 +25,65 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-GROUND = {"errors", "lifecycle", "leases", "identity", "fields"}
-STORE = GROUND | {"database", "engine", "faults", "models"}
-SERVICES = {
-    "accounts",
-    "counts",
-    "events",
-    "flow",
-    "idempotency",
-    "jobs",
-    "keys",
-    "lists",
-    "operations",
-    "paging",
-    "queue",
-    "settling",
-    "stats",
-    "workspaces",
+# What the modules of a floor may import of ours besides their own floor.
+FLOORS = {
+    "errors": "",
+    "logs": "",
+    "signals": "",
+    "rules": "errors",
+    "store": "errors",
+    "config": "store",
+    "services": "errors rules store",
+    "schemas": "errors rules",
+    "tokens": "errors services store",
+    "metrics": "config rules services",
+    "background": "errors rules services store",
+    "views": "background errors extension metrics rules schemas services store",
+    "extension": "background commands config logs metrics rules services store tokens views",
+    "client": "errors rules signals",
+    "commands": "client config errors extension logs metrics rules services signals store"
+    " schemas views",
 }
-
-# What a module may import of ours.
-MAY_IMPORT = {
-    "errors": set(),
-    "lifecycle": {"errors"},
-    "leases": {"errors", "lifecycle"},
-    "identity": {"errors"},
-    "logs": set(),
-    "serving": {"errors", "views"},
-    "signals": set(),
-    "database": {"faults"},
-    "engine": {"database", "faults"},
-    "faults": set(),
-    "readiness": {"database", "models"},
-    "config": {"database"},
-    "models": {"database"},
-    "fields": {"errors", "lifecycle"},
-    "tokens": {"accounts", "errors", "models"},
-    **dict.fromkeys(SERVICES, (STORE | SERVICES) - {"fields"}),
-    "maintenance": {
-        "database",
-        "faults",
-        "leases",
-        "lifecycle",
-        "models",
-        "counts",
-        "events",
-        "flow",
-    }
-    | {"idempotency", "jobs", "operations", "queue", "workspaces"},
-    "waiting": {"faults", "queue"},
-    "streams": {"database", "errors", "events", "faults"},
-    "metrics": {"config", "leases", "lifecycle", "stats"},
-    "extension": {
-        "config",
-        "database",
-        "engine",
-        "faults",
-        "keys",
-        "readiness",
-        "leases",
-        "maintenance",
-        "metrics",
-        "models",
-        "streams",
-        "waiting",
-        "tokens",
-        "logs",
-        "cli",
-        "views",
-    },
-    "commands": {
-        "config",
-        "database",
-        "engine",
-        "errors",
-        "faults",
-        "fields",
-        "identity",
-        "lifecycle",
-        "logs",
-        "metrics",
-    }
-    | {"extension", "serving", "signals"}
-    | SERVICES,
-    "cli": {"client", "commands"},
-}
-SCHEMAS = {"fields", "identity", "lifecycle", "schemas"}
-CLIENT = {"client", "errors", "lifecycle", "signals"}
-VIEWS = STORE | SERVICES | {"schemas", "readiness", "streams", "waiting", "views", "extension"}
+SERVICES = sorted(name for name in MODULES if name.startswith("services."))
+NO_WEB = sorted(name for name in MODULES if name.split(".")[0] in ("errors", "rules", "store"))
 
 
 def imports(path: Path, name: str) -> set[str]:
-    """The modules of ours that a module imports, wherever in it."""
-    package = ["jobapi", *name.split(".")[:-1]]
+    """What a module imports, wherever in it and if only for types: ours by dotted name, others
+    as ``/name``."""
+    package = name.split(".")[:-1]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1][1:]
+            base = package[: len(package) - node.level + 1]
             parts = base + (node.module.split(".") if node.module else [])
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {f"/{n.split('.')[0]}" for n in names if n}
-    return found
+            for alias in node.names:
+                full = ".".join([*parts, alias.name])
+                found.add(full if full in MODULES else ".".join(parts))
+        elif isinstance(node, ast.ImportFrom):
+            found.add(f"/{(node.module or '').split('.')[0]}")
+        elif isinstance(node, ast.Import):
+            found |= {f"/{alias.name.split('.')[0]}" for alias in node.names}
+    return found - {""}
+
+
+def ours(name: str) -> set[str]:
+    return {found for found in imports(MODULES[name], name) if not found.startswith("/")}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_point_one_way(name: str) -> None:
-    ours = {module for module in imports(MODULES[name], name) if not module.startswith("/")}
-    allowed = (
-        VIEWS
-        if name.startswith("views.")
-        else CLIENT
-        if name.startswith("client.")
-        else SCHEMAS
-        if name.startswith("schemas.")
-        else MAY_IMPORT[name]
-    )
-    assert ours - {"__version__"} <= allowed
+def test_imports_of_a_module_stay_below_its_floor(name: str) -> None:
+    floor = name.split(".")[0]
+    assert {found.split(".")[0] for found in ours(name)} <= {floor, *FLOORS[floor].split()}
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES | {"models", "database", "lifecycle", "errors"}))
-def test_services_know_neither_the_web_nor_forms(name: str) -> None:
+@pytest.mark.parametrize("name", [*SERVICES, *NO_WEB])
+def test_imports_of_services_and_below_have_no_web_framework(name: str) -> None:
     strangers = {"/flask", "/flask_smorest", "/marshmallow", "/werkzeug", "/webargs"}
     assert not imports(MODULES[name], name) & strangers
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES))
+@pytest.mark.parametrize("name", SERVICES)
 def test_services_never_commit(name: str) -> None:
     text = MODULES[name].read_text()
     assert not re.search(r"\.(commit|rollback|begin)\(|\btransaction\(|COMMIT", text)
@@ -163,8 +94,8 @@ def test_only_the_ground_is_imported_by_importing_the_package() -> None:
     import sys
 
     code = (
-        "import sys, jobapi.client, jobapi.lifecycle, jobapi.cli\n"
-        "jobapi.cli.main(['jobs', 'list', '--help'], standalone_mode=False)\n"
+        "import sys, jobapi.client, jobapi.rules.lifecycle, jobapi.commands.main\n"
+        "jobapi.commands.main.main(['jobs', 'list', '--help'], standalone_mode=False)\n"
         "print(sys.modules.keys() & {'flask', 'sqlalchemy', 'marshmallow'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

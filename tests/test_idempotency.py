@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobapi import idempotency
-from jobapi.identity import Role
-from jobapi.models import idempotency_keys
+from jobapi.rules.roles import Role
+from jobapi.services import idempotency
+from jobapi.store.tables import idempotency_keys
 
 from .factories import Desk, World
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jobapi.models import jobs
+from jobapi.store.tables import jobs
 
 from .factories import Desk
 

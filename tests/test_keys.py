@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select, update
 
 from jobapi.errors import NotAMember
-from jobapi.identity import Role
-from jobapi.models import api_keys
+from jobapi.rules.roles import Role
+from jobapi.store.tables import api_keys
 
 from .factories import Desk
 

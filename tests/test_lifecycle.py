@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobapi import leases, lifecycle
 from jobapi.errors import Conflict, JobNotEditable, TransitionNotAllowed, ValidationFailed
-from jobapi.leases import Backoff
-from jobapi.lifecycle import EDIT_VERBS, TRANSITIONS, JobStatus, actual_duration, due_at
-from jobapi.models import jobs
+from jobapi.rules import leases, lifecycle
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, JobStatus, actual_duration, due_at
+from jobapi.store.tables import jobs
 
 from .factories import Desk
 

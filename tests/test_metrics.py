@@ -24,8 +24,10 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 
-from jobapi import create_app, jobs, maintenance, stats
+from jobapi import create_app, jobs
+from jobapi.background import maintenance
 from jobapi.config import ConfigError
+from jobapi.services import stats
 
 from .conftest import METRICS_TOKEN, SECRET
 from .factories import PASSWORD, Desk, World, until

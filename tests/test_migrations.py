@@ -11,7 +11,7 @@ import flask_migrate
 import pytest
 from sqlalchemy import inspect
 
-from jobapi.models import Base
+from jobapi.store.tables import Base
 
 from .conftest import SECRET
 from .factories import Desk, World

@@ -11,8 +11,8 @@ from flask import Flask, Request
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from jobapi.identity import Role
-from jobapi.lifecycle import Action, EventKind, JobStatus, OperationStatus, Outcome, Priority
+from jobapi.rules.lifecycle import Action, EventKind, JobStatus, OperationStatus, Outcome, Priority
+from jobapi.rules.roles import Role
 from jobapi.views.base import BLUEPRINT_PREFIX
 from jobapi.views.hooks import RESPONSE_HEADERS
 

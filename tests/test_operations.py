@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobapi import maintenance, operations
-from jobapi.identity import Role
-from jobapi.lifecycle import Action
-from jobapi.lists import Filters
-from jobapi.models import attempts, jobs
-from jobapi.models import operations as table
+from jobapi.background import maintenance
+from jobapi.rules.lifecycle import Action
+from jobapi.rules.roles import Role
+from jobapi.services import operations
+from jobapi.services.job_lists import Filters
+from jobapi.store.tables import attempts, jobs
+from jobapi.store.tables import operations as table
 
 from .factories import Desk
 
@@ -493,7 +494,7 @@ def test_claims_and_reports_go_on_while_an_operation_runs(desk: Desk, few: int) 
 def test_walk_with_more_kinds_than_ranges_finds_all_jobs(
     desk: Desk, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobapi.lists.MAX_KINDS", 1)
+    monkeypatch.setattr("jobapi.services.job_lists.MAX_KINDS", 1)
     desk.post("/batch", json={"jobs": [{"job_type": t} for t in "abcdefgh"]})
     begun = operate(desk, "cancel")
     go_on(desk)

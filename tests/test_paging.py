@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobapi.identity import Role
-from jobapi.paging import write_cursor
+from jobapi.rules.roles import Role
+from jobapi.store.paging import write_cursor
 
 from .factories import Desk
 

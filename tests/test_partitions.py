@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import Connection, select, text, update
 
 from jobapi import jobs as verbs
-from jobapi import lists, operations, queue
-from jobapi.database import BY_KEY, IN_ORDER, transaction
-from jobapi.leases import Backoff
-from jobapi.lifecycle import Action, JobStatus
-from jobapi.lists import Filters
-from jobapi.models import attempts, jobs
+from jobapi import queue
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import Action, JobStatus
+from jobapi.services import job_lists, operations
+from jobapi.services.job_lists import Filters
+from jobapi.store.database import BY_KEY, IN_ORDER, transaction
+from jobapi.store.tables import attempts, jobs
 
 from .conftest import app_on
 from .factories import Desk, World
@@ -146,9 +147,9 @@ def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, 
         given = {"created_by": desk.user.id}
     scope = verbs.in_workspace(desk.workspace_id)
     with one_partition(desk, ()) as tx:
-        found = lists.page(tx, scope, Filters(**given), sort=sort)
+        found = job_lists.page(tx, scope, Filters(**given), sort=sort)
         assert len(found.rows) == found.total
-        assert lists.count(tx, scope, Filters(**given)) == (found.total, False)
+        assert job_lists.count(tx, scope, Filters(**given)) == (found.total, False)
 
 
 def test_reaper_on_partitions_puts_back_what_it_finds(desk: Desk) -> None:

@@ -12,11 +12,12 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import jobs as services
-from jobapi import leases, queue
-from jobapi.database import transaction
-from jobapi.leases import Backoff
-from jobapi.lifecycle import JobStatus
-from jobapi.models import jobs
+from jobapi import queue
+from jobapi.rules import leases
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.store.database import transaction
+from jobapi.store.tables import jobs
 
 from .factories import Desk
 

@@ -10,11 +10,11 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import queue
-from jobapi.database import BY_KEY, transaction
-from jobapi.identity import Role
-from jobapi.leases import Backoff
-from jobapi.lifecycle import JobStatus
-from jobapi.models import jobs
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.roles import Role
+from jobapi.store.database import BY_KEY, transaction
+from jobapi.store.tables import jobs
 
 from .factories import Desk, World
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from jobapi import maintenance
-from jobapi.models import attempts, job_counts
+from jobapi.background import maintenance
+from jobapi.store.tables import attempts, job_counts
 
 from .factories import Desk
 

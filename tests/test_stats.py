@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
-from jobapi import counts, flow, maintenance, stats
-from jobapi.database import IN_ORDER, DbNow, plan_without, snapshot
-from jobapi.identity import Role
-from jobapi.lifecycle import JobStatus
-from jobapi.models import job_count_changes, job_flow, jobs
+from jobapi.background import maintenance
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.roles import Role
+from jobapi.services import counts, stats, throughput
+from jobapi.store.database import IN_ORDER, DbNow, plan_without, snapshot
+from jobapi.store.tables import job_count_changes, job_flow, jobs
 
 from .factories import Desk
 
@@ -210,9 +211,9 @@ def test_rates_forget_what_is_older_than_their_window(desk: Desk) -> None:
     for ago, left in ((70, 2), (3700, 1), (25 * 3600, 0)):
         with desk.world.transaction() as tx:
             then = datetime.now(UTC) - timedelta(seconds=ago)
-            for span in flow.KEPT:
+            for span in throughput.KEPT:
                 moved = update(job_flow).where(job_flow.c.span == span)
-                tx.execute(moved.values(at=flow.begin_of(then, span)))
+                tx.execute(moved.values(at=throughput.begin_of(then, span)))
         rates = read(desk)["rates"]
         assert [rates[window]["queued"] for window in ("minute", "hour", "day")] == (
             [0] * (3 - left) + [1] * left
@@ -266,7 +267,7 @@ def test_flow_says_how_long_jobs_waited_and_ran(desk: Desk) -> None:
     for _ in range(2):
         with desk.world.state.engine.connect() as connection, snapshot(connection) as tx:
             since = datetime.now(UTC) - timedelta(minutes=5)
-            found = flow.read(tx, desk.workspace_id, 60, since)
+            found = throughput.read(tx, desk.workspace_id, 60, since)
         waited = sum(each.seconds for each in found if each.status == JobStatus.RUNNING)
         took = sum(each.seconds for each in found if each.status == JobStatus.SUCCESS)
         assert sum(each.n for each in found if each.status == JobStatus.RUNNING) == 2
@@ -361,7 +362,7 @@ def test_net_flow_says_how_many_there_are_more(desk: Desk) -> None:
     for _ in range(2):
         with desk.world.state.engine.connect() as connection, snapshot(connection) as tx:
             since = datetime.now(UTC) - timedelta(minutes=5)
-            found = flow.read(tx, desk.workspace_id, 60, since)
+            found = throughput.read(tx, desk.workspace_id, 60, since)
         net: Counter[int] = Counter()
         for each in found:
             net[each.status] += each.net
@@ -403,7 +404,9 @@ def test_history_goes_back_from_now(desk: Desk) -> None:
     fold(desk)
     with desk.world.transaction() as tx:
         moved = update(job_flow).where(job_flow.c.job_type == "a", job_flow.c.span == 60)
-        tx.execute(moved.values(at=flow.begin_of(datetime.now(UTC) - timedelta(minutes=30), 60)))
+        tx.execute(
+            moved.values(at=throughput.begin_of(datetime.now(UTC) - timedelta(minutes=30), 60))
+        )
     points = history(desk, "hour")["data"]
     totals = [point["by_status"]["success"] for point in points]
     assert totals == sorted(totals)

@@ -24,13 +24,15 @@ import requests
 from sqlalchemy import create_engine, delete, select, update
 from sqlalchemy.exc import DBAPIError
 
-from jobapi import events, jobs, streams
-from jobapi.database import snapshot
-from jobapi.events import EventFilters
-from jobapi.identity import Role
-from jobapi.lifecycle import EventKind
-from jobapi.models import api_keys, memberships
-from jobapi.models import events as table
+from jobapi import jobs
+from jobapi.background import event_streams
+from jobapi.rules.lifecycle import EventKind
+from jobapi.rules.roles import Role
+from jobapi.services import events
+from jobapi.services.events import EventFilters
+from jobapi.store.database import snapshot
+from jobapi.store.tables import api_keys, memberships
+from jobapi.store.tables import events as table
 
 from .conftest import app_on
 from .factories import PASSWORD, Desk, World
@@ -284,7 +286,7 @@ def lines(response: Any) -> Iterator[str]:
 def test_stream_under_another_server_beats_and_ends_with_the_access(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.2)
     member = desk.world.member(desk.workspace_id, Role.VIEWER)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.world.call("GET", path, desk.world.token(member))
@@ -306,7 +308,7 @@ def test_stream_under_another_server_beats_and_ends_with_the_access(
 
 
 def test_stream_ends_when_its_token_expires(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(desk.world.state.mint, "access_seconds", 2)
     token = desk.world.token(desk.user)
     path = f"/workspace/{desk.workspace_id}/events/stream"
@@ -337,7 +339,7 @@ def test_event_that_only_a_newer_version_knows_is_passed_on(desk: Desk) -> None:
 def test_failure_ends_the_streams_and_later_ones_work(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(event_streams, "AGAIN_SECONDS", 0.1)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.call("GET", path)
     with monkeypatch.context() as broken:
@@ -357,15 +359,15 @@ class Row(NamedTuple):
     job_id: str = "a"
 
 
-def waiting_stream(**filters: Any) -> streams.Stream:
-    return streams.Stream(1, 1, EventFilters(**filters), events.Position(), lambda _: True)
+def waiting_stream(**filters: Any) -> event_streams.Stream:
+    return event_streams.Stream(1, 1, EventFilters(**filters), events.Position(), lambda _: True)
 
 
 def test_who_reads_nothing_gets_no_more_than_waits_for_them() -> None:
     for chunked, length in ((False, 300_000), (True, 300_027)):
         stream = waiting_stream()
         stream.chunked = chunked
-        serving = streams.Streams(lambda: None, lambda row, name: b"x" * 100_000, limit=1)
+        serving = event_streams.Streams(lambda: None, lambda row, name: b"x" * 100_000, limit=1)
         found = [(Row(n), events.Position(1, n)) for n in range(1, 501)]
         serving._give(events.Found(found, events.Position(1, 500), more=True), [stream])
         assert len(stream.waiting) == length
@@ -375,7 +377,7 @@ def test_who_reads_nothing_gets_no_more_than_waits_for_them() -> None:
 def test_stream_of_a_server_that_has_lost_events_ends(desk: Desk) -> None:
     """A replica that took over, or a crash without a durable commit: numbers are given again."""
     engine = desk.world.state.engine
-    serving = streams.Streams(lambda: engine, lambda row, name: b"x", limit=10)
+    serving = event_streams.Streams(lambda: engine, lambda row, name: b"x", limit=10)
     lost = waiting_stream()
     lost.position = events.Position(2**62, 1)
     heard = Overheard(serving, lost, slow=False)
@@ -389,7 +391,7 @@ def test_stream_of_a_server_that_has_lost_events_ends(desk: Desk) -> None:
 def test_beat_says_where_a_stream_is_that_wants_little(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.3)
     path = f"/workspace/{desk.workspace_id}/events"
     response = desk.call("GET", f"{path}/stream?kind=deleted")
     desk.create()
@@ -403,7 +405,7 @@ def test_beat_says_where_a_stream_is_that_wants_little(
 
 def test_beat_asks_without_writing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose key somebody has locked must not keep the others waiting."""
-    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.2)
     key = desk.world.key(desk.workspace_id, desk.user, Role.VIEWER)
     response = desk.world.call("GET", f"/workspace/{desk.workspace_id}/events/stream", key)
     with desk.world.transaction() as tx:
@@ -449,7 +451,7 @@ def test_user_has_half_of_the_streams_and_all_have_half_of_the_files(
     tokens = client.post("/auth/login", json=other).json()
     theirs = Listener(client, Authorization=f"Bearer {tokens['access_token']}")
     assert theirs.status == 200
-    serving = streams.Streams(lambda: None, lambda row: b"", limit=1000)
+    serving = event_streams.Streams(lambda: None, lambda row: b"", limit=1000)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     assert serving.limit == 512
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 4096))
@@ -587,7 +589,9 @@ def test_slow_listener_gets_everything_and_holds_nobody_up(
 class Overheard:
     """What a stream of ``Streams`` has sent, read by whoever is quick, or slow."""
 
-    def __init__(self, serving: streams.Streams, stream: streams.Stream, *, slow: bool) -> None:
+    def __init__(
+        self, serving: event_streams.Streams, stream: event_streams.Stream, *, slow: bool
+    ) -> None:
         self.stream, self.start = stream, stream.position
         self.sock, theirs = socket.socketpair()
         self.slow = slow
@@ -678,7 +682,7 @@ def listen_at_random(
     Returns all events. ``crash`` is called once in the middle.
     """
     chance = random.Random(seed)
-    serving = streams.Streams(
+    serving = event_streams.Streams(
         lambda: engine,
         lambda row, name: (
             b"id: %b\ndata: %d-%d %b\n\n" % (name.encode(), row.xid, row.id, b"x" * 99)
@@ -701,7 +705,9 @@ def listen_at_random(
                 engine, workspace_id, chance.choice(names) if names else None
             )
             filters = EventFilters(kind=chance.choice([(), (EventKind.KEY_CREATED,)]), owner=True)
-            stream = streams.Stream(workspace_id, count % 5, filters, position, lambda _: True)
+            stream = event_streams.Stream(
+                workspace_id, count % 5, filters, position, lambda _: True
+            )
             heard.append(Overheard(serving, stream, slow=chance.random() < 0.4))
             before.append(read)
             time.sleep(0.05)
@@ -753,8 +759,8 @@ def listen_at_random(
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams that have to go on often."""
     for name, value in (("AT_ONCE", 7), ("MAX_BEHIND", 1500), ("HEARTBEAT_SECONDS", 0.2)):
-        monkeypatch.setattr(streams, name, value)
-    monkeypatch.setattr(streams, "AGAIN_SECONDS", 0.1)
+        monkeypatch.setattr(event_streams, name, value)
+    monkeypatch.setattr(event_streams, "AGAIN_SECONDS", 0.1)
 
 
 def test_random_streams_have_every_event_once(desk: Desk, few_at_once: None) -> None:
@@ -917,7 +923,7 @@ def test_stream_that_takes_a_thread_ends_after_a_while_and_goes_on(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HEARTBEAT_SECONDS", "THREAD_SECONDS"):
-        monkeypatch.setattr(streams, name, 0.2)
+        monkeypatch.setattr(event_streams, name, 0.2)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.call("GET", path)
     # Nobody reads it, and its place is free all the same.

@@ -20,9 +20,9 @@ import pytest
 from sqlalchemy import create_engine, select
 
 from jobapi.client import Client, Job, Unreachable
-from jobapi.database import normalize_url
 from jobapi.errors import JobApiError
-from jobapi.models import jobs
+from jobapi.store.database import normalize_url
+from jobapi.store.tables import jobs
 
 from .conftest import furnish, service_settings
 from .factories import PASSWORD

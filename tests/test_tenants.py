@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import event, text
 
 from jobapi import jobs as verbs
-from jobapi import lists, operations, queue
-from jobapi.database import IN_ORDER, snapshot, transaction
-from jobapi.lifecycle import Action, JobStatus, Priority
-from jobapi.lists import Filters
+from jobapi import queue
+from jobapi.rules.lifecycle import Action, JobStatus, Priority
+from jobapi.services import job_lists, operations
+from jobapi.services.job_lists import Filters
+from jobapi.store.database import IN_ORDER, snapshot, transaction
 
 from .conftest import app_on
 from .factories import Desk, World
@@ -109,9 +110,9 @@ def test_list_beside_a_large_workspace_reads_its_own_jobs(
 ) -> None:
     scope = verbs.in_workspace(desk.workspace_id)
     with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
-        page = lists.page(tx, scope, Filters(**filters), sort=sort)
+        page = job_lists.page(tx, scope, Filters(**filters), sort=sort)
         assert not page.total_is_capped
-        lists.count(tx, scope, Filters(**filters))
+        job_lists.count(tx, scope, Filters(**filters))
     assert read.n < FEW_BLOCKS
 
 
@@ -121,7 +122,7 @@ def test_list_of_several_workspaces_reads_their_jobs_alone(desk: Desk) -> None:
     scope = verbs.readable_by(other.user.id, is_admin=False)
     for filters in FILTERS:
         with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
-            lists.page(tx, scope, Filters(**filters))
+            job_lists.page(tx, scope, Filters(**filters))
         assert read.n < FEW_BLOCKS, filters
 
 
@@ -142,7 +143,7 @@ def test_metadata_made_to_look_like_anothers_reads_no_more(crowded: Any, desk: D
     filters = Filters(metadata={f"{other.workspace_id}.common": "yes"})
     scope = verbs.in_workspace(desk.workspace_id)
     with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
-        assert lists.page(tx, scope, filters).total == 0
+        assert job_lists.page(tx, scope, filters).total == 0
     assert read.n < FEW_BLOCKS
 
 

@@ -18,12 +18,15 @@ from flask import Flask
 from sqlalchemy import create_engine, select
 from sqlalchemy.exc import OperationalError
 
-from jobapi import maintenance, operations, queue, waiting
-from jobapi.database import normalize_url
-from jobapi.leases import Backoff
-from jobapi.models import duties
+from jobapi import queue
+from jobapi.background import long_polling as waiting
+from jobapi.background import maintenance
+from jobapi.background.long_polling import WaitingRoom, wish
+from jobapi.rules.leases import Backoff
+from jobapi.services import operations
+from jobapi.store.database import normalize_url
+from jobapi.store.tables import duties
 from jobapi.views.worker import caller_is_gone
-from jobapi.waiting import WaitingRoom, wish
 
 from .factories import PASSWORD, Desk, World, until
 from .served import BIN
@@ -501,7 +504,7 @@ def test_maintain_command_does_it_where_no_service_does(
 
 
 def test_one_at_a_time_has_the_duty(desk: Desk, world: World) -> None:
-    from jobapi.maintenance import drop_duty, take_duty
+    from jobapi.background.maintenance import drop_duty, take_duty
 
     with world.state.engine.connect() as connection:
         assert take_duty(connection, "a")

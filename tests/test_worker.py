@@ -33,9 +33,9 @@ from jobapi.client import (
     shift,
 )
 from jobapi.errors import TokenRevoked
-from jobapi.leases import Backoff
-from jobapi.lifecycle import JobStatus
-from jobapi.models import jobs
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.store.tables import jobs
 
 from .factories import Desk, until
 from .served import BIN, Service

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from jobapi import accounts, maintenance
+from jobapi import accounts
 from jobapi import workspaces as workspaces_service
-from jobapi.database import transaction
-from jobapi.identity import Role
-from jobapi.models import (
+from jobapi.background import maintenance
+from jobapi.rules.roles import Role
+from jobapi.store.database import transaction
+from jobapi.store.tables import (
     api_keys,
     job_count_changes,
     job_counts,

@@ -8,15 +8,7 @@ import time
 
 from ..errors import JobApiError
 from .holding import AHEAD_SECONDS, MAX_AT_ONCE, Holding, Terms, is_over
-from .retries import (
-    MAX_RETRY_AFTER,
-    Bounds,
-    Unreachable,
-    asked_pause,
-    bounded,
-    jittered,
-    may_pass,
-)
+from .retries import MAX_RETRY_AFTER, Bounds, Unreachable, asked_pause, bounded, jittered, may_pass
 from .tasks import Task
 
 WAIT_SECONDS = 5

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import JobApiError
-from ..lifecycle import Action, EventKind, JobStatus, Priority
+from ..rules.lifecycle import Action, EventKind, JobStatus, Priority
 from .http import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable

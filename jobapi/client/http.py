@@ -27,15 +27,7 @@ from .models import (
     Operation,
     Progress,
 )
-from .retries import (
-    Bounds,
-    Unreachable,
-    asked_pause,
-    bounded,
-    may_pass,
-    pause,
-    retry_after,
-)
+from .retries import Bounds, Unreachable, asked_pause, bounded, may_pass, pause, retry_after
 from .tracing import trace_headers
 
 HELD_SECONDS = 5.0

@@ -6,8 +6,7 @@ from typing import Any
 
 from marshmallow import fields, validate
 
-from ..fields import Flag, Pattern, Time
-from ..identity import (
+from ..rules.roles import (
     MAX_PASSWORD_LENGTH,
     MIN_PASSWORD_LENGTH,
     USERNAME_PATTERN,
@@ -15,6 +14,7 @@ from ..identity import (
     normal_password,
 )
 from .base import Base, Pagination, Response
+from .fields import Flag, Pattern, Time
 
 
 class _Length(validate.Length):

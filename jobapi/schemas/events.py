@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from ..fields import Choice, Document, QueryInteger, Text, Time
-from ..lifecycle import EventKind, JobStatus
+from ..rules.lifecycle import EventKind, JobStatus
 from .base import (
     MAX_CHOICES,
     MAX_REPEATS,
@@ -16,6 +15,7 @@ from .base import (
     length,
     sort_order,
 )
+from .fields import Choice, Document, QueryInteger, Text, Time
 
 _KIND = {"description": "Only these kinds; may be repeated."}
 _OF_JOB = {"description": "Only this job's."}

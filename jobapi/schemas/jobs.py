@@ -6,19 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from ..fields import (
-    Choice,
-    Document,
-    Flag,
-    Many,
-    QueryInteger,
-    StatusInput,
-    Text,
-    Time,
-    Whole,
-    Word,
-)
-from ..lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+from ..rules.lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_CHOICES,
     MAX_REPEATS,
@@ -34,6 +22,7 @@ from .base import (
     seconds,
     sort_order,
 )
+from .fields import Choice, Document, Flag, Many, QueryInteger, StatusInput, Text, Time, Whole, Word
 
 
 class JobListQuery(PagingQuery):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from ..fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
-from ..lifecycle import Action, JobStatus, OperationStatus, Priority
+from ..rules.lifecycle import Action, JobStatus, OperationStatus, Priority
 from .base import Base, Pagination, Response, between, job_type_text, length
+from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
 
 
 class JobFilter(Base):

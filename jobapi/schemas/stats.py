@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from ..fields import Time, Word
 from .base import Base, Response, job_type_text, length
+from .fields import Time, Word
 
 
 class StatsQuery(Base):

@@ -6,9 +6,9 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from ..fields import Choice, Pattern, Text, Time, Whole
-from ..identity import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
+from ..rules.roles import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
 from .base import Base, Pagination, Response, between, job_type_text, length
+from .fields import Choice, Pattern, Text, Time, Whole
 
 
 def _name(**kw: Any) -> Text:

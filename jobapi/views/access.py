@@ -19,14 +19,15 @@ from flask import g, request
 from sqlalchemy import Connection, and_, bindparam, select
 from sqlalchemy.exc import DBAPIError
 
-from .. import accounts, errors
-from ..database import AnyRow, DbNow, Statement, once_more
-from ..faults import judge
-from ..identity import Role
-from ..jobs import COLUMNS, not_found
-from ..keys import KEY_PREFIX, USE_RESOLUTION, digest
-from ..models import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
-from ..workspaces import IS_THERE
+from .. import errors
+from ..rules.roles import Role
+from ..services import accounts
+from ..services.jobs import COLUMNS, not_found
+from ..services.keys import KEY_PREFIX, USE_RESOLUTION, digest
+from ..services.workspaces import IS_THERE
+from ..store.database import AnyRow, DbNow, Statement, once_more
+from ..store.faults import judge
+from ..store.tables import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
 from .base import RaisedByHost, View, state
 from .bodies import read_body
 

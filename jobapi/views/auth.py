@@ -6,11 +6,11 @@ from typing import Any
 
 from flask import Response, request
 
-from .. import accounts
-from ..database import transaction
 from ..errors import TokenMissing
-from ..identity import address_bucket
+from ..rules.roles import address_bucket
 from ..schemas import accounts as schemas
+from ..services import accounts
+from ..store.database import transaction
 from . import examples
 from .access import Caller, again_if_read_only, bearer, connect, guard, public
 from .base import Blueprint, json_response, state

@@ -23,10 +23,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .. import errors
-from ..faults import judge, lacks_schema, parent_is_gone
-from ..fields import Choice, Time
-from ..models import MAX_ID
 from ..schemas import base as schemas
+from ..schemas.fields import Choice, Time
+from ..store.faults import judge, lacks_schema, parent_is_gone
+from ..store.tables import MAX_ID
 from . import examples
 from .bodies import Parser, read_body
 

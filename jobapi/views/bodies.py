@@ -19,7 +19,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_content_length
 
 from .. import errors
-from ..fields import MAX_PATHS, MORE, Time, wrong_path
+from ..schemas.fields import MAX_PATHS, MORE, Time, wrong_path
 from ..schemas.worker import MAX_REPORTS, Lease, Report
 
 MAX_DEPTH = 64

@@ -9,14 +9,14 @@ from typing import Any
 
 from flask import Response, current_app, request
 
-from .. import events
-from ..database import snapshot
+from ..background.event_streams import Stream, Streams, position_of
 from ..errors import TooManyRequests, Unavailable
-from ..events import Position
-from ..identity import Role
-from ..lifecycle import EventKind, JobStatus
+from ..rules.lifecycle import EventKind, JobStatus
+from ..rules.roles import Role
 from ..schemas import events as schemas
-from ..streams import Stream, Streams, position_of
+from ..services import events
+from ..services.events import Position
+from ..store.database import snapshot
 from . import examples
 from .access import Caller, guard, identify, may_still
 from .base import Blueprint, json_response, state, to_json

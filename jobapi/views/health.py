@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..database import once_more
 from ..errors import Unavailable
-from ..readiness import try_to_write
 from ..schemas import base as schemas
+from ..store.database import once_more
+from ..store.readiness import try_to_write
 from .access import connect, public
 from .base import Blueprint, state
 

@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, SecurityError
 from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
 
-from ..identity import client_address
+from ..rules.roles import client_address
 from .base import (
     BLUEPRINT_PREFIX,
     UNKNOWN,

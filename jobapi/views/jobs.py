@@ -12,8 +12,6 @@ from typing import Any
 from flask import Response, request
 from sqlalchemy import Connection
 
-from .. import jobs, lists, queue
-from ..database import BY_KEY, AnyRow, snapshot, transaction
 from ..errors import (
     BadRequest,
     BodyTooLarge,
@@ -24,10 +22,12 @@ from ..errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from ..fields import MAX_PATH_VALUE
-from ..identity import Role
-from ..lifecycle import PENDING_FIELDS, JobStatus, Priority
+from ..rules.lifecycle import PENDING_FIELDS, JobStatus, Priority
+from ..rules.roles import Role
 from ..schemas import jobs as schemas
+from ..schemas.fields import MAX_PATH_VALUE
+from ..services import job_lists, jobs, queue
+from ..store.database import BY_KEY, AnyRow, snapshot, transaction
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import (
@@ -163,23 +163,23 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
 
 def _page(caller: Caller, scope: jobs.Scope, query: dict[str, Any], **headers: str) -> Response:
     where = {name: query.pop(name) for name in _FILTERS & query.keys()}
-    filters = lists.Filters(
+    filters = job_lists.Filters(
         **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
     )
     with snapshot(caller.connection) as connection:
-        found = lists.page(connection, scope, filters, **query)
+        found = job_lists.page(connection, scope, filters, **query)
     shown = _light_object if query["light"] else job_object
     body = paginated([shown(row) for row in found.rows], found, query)
     body["pagination"]["total_is_capped"] = found.total_is_capped
     return json_response(body, headers=headers)
 
 
-_FILTERS = {field.name for field in fields(lists.Filters)} - {"only_job_types", "metadata"}
+_FILTERS = {field.name for field in fields(job_lists.Filters)} - {"only_job_types", "metadata"}
 
 
 def _light_object(row: Any) -> dict[str, Any]:
     light = job_object(SimpleNamespace(**row._asdict(), metadata=None, result=None))
-    return {name: value for name, value in light.items() if name not in lists.LARGE}
+    return {name: value for name, value in light.items() if name not in job_lists.LARGE}
 
 
 @blp.operation(

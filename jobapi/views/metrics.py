@@ -9,10 +9,10 @@ from typing import Any
 from flask import Blueprint, Response, current_app, request
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import stats
-from ..database import snapshot
 from ..errors import TokenInvalid, TokenMissing, Unavailable
-from ..faults import judge, lacks_schema
+from ..services import stats
+from ..store.database import snapshot
+from ..store.faults import judge, lacks_schema
 from .access import bearer, connect
 from .base import BLUEPRINT_PREFIX, add_error_handlers, state
 

@@ -10,9 +10,9 @@ import orjson
 from flask import request
 from sqlalchemy import Connection
 
-from .. import idempotency
-from ..database import transaction
 from ..errors import ValidationFailed
+from ..services import idempotency
+from ..store.database import transaction
 from .access import Caller
 from .base import to_json
 

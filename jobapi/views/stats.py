@@ -8,11 +8,11 @@ from typing import Any
 
 from flask import Response
 
-from .. import stats as service
-from ..database import snapshot
-from ..identity import Role
-from ..lifecycle import JobStatus
+from ..rules.lifecycle import JobStatus
+from ..rules.roles import Role
 from ..schemas import stats as schemas
+from ..services import stats as service
+from ..store.database import snapshot
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, json_response

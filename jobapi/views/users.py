@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import accounts
-from ..database import transaction
 from ..schemas import accounts as schemas
 from ..schemas.base import PagingQuery
+from ..services import accounts
+from ..store.database import transaction
 from .access import Caller, guard
 from .base import Blueprint, header, location, paginated
 

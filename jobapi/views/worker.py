@@ -12,13 +12,13 @@ from typing import Any
 from flask import Response, g, request
 from marshmallow import ValidationError
 
-from .. import idempotency, queue
-from ..database import BY_KEY, IN_ORDER, transaction
+from ..background.long_polling import wish
 from ..errors import ValidationFailed
-from ..identity import Role
-from ..lifecycle import Outcome
+from ..rules.lifecycle import Outcome
+from ..rules.roles import Role
 from ..schemas import worker as schemas
-from ..waiting import wish
+from ..services import idempotency, queue
+from ..store.database import BY_KEY, IN_ORDER, transaction
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, View, json_response, state, to_json

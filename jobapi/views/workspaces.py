@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import accounts, keys, workspaces
-from ..database import transaction
 from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
-from ..identity import Role
-from ..lifecycle import JobStatus
+from ..rules.lifecycle import JobStatus
+from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
+from ..services import accounts, keys, workspaces
+from ..store.database import transaction
 from .access import Caller, guard
 from .base import Blueprint, header, location, paginated
 

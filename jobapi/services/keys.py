@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import exists, insert, or_, select, update
 
+from ..errors import KeyNotFound, NotAMember, ValidationFailed
+from ..rules.lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE, EventKind
+from ..rules.roles import MAX_KEY_JOB_TYPES, Role, check_name
+from ..store.database import AnyRow, DbNow, Executor
+from ..store.paging import Page, fetch_page
+from ..store.tables import api_keys, memberships, users
 from . import events
-from .database import AnyRow, DbNow, Executor
-from .errors import KeyNotFound, NotAMember, ValidationFailed
-from .identity import MAX_KEY_JOB_TYPES, Role, check_name
-from .lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE, EventKind
-from .models import api_keys, memberships, users
-from .paging import Page, fetch_page
 
 KEY_PREFIX = "jk_"
 USE_RESOLUTION = timedelta(minutes=1)

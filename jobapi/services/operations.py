@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import insert, select, update
 
-from . import events, lifecycle, lists
-from . import jobs as verbs
-from .database import (
+from ..errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
+from ..rules import lifecycle
+from ..rules.lifecycle import Action, OperationStatus
+from ..store.database import (
     BY_KEY,
     AnyRow,
     DbNow,
@@ -27,11 +28,11 @@ from .database import (
     record_source,
     records,
 )
-from .errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
-from .lifecycle import Action, OperationStatus
-from .lists import Filters
-from .models import jobs, operations
-from .paging import Page, fetch_page
+from ..store.paging import Page, fetch_page
+from ..store.tables import jobs, operations
+from . import events, job_lists
+from . import jobs as verbs
+from .job_lists import Filters
 from .settling import Settling, lock
 
 AT_ONCE = 500
@@ -48,7 +49,7 @@ def plan(session: Executor, workspace_id: int, action: Action, filters: Filters)
     filter's statuses is one to which it can be done.
     """
     narrowed = _narrowed(action, filters)
-    total, capped = lists.count(session, verbs.in_workspace(workspace_id), narrowed)
+    total, capped = job_lists.count(session, verbs.in_workspace(workspace_id), narrowed)
     return {
         "workspace_id": workspace_id,
         "action": action,
@@ -138,7 +139,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     filters = _narrowed(action, Filters.from_json(operation.filter))
     scope = verbs.in_workspace(operation.workspace_id)
     # What came after it began does not concern it.
-    walked = lists.walk(
+    walked = job_lists.walk(
         session,
         scope,
         filters,

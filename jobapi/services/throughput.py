@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import case, delete, func, literal, select
 
-from .database import (
+from ..store.database import (
     AnyRow,
     DbNow,
     Executor,
@@ -24,7 +24,7 @@ from .database import (
     record_source,
     records,
 )
-from .models import job_count_changes, job_flow
+from ..store.tables import job_count_changes, job_flow
 
 KEPT = {10: timedelta(minutes=5), 60: timedelta(hours=2), 600: timedelta(days=31)}
 """The spans in seconds, and for how long they are kept."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, union_all
 
-from . import flow
-from .database import (
+from ..rules.lifecycle import JobStatus
+from ..store.database import (
     AnyRow,
     Executor,
     dialect_name,
@@ -24,8 +24,8 @@ from .database import (
     record_source,
     records,
 )
-from .lifecycle import JobStatus
-from .models import job_count_changes, job_counts, jobs, workspaces
+from ..store.tables import job_count_changes, job_counts, jobs, workspaces
+from . import throughput
 
 FOLD_AT_ONCE = 10_000
 """How many changes are folded in one transaction at most."""
@@ -129,7 +129,7 @@ def fold(session: Executor) -> int:
     sums: Counter[tuple[Any, ...]] = Counter()
     for *kind, n, _, _ in gone:
         sums[tuple(kind)] += n
-    flow.add(session, gone)
+    throughput.add(session, gone)
     # In one order, so that two who fold never wait for each other in a circle.
     rows = [dict(zip(_COUNTED, (*kind, n), strict=True)) for kind, n in sorted(sums.items()) if n]
     if rows:

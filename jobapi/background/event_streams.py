@@ -26,11 +26,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import events
-from .database import snapshot
-from .errors import Unavailable
-from .events import EventFilters, Found, Position, Snapshot
-from .faults import FaultLog
+from ..errors import Unavailable
+from ..services import events
+from ..services.events import EventFilters, Found, Position, Snapshot
+from ..store.database import snapshot
+from ..store.faults import FaultLog
 
 if sys.platform != "win32":  # where a host may be developed
     import resource

@@ -7,7 +7,7 @@ import unicodedata
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
-from .errors import ValidationFailed
+from ..errors import ValidationFailed
 
 USERNAME_PATTERN = r"[A-Za-z0-9_.@+\-]{1,100}"
 USERNAME_RULE = "Use 1 to 100 letters, digits and the characters _ . @ + -"

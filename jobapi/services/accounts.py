@@ -19,8 +19,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import case, delete, insert, literal, select, true, update
 
-from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
-from .errors import (
+from ..errors import (
     LastAdministrator,
     LoginFailed,
     TokenRevoked,
@@ -29,15 +28,16 @@ from .errors import (
     UserNotFound,
     ValidationFailed,
 )
-from .identity import (
+from ..rules.roles import (
     MAX_PASSWORD_LENGTH,
     MIN_PASSWORD_LENGTH,
     USERNAME_PATTERN,
     USERNAME_RULE,
     normal_password,
 )
-from .models import login_failures, sessions, users
-from .paging import Page, fetch_page
+from ..store.database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
+from ..store.paging import Page, fetch_page
+from ..store.tables import login_failures, sessions, users
 
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)

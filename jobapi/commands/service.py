@@ -27,14 +27,15 @@ from marshmallow import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from . import accounts, config, counts, events, keys, logs, workspaces
-from .engine import long_transaction
-from .errors import JobApiError, UsernameTaken, UserNotFound
-from .faults import judge, lacks_schema
-from .fields import Time
-from .identity import Role
-from .lifecycle import JobStatus, Priority
-from .signals import StopSignals
+from .. import config, logs
+from ..errors import JobApiError, UsernameTaken, UserNotFound
+from ..rules.lifecycle import JobStatus, Priority
+from ..rules.roles import Role
+from ..schemas.fields import Time
+from ..services import accounts, counts, events, keys, workspaces
+from ..signals import StopSignals
+from ..store.engine import long_transaction
+from ..store.faults import judge, lacks_schema
 
 _FOLDER = "jobapi-metrics-"
 _LOCK = "lock"
@@ -90,7 +91,7 @@ def provide_app(ctx: click.Context) -> None:
 
 def _create_app() -> Any:
     # The application is the top of all imports; in a host it is there already.
-    from .extension import create_app
+    from ..extension import create_app
 
     return create_app()
 
@@ -123,7 +124,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     from gunicorn.app.base import BaseApplication
 
-    from .serving import OPTIONS, Worker
+    from .gunicorn_worker import OPTIONS, Worker
 
     state = _state()
     app, settings = state.app, state.settings
@@ -152,7 +153,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     def gone(server: Any, worker: Any) -> None:
         if settings.metrics_token is not None:
-            from .metrics import note_end
+            from ..metrics import note_end
 
             note_end(worker.pid)
 

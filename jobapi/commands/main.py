@@ -15,19 +15,19 @@ class _Commands(click.Group):
     """Finds a command where it belongs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from . import commands
+        from . import service
 
-        return sorted([*commands.group.commands, *_OF_THE_CLIENT])
+        return sorted([*service.group.commands, *_OF_THE_CLIENT])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _OF_THE_CLIENT:
-            from .client.commands import jobs_group, worker_command
+            from ..client.commands import jobs_group, worker_command
 
             return jobs_group if cmd_name == "jobs" else worker_command
-        from . import commands
+        from . import service
 
-        commands.provide_app(ctx)
-        return commands.group.get_command(ctx, cmd_name)
+        service.provide_app(ctx)
+        return service.group.get_command(ctx, cmd_name)
 
 
 @click.command("jobapi", cls=_Commands)

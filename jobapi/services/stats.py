@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, func, literal, select
 
-from . import counts, flow, lists
-from .database import (
+from ..rules.lifecycle import JobStatus, Priority
+from ..store.database import (
     IN_ORDER,
     AnyRow,
     DbNow,
@@ -22,9 +22,9 @@ from .database import (
     record_source,
     records,
 )
+from ..store.tables import jobs
+from . import counts, job_lists, throughput
 from .jobs import in_workspace
-from .lifecycle import JobStatus, Priority
-from .models import jobs
 
 SAMPLE = 1_000
 """How many jobs the durations are taken from: an equal share for each type and priority."""
@@ -109,7 +109,7 @@ def stats(
     only_job_types = only_job_types if wanted is None else wanted
     plan_without(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
-    filters = lists.Filters(only_job_types=only_job_types)
+    filters = job_lists.Filters(only_job_types=only_job_types)
     scope = in_workspace(workspace_id)
     kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
     by_status: Counter[JobStatus] = Counter()
@@ -170,17 +170,19 @@ def history(
     """
     span, length, number = HISTORIES[window]
     now = session.execute(select(DbNow())).scalar_one()
-    last = flow.begin_of(now, length)
+    last = throughput.begin_of(now, length)
     begins = [last - timedelta(seconds=length * back) for back in range(number)]
     points = {at: Point(at, Counter(), defaultdict(float), {}) for at in begins}
     net: dict[datetime, Counter[int]] = defaultdict(Counter)
-    for each in flow.read(session, workspace_id, span, begins[-1], only_job_types=only_job_types):
+    for each in throughput.read(
+        session, workspace_id, span, begins[-1], only_job_types=only_job_types
+    ):
         # A clock that runs ahead of the database's counts as now.
-        at = min(flow.begin_of(each.at, length), last)
+        at = min(throughput.begin_of(each.at, length), last)
         points[at].came[each.status] += each.n
         points[at].seconds[each.status] += each.seconds
         net[at][each.status] += each.net
-    scope, filters = in_workspace(workspace_id), lists.Filters(only_job_types=only_job_types)
+    scope, filters = in_workspace(workspace_id), job_lists.Filters(only_job_types=only_job_types)
     there: Counter[int] = Counter()
     for kind in counts.kinds(session, lambda c: [scope(c), *filters.kind(c)]):
         there[kind.status] += kind.n
@@ -323,9 +325,13 @@ def _rates(
 ) -> dict[str, dict[str, int]]:
     rates = {}
     for name, (span, seconds) in WINDOWS.items():
-        since = flow.begin_of(now - timedelta(seconds=seconds), span) + timedelta(seconds=span)
+        since = throughput.begin_of(now - timedelta(seconds=seconds), span) + timedelta(
+            seconds=span
+        )
         came: Counter[int] = Counter()
-        for each in flow.read(session, workspace_id, span, since, only_job_types=only_job_types):
+        for each in throughput.read(
+            session, workspace_id, span, since, only_job_types=only_job_types
+        ):
             came[each.status] += each.n
         rates[name] = {rate: came[status] for rate, status in RATES.items()}
     return rates
@@ -334,7 +340,7 @@ def _rates(
 def _durations(session: Executor, kinds: Sequence[AnyRow]) -> dict[str, Durations]:
     most = max(LEAST_SAMPLE, SAMPLE // max(1, len(kinds)))
     took: dict[str, list[float]] = defaultdict(list)
-    for row in lists.newest(session, kinds, most):
+    for row in job_lists.newest(session, kinds, most):
         took[row.job_type].append((row.completed_at - row.started_at).total_seconds())
     return {job_type: _summary(sorted(seconds)) for job_type, seconds in sorted(took.items())}
 

@@ -31,8 +31,10 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
-from . import counts, events, leases, lifecycle
-from .database import (
+from ..errors import JobNotEnded, JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
+from ..rules import leases, lifecycle
+from ..rules.lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
+from ..store.database import (
     AnyRow,
     DbNow,
     Executor,
@@ -43,10 +45,9 @@ from .database import (
     record_source,
     records,
 )
-from .errors import JobNotEnded, JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
-from .lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
-from .models import attempts, jobs, memberships, workspaces
-from .paging import MAX_BYTES
+from ..store.paging import MAX_BYTES
+from ..store.tables import attempts, jobs, memberships, workspaces
+from . import counts, events
 
 MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""

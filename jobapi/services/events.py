@@ -30,7 +30,9 @@ from sqlalchemy import (
     tuple_,
 )
 
-from .database import (
+from ..errors import Unavailable, ValidationFailed
+from ..rules.lifecycle import EventKind
+from ..store.database import (
     IN_ORDER,
     AnyRow,
     DbNow,
@@ -41,10 +43,8 @@ from .database import (
     record_source,
     records,
 )
-from .errors import Unavailable, ValidationFailed
-from .lifecycle import EventKind
-from .models import events, workspaces
-from .paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from ..store.tables import events, workspaces
 
 MAX_COUNTED = 10_000
 """Up to how many events are counted."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, tuple_, update
 
-from . import events
-from .database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
-from .errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
-from .identity import Role, check_name
-from .lifecycle import EventKind, JobStatus
-from .models import (
+from ..errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
+from ..rules.lifecycle import EventKind, JobStatus
+from ..rules.roles import Role, check_name
+from ..store.database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
+from ..store.paging import Page, fetch_page
+from ..store.tables import (
     api_keys,
     idempotency_keys,
     job_flow,
@@ -22,8 +22,8 @@ from .models import (
     users,
     workspaces,
 )
-from .models import events as event_rows
-from .paging import Page, fetch_page
+from ..store.tables import events as event_rows
+from . import events
 
 IS_THERE = workspaces.c.deleted_at.is_(None)
 

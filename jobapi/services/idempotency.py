@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 from sqlalchemy import BigInteger, bindparam, delete, func, insert, select, tuple_
 
-from .database import DbNow, Executor, Statement, dialect_name
-from .errors import IdempotencyKeyReused, RequestInProgress
-from .models import idempotency_keys
+from ..errors import IdempotencyKeyReused, RequestInProgress
+from ..store.database import DbNow, Executor, Statement, dialect_name
+from ..store.tables import idempotency_keys
 
 KEPT = timedelta(hours=24)
 MAX_KEY_LENGTH = 255

@@ -20,12 +20,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
-from . import counts, events, flow, idempotency, jobs, operations, queue, workspaces
-from .database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
-from .faults import FaultLog, judge
-from .leases import Backoff
-from .lifecycle import Action, JobStatus
-from .models import duties
+from ..rules.leases import Backoff
+from ..rules.lifecycle import Action, JobStatus
+from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
+from ..store.database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
+from ..store.faults import FaultLog, judge
+from ..store.tables import duties
 
 ROUND_SECONDS = 2.0
 """How long between two looks."""
@@ -229,7 +229,7 @@ def _sweep_events(connection: Connection, *, workspace_id: int) -> bool:
 
 def _forget(connection: Connection) -> bool:
     operations.forget(connection)
-    flow.forget(connection)
+    throughput.forget(connection)
     return False
 
 

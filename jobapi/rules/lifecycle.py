@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
-from .errors import (
+from ..errors import (
     JobNotCancellable,
     JobNotEditable,
     JobNotRetryable,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from .errors import AlreadyBegun, LeaseLost
+from ..errors import AlreadyBegun, LeaseLost
 from .lifecycle import NO_LEASE, WORK_FIELDS, JobStatus, Outcome, end, work_values
 
 LEASE_EXPIRED = "lease expired"

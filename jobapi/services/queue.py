@@ -38,8 +38,11 @@ from sqlalchemy import (
     update,
 )
 
-from . import leases
-from .database import (
+from ..errors import JobApiError, ValidationFailed
+from ..rules import leases
+from ..rules.leases import Backoff
+from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
+from ..store.database import (
     AnyRow,
     DbNow,
     Executor,
@@ -52,12 +55,9 @@ from .database import (
     record_source,
     records,
 )
-from .errors import JobApiError, ValidationFailed
+from ..store.paging import MAX_BYTES
+from ..store.tables import attempts, jobs
 from .jobs import COLUMNS, answer_bytes, fitting, limit_documents, not_found, wrong_document
-from .leases import Backoff
-from .lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
-from .models import attempts, jobs
-from .paging import MAX_BYTES
 from .settling import DECIDING, Settling, lock
 
 MAX_CLAIMED = 100

@@ -33,9 +33,9 @@ import psycopg
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import queue
-from .faults import FaultLog
-from .queue import Wish
+from ..services import queue
+from ..services.queue import Wish
+from ..store.faults import FaultLog
 
 CHANNEL = "jobapi_jobs"
 POLL_SECONDS = 0.75

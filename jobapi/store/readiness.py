@@ -8,7 +8,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, inspect, select, table, update
 
 from .database import DbNow, dialect_name, insert_or_ignore, transaction
-from .models import duties
+from .tables import duties
 
 _WRITE_CHECK = "write-check"
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy import ColumnElement, FromClause, func, select
 
+from ..errors import ValidationFailed
 from .database import AnyRow, Executor
-from .errors import ValidationFailed
-from .models import MAX_ID
+from .tables import MAX_ID
 
 MAX_BYTES = 8 * 1024 * 1024
 """How large an answer with many jobs may be, as JSON."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Update, select, true, update
 
-from . import leases
-from .database import (
+from ..rules import leases
+from ..store.database import (
     AnyRow,
     DbNow,
     Executor,
@@ -20,8 +20,8 @@ from .database import (
     record_source,
     records,
 )
+from ..store.tables import attempts, jobs
 from .jobs import COLUMNS
-from .models import attempts, jobs
 
 DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
 """What the rules look at, and what an answer needs. Not the metadata, which may be large."""

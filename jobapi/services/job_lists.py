@@ -44,8 +44,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from . import counts
-from .database import (
+from ..errors import PageTooLarge, ValidationFailed
+from ..rules.lifecycle import JobStatus, Priority
+from ..store.database import (
     BY_KEY,
     IN_ORDER,
     AnyRow,
@@ -57,11 +58,10 @@ from .database import (
     record_source,
     records,
 )
-from .errors import PageTooLarge, ValidationFailed
+from ..store.paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from ..store.tables import jobs
+from . import counts
 from .jobs import COLUMNS, Scope, answer_bytes, fitting
-from .lifecycle import JobStatus, Priority
-from .models import jobs
-from .paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
 
 MAX_COUNTED = 10_000
 """Up to how many matches are counted if the kept totals do not have the number."""

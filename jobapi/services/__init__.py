@@ -1,0 +1,1 @@
+"""What can be done, a module per noun. Services never commit."""
