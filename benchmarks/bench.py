@@ -30,7 +30,7 @@ from typing import Any
 import flask_migrate
 
 from jobapi import accounts, create_app, jobs, workspaces
-from jobapi.store.database import transaction
+from jobapi.store.transactions import transaction
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, sync_playwright
 from scale import LARGE, SMALL, databases, load
 
 from jobapi import accounts, create_app
-from jobapi.store.database import transaction
+from jobapi.store.transactions import transaction
 
 ROUNDS = 9
 NAME, PASSWORD = "bench", "only for the benchmark"

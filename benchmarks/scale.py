@@ -34,7 +34,7 @@ from sqlalchemy import make_url
 
 from jobapi import create_app
 from jobapi.services import counts
-from jobapi.store.database import BY_KEY, transaction
+from jobapi.store.transactions import BY_KEY, transaction
 
 SMALL = 5_000
 LARGE = int(os.environ.get("SCALE_JOBS", "5_000_000"))

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
-from .store.database import normalize_url, unknown_options
+from .store.engine import normalize_url, unknown_options
 
 PREFIX = "JOBAPI_"
 MIN_SECRET_BYTES = 32

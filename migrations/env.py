@@ -5,7 +5,7 @@ from typing import Any
 from alembic import context
 from flask import current_app
 
-from jobapi.store.database import UtcDateTime
+from jobapi.store.columns import UtcDateTime
 from jobapi.store.engine import long_transaction
 from jobapi.store.tables import TABLE_PREFIX, Base
 

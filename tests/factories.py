@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from jobapi import accounts, jobs, keys, queue, workspaces
 from jobapi.rules.roles import Role
-from jobapi.store.database import transaction
+from jobapi.store.transactions import transaction
 
 _numbers = count(1)
 

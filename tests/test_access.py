@@ -12,7 +12,7 @@ from flask_jwt_extended import create_access_token
 from sqlalchemy import delete, select, update
 
 from jobapi import accounts, keys
-from jobapi.rules.lifecycle import Action
+from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import operations
 from jobapi.services.job_lists import Filters

@@ -12,9 +12,9 @@ from sqlalchemy import event, select, text, update
 from jobapi import queue
 from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.roles import Role
-from jobapi.store.database import IN_ORDER, transaction
 from jobapi.store.paging import MAX_BYTES
 from jobapi.store.tables import jobs
+from jobapi.store.transactions import IN_ORDER, transaction
 
 from .factories import Desk, World
 

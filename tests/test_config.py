@@ -11,7 +11,7 @@ import pytest
 
 from jobapi import create_app
 from jobapi.config import ConfigError, Settings, load
-from jobapi.store.database import normalize_url
+from jobapi.store.engine import normalize_url
 
 from .conftest import SECRET
 

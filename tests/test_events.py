@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 
 from jobapi.background import maintenance
-from jobapi.rules.lifecycle import EventKind
+from jobapi.rules.events import EventKind
 from jobapi.rules.roles import Role
 from jobapi.services import events
 from jobapi.store.tables import events as table

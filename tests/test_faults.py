@@ -19,8 +19,8 @@ from jobapi.background import maintenance
 from jobapi.rules.roles import Role
 from jobapi.services import operations
 from jobapi.services.accounts import Login
-from jobapi.store.database import snapshot, transaction
 from jobapi.store.engine import long_transaction
+from jobapi.store.transactions import snapshot, transaction
 
 from .factories import PASSWORD, Desk, World, until
 from .test_errors import check

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 
-from jobapi.rules.lifecycle import Action
+from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.schemas.fields import wrong_path
 from jobapi.services import operations

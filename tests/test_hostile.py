@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from jobapi import jobs
 from jobapi.errors import ValidationFailed
+from jobapi.rules.documents import MAX_DOCUMENT_BYTES
 from jobapi.schemas.base import Base
 from jobapi.schemas.fields import Choice, Text, Whole
-from jobapi.services.jobs import MAX_DOCUMENT_BYTES
 
 from .conftest import SECRET
 from .factories import Desk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ FLOORS = {
     "tokens": "errors services store",
     "metrics": "config rules services",
     "background": "errors rules services store",
-    "views": "background errors extension metrics rules schemas services store",
-    "extension": "background commands config logs metrics rules services store tokens views",
+    "state": "background config metrics rules services store tokens",
+    "views": "background errors metrics rules schemas services state store",
+    "extension": "commands config logs state tokens views",
     "client": "errors rules signals",
-    "commands": "client config errors extension logs metrics rules services signals store"
-    " schemas views",
+    "commands": "client config errors logs metrics rules schemas services signals store views",
 }
 SERVICES = sorted(name for name in MODULES if name.startswith("services."))
 NO_WEB = sorted(name for name in MODULES if name.split(".")[0] in ("errors", "rules", "store"))
@@ -75,6 +76,10 @@ def ours(name: str) -> set[str]:
 def test_imports_of_a_module_stay_below_its_floor(name: str) -> None:
     floor = name.split(".")[0]
     assert {found.split(".")[0] for found in ours(name)} <= {floor, *FLOORS[floor].split()}
+
+
+def test_imports_of_modules_form_no_cycle() -> None:
+    TopologicalSorter({name: ours(name) for name in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("name", [*SERVICES, *NO_WEB])

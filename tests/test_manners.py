@@ -404,7 +404,7 @@ def test_log_has_one_object_a_request_and_nothing_secret(
 def _engine(url: str) -> Any:
     from sqlalchemy import create_engine
 
-    from jobapi.store.database import normalize_url
+    from jobapi.store.engine import normalize_url
 
     return create_engine(normalize_url(url))
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 
 from jobapi.background import maintenance
-from jobapi.rules.lifecycle import Action
+from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import operations
 from jobapi.services.job_lists import Filters

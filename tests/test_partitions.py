@@ -14,11 +14,12 @@ from sqlalchemy import Connection, select, text, update
 from jobapi import jobs as verbs
 from jobapi import queue
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import Action, JobStatus
+from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters
-from jobapi.store.database import BY_KEY, IN_ORDER, transaction
 from jobapi.store.tables import attempts, jobs
+from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction
 
 from .conftest import app_on
 from .factories import Desk, World

@@ -16,8 +16,8 @@ from jobapi import queue
 from jobapi.rules import leases
 from jobapi.rules.leases import Backoff
 from jobapi.rules.lifecycle import JobStatus
-from jobapi.store.database import transaction
 from jobapi.store.tables import jobs
+from jobapi.store.transactions import transaction
 
 from .factories import Desk
 

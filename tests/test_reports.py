@@ -13,8 +13,8 @@ from jobapi import queue
 from jobapi.rules.leases import Backoff
 from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.roles import Role
-from jobapi.store.database import BY_KEY, transaction
 from jobapi.store.tables import jobs
+from jobapi.store.transactions import BY_KEY, transaction
 
 from .factories import Desk, World
 

@@ -14,8 +14,9 @@ from jobapi.background import maintenance
 from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.roles import Role
 from jobapi.services import counts, stats, throughput
-from jobapi.store.database import IN_ORDER, DbNow, plan_without, snapshot
+from jobapi.store.columns import DbNow
 from jobapi.store.tables import job_count_changes, job_flow, jobs
+from jobapi.store.transactions import IN_ORDER, plan_without, snapshot
 
 from .factories import Desk
 

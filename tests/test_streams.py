@@ -26,13 +26,13 @@ from sqlalchemy.exc import DBAPIError
 
 from jobapi import jobs
 from jobapi.background import event_streams
-from jobapi.rules.lifecycle import EventKind
+from jobapi.rules.events import EventKind
 from jobapi.rules.roles import Role
 from jobapi.services import events
 from jobapi.services.events import EventFilters
-from jobapi.store.database import snapshot
 from jobapi.store.tables import api_keys, memberships
 from jobapi.store.tables import events as table
+from jobapi.store.transactions import snapshot
 
 from .conftest import app_on
 from .factories import PASSWORD, Desk, World

@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, select
 
 from jobapi.client import Client, Job, Unreachable
 from jobapi.errors import JobApiError
-from jobapi.store.database import normalize_url
+from jobapi.store.engine import normalize_url
 from jobapi.store.tables import jobs
 
 from .conftest import furnish, service_settings

@@ -12,10 +12,11 @@ from sqlalchemy import event, text
 
 from jobapi import jobs as verbs
 from jobapi import queue
-from jobapi.rules.lifecycle import Action, JobStatus, Priority
+from jobapi.rules.lifecycle import JobStatus, Priority
+from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters
-from jobapi.store.database import IN_ORDER, snapshot, transaction
+from jobapi.store.transactions import IN_ORDER, snapshot, transaction
 
 from .conftest import app_on
 from .factories import Desk, World

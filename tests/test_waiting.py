@@ -24,7 +24,7 @@ from jobapi.background import maintenance
 from jobapi.background.long_polling import WaitingRoom, wish
 from jobapi.rules.leases import Backoff
 from jobapi.services import operations
-from jobapi.store.database import normalize_url
+from jobapi.store.engine import normalize_url
 from jobapi.store.tables import duties
 from jobapi.views.worker import caller_is_gone
 

@@ -13,7 +13,6 @@ from jobapi import accounts
 from jobapi import workspaces as workspaces_service
 from jobapi.background import maintenance
 from jobapi.rules.roles import Role
-from jobapi.store.database import transaction
 from jobapi.store.tables import (
     api_keys,
     job_count_changes,
@@ -22,6 +21,7 @@ from jobapi.store.tables import (
     memberships,
     workspaces,
 )
+from jobapi.store.transactions import transaction
 
 from .factories import Desk, World
 

@@ -29,8 +29,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import Unavailable
 from ..services import events
 from ..services.events import EventFilters, Found, Position, Snapshot
-from ..store.database import snapshot
 from ..store.faults import FaultLog
+from ..store.transactions import snapshot
 
 if sys.platform != "win32":  # where a host may be developed
     import resource

@@ -21,11 +21,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, delete, or_, select
 
 from ..rules.leases import Backoff
-from ..rules.lifecycle import Action, JobStatus
+from ..rules.lifecycle import JobStatus
+from ..rules.operations import Action
 from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
-from ..store.database import BY_KEY, IN_ORDER, DbNow, dialect_name, insert_or_ignore, transaction
+from ..store.columns import DbNow, insert_or_ignore
+from ..store.connections import dialect_name
 from ..store.faults import FaultLog, judge
 from ..store.tables import duties
+from ..store.transactions import BY_KEY, IN_ORDER, transaction
 
 ROUND_SECONDS = 2.0
 """How long between two looks."""

@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import JobApiError
-from ..rules.lifecycle import Action, EventKind, JobStatus, Priority
+from ..rules.events import EventKind
+from ..rules.lifecycle import JobStatus, Priority
+from ..rules.operations import Action
 from .http import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable

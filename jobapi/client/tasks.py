@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from ..rules.lifecycle import compose_patches
+from ..rules.documents import compose_patches
 from .connection import written
 from .models import ClaimedJob
 

@@ -91,7 +91,7 @@ def provide_app(ctx: click.Context) -> None:
 
 def _create_app() -> Any:
     # The application is the top of all imports; in a host it is there already.
-    from ..extension import create_app
+    from .. import create_app
 
     return create_app()
 

@@ -21,6 +21,7 @@ from ..errors import (
     TransitionNotAllowed,
     ValidationFailed,
 )
+from .documents import merge_patch
 
 JOB_TYPE_PATTERN = r"[A-Za-z0-9_.:\-]{1,100}"
 JOB_TYPE_RULE = "Use 1 to 100 letters, digits and the characters _ . : -"
@@ -93,73 +94,6 @@ TRANSITIONS: Mapping[str, tuple[frozenset[JobStatus], JobStatus]] = {
 }
 
 
-class Action(IntEnum):
-    """What is done to the jobs."""
-
-    CANCEL = 0
-    RETRY = 1
-    DELETE = 2
-
-    @property
-    def label(self) -> str:
-        """The action's name as the API writes it."""
-        return self.name.lower()
-
-    @property
-    def takes(self) -> list[JobStatus]:
-        """The statuses of the jobs to which it can be done."""
-        if self is Action.DELETE:
-            return [status for status in JobStatus if status.ended]
-        return sorted(TRANSITIONS[self.label][0])
-
-
-class OperationStatus(IntEnum):
-    """Where an operation stands."""
-
-    RUNNING = 0
-    FINISHED = 1
-    STOPPED = 2
-
-    @property
-    def label(self) -> str:
-        """The status's name as the API writes it."""
-        return self.name.lower()
-
-
-class EventKind(IntEnum):
-    """What can happen to a job, or to a workspace."""
-
-    CREATED = 0
-    STARTED = 1
-    CLAIMED = 2
-    PROGRESSED = 3
-    SUCCEEDED = 4
-    FAILED = 5
-    RETRIED = 6
-    LEASE_EXPIRED = 7
-    CANCELLED = 8
-    EDITED = 9
-    RELEASED = 10
-    DELETED = 11
-    TIMED_OUT = 12
-    MEMBER_ADDED = 20
-    MEMBER_CHANGED = 21
-    MEMBER_REMOVED = 22
-    KEY_CREATED = 23
-    KEY_REVOKED = 24
-    WORKSPACE_CHANGED = 25
-
-    @property
-    def label(self) -> str:
-        """The kind's name as the API writes it."""
-        return self.name.lower()
-
-    @property
-    def of_job(self) -> bool:
-        """Whether it happens to a job."""
-        return self < EventKind.MEMBER_ADDED
-
-
 # The verb that an edit of `status` means. None leads to pending: going back is
 # a retry, which counts, and not an edit.
 EDIT_VERBS = {
@@ -201,37 +135,6 @@ def due_at(queued_at: datetime, scheduled_at: datetime | None) -> datetime:
 def actual_duration(due: datetime, end: datetime) -> int | None:
     """Whole seconds from when the job was due to its end; None if never due."""
     return None if end < due else int((end - due).total_seconds())
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch of one value by another (RFC 7396, section 2)."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
-
-
-def compose_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One merge patch that does what two do one after the other; None if no single one does.
-
-    A null stays in it, for it removes what the target has. None: ``second`` puts an
-    object where ``first`` puts something else, or removes it. In a single patch that
-    object would be merged with the target's.
-    """
-    composed = dict(first)
-    for name, value in second.items():
-        if isinstance(value, Mapping) and name in first:
-            before = first[name]
-            value = compose_patches(before, value) if isinstance(before, Mapping) else None
-            if value is None:
-                return None
-        composed[name] = value
-    return composed
 
 
 def cancel(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:

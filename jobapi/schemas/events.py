@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from ..rules.lifecycle import EventKind, JobStatus
+from ..rules.events import EventKind
+from ..rules.lifecycle import JobStatus
 from .base import (
     MAX_CHOICES,
     MAX_REPEATS,

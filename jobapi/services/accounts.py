@@ -35,7 +35,8 @@ from ..rules.roles import (
     USERNAME_RULE,
     normal_password,
 )
-from ..store.database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
+from ..store.columns import DbNow, insert_or_ignore
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import Page, fetch_page
 from ..store.tables import login_failures, sessions, users
 

@@ -16,14 +16,9 @@ from typing import Any
 from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, union_all
 
 from ..rules.lifecycle import JobStatus
-from ..store.database import (
-    AnyRow,
-    Executor,
-    dialect_name,
-    insert_or_ignore,
-    record_source,
-    records,
-)
+from ..store.columns import insert_or_ignore
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.records import record_source, records
 from ..store.tables import job_count_changes, job_counts, jobs, workspaces
 from . import throughput
 

@@ -31,20 +31,13 @@ from sqlalchemy import (
 )
 
 from ..errors import Unavailable, ValidationFailed
-from ..rules.lifecycle import EventKind
-from ..store.database import (
-    IN_ORDER,
-    AnyRow,
-    DbNow,
-    Executor,
-    dialect_name,
-    insert_records,
-    plan_without,
-    record_source,
-    records,
-)
+from ..rules.events import EventKind
+from ..store.columns import DbNow
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from ..store.records import insert_records, record_source, records
 from ..store.tables import events, workspaces
+from ..store.transactions import IN_ORDER, plan_without
 
 MAX_COUNTED = 10_000
 """Up to how many events are counted."""

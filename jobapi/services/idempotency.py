@@ -14,7 +14,9 @@ import orjson
 from sqlalchemy import BigInteger, bindparam, delete, func, insert, select, tuple_
 
 from ..errors import IdempotencyKeyReused, RequestInProgress
-from ..store.database import DbNow, Executor, Statement, dialect_name
+from ..store.columns import DbNow
+from ..store.connections import Executor, dialect_name
+from ..store.statement import Statement
 from ..store.tables import idempotency_keys
 
 KEPT = timedelta(hours=24)

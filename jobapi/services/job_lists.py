@@ -46,22 +46,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from ..errors import PageTooLarge, ValidationFailed
 from ..rules.lifecycle import JobStatus, Priority
-from ..store.database import (
-    BY_KEY,
-    IN_ORDER,
-    AnyRow,
-    Executor,
-    IsAmong,
-    Statement,
-    dialect_name,
-    plan_without,
-    record_source,
-    records,
-)
+from ..store.columns import IsAmong
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor
+from ..store.records import record_source, records
+from ..store.statement import Statement
 from ..store.tables import jobs
+from ..store.transactions import BY_KEY, IN_ORDER, plan_without
 from . import counts
-from .jobs import COLUMNS, Scope, answer_bytes, fitting
+from .job_rows import COLUMNS, Scope, answer_bytes, fitting
 
 MAX_COUNTED = 10_000
 """Up to how many matches are counted if the kept totals do not have the number."""

@@ -14,76 +14,33 @@ from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
 import uuid_utils
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Select,
     and_,
     bindparam,
     func,
     insert,
     literal,
-    or_,
     select,
     update,
 )
 from sqlalchemy import delete as sql_delete
 
-from ..errors import JobNotEnded, JobNotFound, PreconditionFailed, Unavailable, ValidationFailed
+from ..errors import JobNotEnded, PreconditionFailed, Unavailable, ValidationFailed
 from ..rules import leases, lifecycle
+from ..rules.documents import limit_documents
 from ..rules.lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
-from ..store.database import (
-    AnyRow,
-    DbNow,
-    Executor,
-    JsonBytes,
-    Statement,
-    dialect_name,
-    is_picked,
-    record_source,
-    records,
-)
-from ..store.paging import MAX_BYTES
-from ..store.tables import attempts, jobs, memberships, workspaces
+from ..store.columns import DbNow, is_picked
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.records import record_source, records
+from ..store.statement import Statement
+from ..store.tables import attempts, jobs
 from . import counts, events
+from .job_rows import COLUMNS, not_found
 
 MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""
-
-# The escape, and not a backslash before a text that looks like it.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-MAX_DOCUMENT_BYTES = 1024 * 1024
-"""How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
-
-COLUMNS = tuple(jobs.c)
-_TEXTS = ("metadata", "result", "error", "progress_message")
-_OTHER_BYTES = 1_000
-
-
-def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
-    """At most how many bytes of JSON a job takes in an answer with these columns."""
-    return JsonBytes(*(c for c in columns if c.name in _TEXTS)) + _OTHER_BYTES
-
-
-def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
-    """The first ``most`` jobs that a query finds, or as many as an answer holds; one at least.
-
-    ``query`` selects columns of the table. Each row has its ``place``, too, from 1, and ``more``:
-    None where the query finds no other after it. They come in no particular order.
-    """
-    columns = list(query.selected_columns)
-    # With the same frame it is one pass.
-    window: Any = {"order_by": order, "rows": (None, 0)}
-    found = query.add_columns(
-        func.sum(answer_bytes(columns)).over(**window).label("so_far"),
-        func.row_number().over(**window).label("place"),
-        func.lead(1).over(**window).label("more"),
-    ).subquery()
-    fits = or_(found.c.so_far <= MAX_BYTES, found.c.place == 1)
-    shown = [found.c[column.name] for column in columns]
-    return select(*shown, found.c.place, found.c.more).where(found.c.place <= most, fits)
 
 
 GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
@@ -339,34 +296,6 @@ def changed_since() -> PreconditionFailed:
     )
 
 
-def not_found() -> JobNotFound:
-    """The refusal for a job that is not there, or is another workspace's."""
-    return JobNotFound("Job not found in specified workspace")
-
-
-Scope = Callable[[Any], ColumnElement[bool]]
-"""Which workspaces: a condition on columns, of which ``workspace_id`` is one."""
-
-
-def in_workspace(workspace_id: int) -> Scope:
-    """The jobs of one workspace."""
-    return lambda c: c.workspace_id == workspace_id
-
-
-def both(one: Scope, other: Scope) -> Scope:
-    """The jobs that are in both."""
-    return lambda c: one(c) & other(c)
-
-
-def readable_by(user_id: int, *, is_admin: bool) -> Scope:
-    """The jobs of all workspaces in which the user may read."""
-    if is_admin:
-        all_ = select(workspaces.c.id).where(workspaces.c.deleted_at.is_(None))
-        return lambda c: c.workspace_id.in_(all_)
-    mine = select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
-    return lambda c: c.workspace_id.in_(mine)
-
-
 def edit(
     session: Executor,
     workspace_id: int,
@@ -520,23 +449,3 @@ def _change(
             return changed
         job = None
     raise Unavailable("The job is being changed by too many others at this moment; try again.")
-
-
-def limit_documents(values: Mapping[str, Any]) -> None:
-    """Refuse documents that cannot be stored (``ValidationFailed``)."""
-    for name in ("metadata", "result"):
-        document = values.get(name)
-        wrong = None if document is None else wrong_document(document)
-        if wrong is not None:
-            raise ValidationFailed({name: [wrong]})
-
-
-def wrong_document(document: Any) -> str | None:
-    """Why a document cannot be stored; None where it can."""
-    text = orjson.dumps(document)
-    if len(text) > MAX_DOCUMENT_BYTES:
-        return f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."
-    # Postgres keeps it, and then cannot read it.
-    if b"\\u0000" in text and _NUL.search(text):
-        return "It must not contain the character U+0000."
-    return None

@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy import exists, insert, or_, select, update
 
 from ..errors import KeyNotFound, NotAMember, ValidationFailed
-from ..rules.lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE, EventKind
+from ..rules.events import EventKind
+from ..rules.lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 from ..rules.roles import MAX_KEY_JOB_TYPES, Role, check_name
-from ..store.database import AnyRow, DbNow, Executor
+from ..store.columns import DbNow
+from ..store.connections import AnyRow, Executor
 from ..store.paging import Page, fetch_page
 from ..store.tables import api_keys, memberships, users
 from . import events

@@ -16,23 +16,17 @@ from sqlalchemy import insert, select, update
 
 from ..errors import JobApiError, OperationEnded, OperationNotFound, ValidationFailed
 from ..rules import lifecycle
-from ..rules.lifecycle import Action, OperationStatus
-from ..store.database import (
-    BY_KEY,
-    AnyRow,
-    DbNow,
-    Executor,
-    dialect_name,
-    is_picked,
-    plan_without,
-    record_source,
-    records,
-)
+from ..rules.documents import limit_documents
+from ..rules.operations import Action, OperationStatus
+from ..store.columns import DbNow, is_picked
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import Page, fetch_page
+from ..store.records import record_source, records
 from ..store.tables import jobs, operations
+from ..store.transactions import BY_KEY, plan_without
 from . import events, job_lists
-from . import jobs as verbs
 from .job_lists import Filters
+from .job_rows import in_workspace
 from .settling import Settling, lock
 
 AT_ONCE = 500
@@ -49,7 +43,7 @@ def plan(session: Executor, workspace_id: int, action: Action, filters: Filters)
     filter's statuses is one to which it can be done.
     """
     narrowed = _narrowed(action, filters)
-    total, capped = job_lists.count(session, verbs.in_workspace(workspace_id), narrowed)
+    total, capped = job_lists.count(session, in_workspace(workspace_id), narrowed)
     return {
         "workspace_id": workspace_id,
         "action": action,
@@ -137,7 +131,7 @@ def _narrowed(action: Action, filters: Filters) -> Filters:
 def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     action = Action(operation.action)
     filters = _narrowed(action, Filters.from_json(operation.filter))
-    scope = verbs.in_workspace(operation.workspace_id)
+    scope = in_workspace(operation.workspace_id)
     # What came after it began does not concern it.
     walked = job_lists.walk(
         session,
@@ -188,7 +182,7 @@ def _act(
     for job in settling.jobs.values():
         try:
             values = rule(job, reason=operation.reason, now=job.now)
-            verbs.limit_documents(values)
+            limit_documents(values)
         except JobApiError:
             skipped += 1
             continue

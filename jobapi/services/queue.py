@@ -40,24 +40,16 @@ from sqlalchemy import (
 
 from ..errors import JobApiError, ValidationFailed
 from ..rules import leases
+from ..rules.documents import limit_documents, merge_patch, wrong_document
 from ..rules.leases import Backoff
-from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority, merge_patch
-from ..store.database import (
-    AnyRow,
-    DbNow,
-    Executor,
-    OneOf,
-    SecondsAfter,
-    Statement,
-    Texts,
-    dialect_name,
-    is_picked,
-    record_source,
-    records,
-)
+from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority
+from ..store.columns import DbNow, OneOf, SecondsAfter, Texts, is_picked
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES
+from ..store.records import record_source, records
+from ..store.statement import Statement
 from ..store.tables import attempts, jobs
-from .jobs import COLUMNS, answer_bytes, fitting, limit_documents, not_found, wrong_document
+from .job_rows import COLUMNS, answer_bytes, fitting, not_found
 from .settling import DECIDING, Settling, lock
 
 MAX_CLAIMED = 100

@@ -10,18 +10,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Update, select, true, update
 
 from ..rules import leases
-from ..store.database import (
-    AnyRow,
-    DbNow,
-    Executor,
-    Statement,
-    dialect_name,
-    insert_records,
-    record_source,
-    records,
-)
+from ..store.columns import DbNow
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.records import insert_records, record_source, records
+from ..store.statement import Statement
 from ..store.tables import attempts, jobs
-from .jobs import COLUMNS
+from .job_rows import COLUMNS
 
 DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
 """What the rules look at, and what an answer needs. Not the metadata, which may be large."""

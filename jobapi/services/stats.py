@@ -12,19 +12,13 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, func, literal, select
 
 from ..rules.lifecycle import JobStatus, Priority
-from ..store.database import (
-    IN_ORDER,
-    AnyRow,
-    DbNow,
-    Executor,
-    dialect_name,
-    plan_without,
-    record_source,
-    records,
-)
+from ..store.columns import DbNow
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.records import record_source, records
 from ..store.tables import jobs
+from ..store.transactions import IN_ORDER, plan_without
 from . import counts, job_lists, throughput
-from .jobs import in_workspace
+from .job_rows import in_workspace
 
 SAMPLE = 1_000
 """How many jobs the durations are taken from: an equal share for each type and priority."""

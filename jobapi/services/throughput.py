@@ -15,15 +15,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import case, delete, func, literal, select
 
-from ..store.database import (
-    AnyRow,
-    DbNow,
-    Executor,
-    dialect_name,
-    insert_or_ignore,
-    record_source,
-    records,
-)
+from ..store.columns import DbNow, insert_or_ignore
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.records import record_source, records
 from ..store.tables import job_count_changes, job_flow
 
 KEPT = {10: timedelta(minutes=5), 60: timedelta(hours=2), 600: timedelta(days=31)}

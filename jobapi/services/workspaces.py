@@ -8,9 +8,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, tuple_, update
 
 from ..errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
-from ..rules.lifecycle import EventKind, JobStatus
+from ..rules.events import EventKind
+from ..rules.lifecycle import JobStatus
 from ..rules.roles import Role, check_name
-from ..store.database import AnyRow, DbNow, Executor, dialect_name, insert_or_ignore
+from ..store.columns import DbNow, insert_or_ignore
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import Page, fetch_page
 from ..store.tables import (
     api_keys,

@@ -19,11 +19,12 @@ import orjson
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool
 
-from .database import OURS, autocommit, dumps, transaction
+from .connections import OURS, autocommit, dumps
 from .faults import judge
+from .transactions import transaction
 
 NEVER = 2**31
 
@@ -258,3 +259,24 @@ def _on_error(context: Any) -> None:
     if context.connection is not None and not context.is_disconnect:
         fault = judge(context.original_exception)
         context.is_disconnect = fault is not None and fault.reconnect
+
+
+def normalize_url(url: str) -> URL:
+    """The URL in SQLAlchemy's form, with our driver, whichever driver it names.
+
+    ``postgres://`` is the old spelling; others come from the settings of other programs.
+    Raises ``sqlalchemy.exc.ArgumentError`` for what is no database URL.
+    """
+    parsed = make_url(url)
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and driver in ("pysqlite", "aiosqlite"):
+        return parsed.set(drivername="sqlite")
+    return parsed
+
+
+def unknown_options(url: URL) -> list[str]:
+    """The options of a Postgres URL that libpq does not know, such as another driver's."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    return sorted(url.query.keys() - known)

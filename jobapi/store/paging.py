@@ -10,7 +10,7 @@ import orjson
 from sqlalchemy import ColumnElement, FromClause, func, select
 
 from ..errors import ValidationFailed
-from .database import AnyRow, Executor
+from .connections import AnyRow, Executor
 from .tables import MAX_ID
 
 MAX_BYTES = 8 * 1024 * 1024

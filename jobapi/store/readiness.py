@@ -7,8 +7,10 @@ from functools import cache
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, inspect, select, table, update
 
-from .database import DbNow, dialect_name, insert_or_ignore, transaction
+from .columns import DbNow, insert_or_ignore
+from .connections import dialect_name
 from .tables import duties
+from .transactions import transaction
 
 _WRITE_CHECK = "write-check"
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from .database import UtcDateTime
+from .columns import UtcDateTime
 
 TABLE_PREFIX = "jobapi_"
 MAX_ID = 2**31 - 1

@@ -22,12 +22,15 @@ from sqlalchemy.exc import DBAPIError
 from .. import errors
 from ..rules.roles import Role
 from ..services import accounts
-from ..services.jobs import COLUMNS, not_found
+from ..services.job_rows import COLUMNS, not_found
 from ..services.keys import KEY_PREFIX, USE_RESOLUTION, digest
 from ..services.workspaces import IS_THERE
-from ..store.database import AnyRow, DbNow, Statement, once_more
+from ..store.columns import DbNow
+from ..store.connections import AnyRow
 from ..store.faults import judge
+from ..store.statement import Statement
 from ..store.tables import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
+from ..store.transactions import once_more
 from .base import RaisedByHost, View, state
 from .bodies import read_body
 

@@ -10,7 +10,7 @@ from ..errors import TokenMissing
 from ..rules.roles import address_bucket
 from ..schemas import accounts as schemas
 from ..services import accounts
-from ..store.database import transaction
+from ..store.transactions import transaction
 from . import examples
 from .access import Caller, again_if_read_only, bearer, connect, guard, public
 from .base import Blueprint, json_response, state

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import orjson
 from apispec.ext.marshmallow import MarshmallowPlugin
@@ -25,13 +25,11 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 from .. import errors
 from ..schemas import base as schemas
 from ..schemas.fields import Choice, Time
+from ..state import State
 from ..store.faults import judge, lacks_schema, parent_is_gone
 from ..store.tables import MAX_ID
 from . import examples
 from .bodies import Parser, read_body
-
-if TYPE_CHECKING:
-    from ..extension import State
 
 BLUEPRINT_PREFIX = "jobapi-"
 """Keeps our blueprints and endpoints apart from a host application's."""
@@ -48,7 +46,7 @@ logger = logging.getLogger("jobapi")
 
 def state() -> State:
     """What ``JobAPI`` set up for the app that serves this request."""
-    return cast("State", current_app.extensions["jobapi"])
+    return cast(State, current_app.extensions["jobapi"])
 
 
 # Answers

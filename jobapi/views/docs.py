@@ -68,7 +68,7 @@ add_error_handlers(blp)
 @blp.get("/openapi.json")
 def get_openapi() -> Response:
     """The description of the API, OpenAPI 3.1."""
-    spec: dict[str, Any] = state().api.spec.to_dict()
+    spec: dict[str, Any] = state().spec.to_dict()
     # Absolute, because Postman and generators that read a file have nothing to
     # which a relative URL could be relative.
     return json_response({**spec, "servers": [{"url": iri_to_uri(request.url_root).rstrip("/")}]})
@@ -78,7 +78,7 @@ def get_openapi() -> Response:
 def get_docs() -> Response:
     """Swagger UI."""
     page = _PAGE.format(
-        title=escape(state().api.spec.title),
+        title=escape(state().spec.title),
         files=escape(address(".get_docs_file", name="")),
         start=escape(address(".get_docs_start")),
     )

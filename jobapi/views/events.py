@@ -11,12 +11,13 @@ from flask import Response, current_app, request
 
 from ..background.event_streams import Stream, Streams, position_of
 from ..errors import TooManyRequests, Unavailable
-from ..rules.lifecycle import EventKind, JobStatus
+from ..rules.events import EventKind
+from ..rules.lifecycle import JobStatus
 from ..rules.roles import Role
 from ..schemas import events as schemas
 from ..services import events
 from ..services.events import Position
-from ..store.database import snapshot
+from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, identify, may_still
 from .base import Blueprint, json_response, state, to_json

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..errors import Unavailable
 from ..schemas import base as schemas
-from ..store.database import once_more
 from ..store.readiness import try_to_write
+from ..store.transactions import once_more
 from .access import connect, public
 from .base import Blueprint, state
 

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
 
 from ..rules.roles import client_address
+from ..state import State
 from .base import (
     BLUEPRINT_PREFIX,
     UNKNOWN,
@@ -27,9 +28,6 @@ from .base import (
     handle_http,
     handled,
 )
-
-if TYPE_CHECKING:
-    from ..extension import State
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
 

@@ -27,7 +27,9 @@ from ..rules.roles import Role
 from ..schemas import jobs as schemas
 from ..schemas.fields import MAX_PATH_VALUE
 from ..services import job_lists, jobs, queue
-from ..store.database import BY_KEY, AnyRow, snapshot, transaction
+from ..services.job_rows import Scope, both, in_workspace, readable_by
+from ..store.connections import AnyRow
+from ..store.transactions import BY_KEY, snapshot, transaction
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import (
@@ -158,10 +160,10 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
     cursor. A page behind more than 100,000 jobs is 422 `validation-failed`: use a
     cursor or more filters.
     """
-    return _page(caller, jobs.in_workspace(workspace_id), query)
+    return _page(caller, in_workspace(workspace_id), query)
 
 
-def _page(caller: Caller, scope: jobs.Scope, query: dict[str, Any], **headers: str) -> Response:
+def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -> Response:
     where = {name: query.pop(name) for name in _FILTERS & query.keys()}
     filters = job_lists.Filters(
         **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
@@ -543,11 +545,11 @@ def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
     """Jobs across all workspaces that the caller may read. Use `/workspace/{id}/jobs`."""
     workspace_id = query.pop("workspace_id", None)
     if caller.key_workspace_id is not None:
-        scope = jobs.in_workspace(caller.key_workspace_id)
+        scope = in_workspace(caller.key_workspace_id)
     else:
-        scope = jobs.readable_by(caller.user_id, is_admin=caller.is_admin)
+        scope = readable_by(caller.user_id, is_admin=caller.is_admin)
     if workspace_id is not None:
-        scope = jobs.both(scope, jobs.in_workspace(workspace_id))
+        scope = both(scope, in_workspace(workspace_id))
     successor = address("jobapi-workspaces.list_workspaces")
     if workspace_id is not None:
         successor = address("jobapi-jobs.list_jobs", workspace_id=workspace_id)

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import TokenInvalid, TokenMissing, Unavailable
 from ..services import stats
-from ..store.database import snapshot
 from ..store.faults import judge, lacks_schema
+from ..store.transactions import snapshot
 from .access import bearer, connect
 from .base import BLUEPRINT_PREFIX, add_error_handlers, state
 

@@ -7,13 +7,13 @@ from typing import Any
 from flask import Response
 from sqlalchemy import Connection
 
-from ..rules.lifecycle import Action, OperationStatus
+from ..rules.operations import Action, OperationStatus
 from ..rules.roles import Role
 from ..schemas import operations as schemas
 from ..schemas.base import PagingQuery
 from ..services import operations
 from ..services.job_lists import Filters
-from ..store.database import transaction
+from ..store.transactions import transaction
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, header, json_response, location, paginated, state

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from ..errors import ValidationFailed
 from ..services import idempotency
-from ..store.database import transaction
+from ..store.transactions import transaction
 from .access import Caller
 from .base import to_json
 

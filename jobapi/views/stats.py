@@ -12,7 +12,7 @@ from ..rules.lifecycle import JobStatus
 from ..rules.roles import Role
 from ..schemas import stats as schemas
 from ..services import stats as service
-from ..store.database import snapshot
+from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, json_response

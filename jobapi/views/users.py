@@ -7,7 +7,7 @@ from typing import Any
 from ..schemas import accounts as schemas
 from ..schemas.base import PagingQuery
 from ..services import accounts
-from ..store.database import transaction
+from ..store.transactions import transaction
 from .access import Caller, guard
 from .base import Blueprint, header, location, paginated
 

@@ -18,7 +18,7 @@ from ..rules.lifecycle import Outcome
 from ..rules.roles import Role
 from ..schemas import worker as schemas
 from ..services import idempotency, queue
-from ..store.database import BY_KEY, IN_ORDER, transaction
+from ..store.transactions import BY_KEY, IN_ORDER, transaction
 from . import examples
 from .access import Caller, guard
 from .base import Blueprint, View, json_response, state, to_json

@@ -10,7 +10,7 @@ from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
 from ..services import accounts, keys, workspaces
-from ..store.database import transaction
+from ..store.transactions import transaction
 from .access import Caller, guard
 from .base import Blueprint, header, location, paginated
 

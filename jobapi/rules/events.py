@@ -1,0 +1,39 @@
+"""The kinds of events."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class EventKind(IntEnum):
+    """What can happen to a job, or to a workspace."""
+
+    CREATED = 0
+    STARTED = 1
+    CLAIMED = 2
+    PROGRESSED = 3
+    SUCCEEDED = 4
+    FAILED = 5
+    RETRIED = 6
+    LEASE_EXPIRED = 7
+    CANCELLED = 8
+    EDITED = 9
+    RELEASED = 10
+    DELETED = 11
+    TIMED_OUT = 12
+    MEMBER_ADDED = 20
+    MEMBER_CHANGED = 21
+    MEMBER_REMOVED = 22
+    KEY_CREATED = 23
+    KEY_REVOKED = 24
+    WORKSPACE_CHANGED = 25
+
+    @property
+    def label(self) -> str:
+        """The kind's name as the API writes it."""
+        return self.name.lower()
+
+    @property
+    def of_job(self) -> bool:
+        """Whether it happens to a job."""
+        return self < EventKind.MEMBER_ADDED

@@ -1,0 +1,40 @@
+"""Operations: an action on many jobs, and where it stands."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from .lifecycle import TRANSITIONS, JobStatus
+
+
+class Action(IntEnum):
+    """What is done to the jobs."""
+
+    CANCEL = 0
+    RETRY = 1
+    DELETE = 2
+
+    @property
+    def label(self) -> str:
+        """The action's name as the API writes it."""
+        return self.name.lower()
+
+    @property
+    def takes(self) -> list[JobStatus]:
+        """The statuses of the jobs to which it can be done."""
+        if self is Action.DELETE:
+            return [status for status in JobStatus if status.ended]
+        return sorted(TRANSITIONS[self.label][0])
+
+
+class OperationStatus(IntEnum):
+    """Where an operation stands."""
+
+    RUNNING = 0
+    FINISHED = 1
+    STOPPED = 2
+
+    @property
+    def label(self) -> str:
+        """The status's name as the API writes it."""
+        return self.name.lower()
