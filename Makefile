@@ -53,11 +53,11 @@ test-browser: $(READY)
 
 fuzz: export FUZZ_EXAMPLES ?= 300
 fuzz: $(READY)
-	$(BIN)/pytest tests/test_fuzz.py tests/test_hostile.py
+	$(BIN)/pytest tests/views/test_fuzz.py tests/views/test_hostile.py
 
 chaos: export CHAOS_SECONDS ?= 120
 chaos: $(READY)
-	$(BIN)/pytest tests/test_survival.py -n 0 -s
+	$(BIN)/pytest tests/client/test_survival.py -n 0 -s
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py

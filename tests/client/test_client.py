@@ -1,0 +1,690 @@
+"""The Python client against the application, without a server between them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+import pytest
+
+from jobapi import client as package
+from jobapi import errors
+from jobapi.client import (
+    Attempt,
+    ClaimedJob,
+    Client,
+    Job,
+    JobFilter,
+    Operation,
+    Progress,
+    Unreachable,
+    retries,
+)
+from jobapi.rules.roles import Role
+from jobapi.services import operations
+
+from ..factories import PASSWORD, Desk, World
+
+
+def connected(desk: Desk, transport: Any = None, **kw: Any) -> Client:
+    transport = transport or httpx2.WSGITransport(app=desk.world.app)
+    if not kw:
+        kw = {"token": desk.token}
+    return Client("http://service", transport=transport, **kw)
+
+
+@pytest.fixture
+def client(desk: Desk) -> Any:
+    with connected(desk) as client:
+        yield client
+
+
+class Flaky(httpx2.BaseTransport):
+    """A network, or a service, that fails first."""
+
+    def __init__(self, app: Any, failures: list[Any], *, after: bool = False) -> None:
+        self.inner = httpx2.WSGITransport(app=app)
+        self.failures, self.after = failures, after
+        self.requests: list[httpx2.Request] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        if not self.failures:
+            return self.inner.handle_request(request)
+        failure = self.failures.pop(0)
+        if self.after:
+            self.inner.handle_request(request)
+        if isinstance(failure, int):
+            return httpx2.Response(failure, headers={"Retry-After": "0"})
+        raise failure
+
+
+def test_every_call_of_a_job_s_life(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    at = datetime(2024, 1, 15, 10, tzinfo=UTC)
+    job = client.create(w, "a", priority="high", metadata={"x": 1}, scheduled_at=at, max_retries=1)
+    assert (job.status, job.priority, job.metadata, job.scheduled_at) == (
+        "pending",
+        "high",
+        {"x": 1},
+        at,
+    )
+    assert client.get(w, job.job_id) == job
+    assert client.edit(w, job.job_id, {"status": "running"}).status == "running"
+    assert client.edit(w, job.job_id, {"progress_percent": 40}).ended is False
+    assert client.status(w, job.job_id).progress_percent == 40
+    with pytest.raises(errors.JobNotEnded):
+        client.result(w, job.job_id)
+    assert client.cancel(w, job.job_id, reason="no").result == {"cancelled_reason": "no"}
+    assert client.retry(w, job.job_id).retry_count == 1
+    assert client.cancel(w, job.job_id).ended
+    assert client.result(w, job.job_id) == {
+        "retry_reason": "Retried via API",
+        "previous_attempts": 1,
+        "cancelled_reason": "Cancelled via API",
+    }
+    assert [a.outcome for a in client.attempts(w, job.job_id)] == ["cancelled"]
+
+
+def test_many_jobs_are_created_and_listed_over_pages(desk: Desk, client: Client) -> None:
+    made = client.create_many(desk.workspace_id, [{"job_type": f"t{n % 2}"} for n in range(1203)])
+    assert len(made) == 1203
+    assert [job.job_id for job in client.jobs(desk.workspace_id)] == [j.job_id for j in made]
+    assert sum(1 for _ in client.jobs(desk.workspace_id, job_type=["t1"], status="pending")) == 601
+
+
+def large(number: int, size: int) -> dict[str, Any]:
+    return {"job_type": "a", "metadata": {"n": number, "text": "x" * size}}
+
+
+def test_create_many_splits_by_bytes_and_keeps_the_order(desk: Desk, client: Client) -> None:
+    items = [large(n, 300_000 if n % 3 == 0 else 10) for n in range(20)]
+    made = client.create_many(desk.workspace_id, items)
+    assert [job.metadata["n"] for job in made] == list(range(20))
+    assert sum(1 for _ in client.jobs(desk.workspace_id)) == 20
+    assert client.create_many(desk.workspace_id, []) == []
+
+
+class Small(Flaky):
+    """A proxy that takes smaller bodies than the service, and says so in its own way."""
+
+    def __init__(self, app: Any, most: int) -> None:
+        super().__init__(app, [])
+        self.most = most
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if len(request.read()) > self.most:
+            return httpx2.Response(413, html="<h1>413 Request Entity Too Large</h1>")
+        return super().handle_request(request)
+
+
+def test_create_many_splits_further_where_less_is_taken(desk: Desk) -> None:
+    network = Small(desk.world.app, 5_000)
+    with connected(desk, network) as client:
+        made = client.create_many(desk.workspace_id, [large(n, 1000) for n in range(50)])
+        assert [job.metadata["n"] for job in made] == list(range(50))
+        assert sum(1 for _ in client.jobs(desk.workspace_id)) == 50
+
+
+def test_create_many_that_fails_on_the_way_says_what_was_created(desk: Desk) -> None:
+    network = Small(desk.world.app, 5_000)
+    items = [large(n, 6_000 if n == 7 else 1000) for n in range(10)]
+    with connected(desk, network) as client:
+        with pytest.raises(errors.BodyTooLarge) as caught:
+            client.create_many(desk.workspace_id, items, idempotency_key="k" * 255)
+        created = caught.value.created
+        assert [job.metadata["n"] for job in created] == list(range(7))
+        items[7] = large(7, 1000)
+        again = client.create_many(desk.workspace_id, items, idempotency_key="other")
+        same = client.create_many(desk.workspace_id, items, idempotency_key="other")
+        assert [job.metadata["n"] for job in again] == list(range(10))
+        assert [job.job_id for job in again] == [job.job_id for job in same]
+
+
+def test_create_many_whose_answer_is_lost_can_be_repeated_with_its_key(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [], after=True)
+    items = [{"job_type": "a"}] * 1500
+    with connected(desk, network, token=desk.token, retries=0) as client:
+        first = client.create_many(desk.workspace_id, items[:1000], idempotency_key="one")
+        assert network.requests[-1].headers["Idempotency-Key"] == "one"
+        network.failures = [httpx2.ReadError("lost")]
+        with pytest.raises(Unreachable) as caught:
+            client.create_many(desk.workspace_id, items, idempotency_key="two")
+        assert caught.value.created == []
+        made = client.create_many(desk.workspace_id, items, idempotency_key="two")
+        assert len({job.job_id for job in [*first, *made]}) == 2500
+        assert sum(1 for _ in client.jobs(desk.workspace_id)) == 2500
+
+
+def test_claim_and_report(desk: Desk, client: Client) -> None:
+    assert client.claim(desk.workspace_id) == []
+    client.create(desk.workspace_id, "a")
+    (job,) = client.claim(desk.workspace_id, job_types=["a"], worker="w")
+    assert job.attempt == 1
+    report = {"job_id": job.job_id, "lease_token": job.lease_token, "status": "success"}
+    (answer,) = client.report(desk.workspace_id, [report])
+    assert answer["accepted"]
+    assert client.wait(job).status == "success"
+
+
+def test_wait_ends_after_its_time(desk: Desk, client: Client) -> None:
+    job = client.create(desk.workspace_id, "a")
+    with pytest.raises(TimeoutError, match="pending"):
+        client.wait(job, timeout=0.1, poll_seconds=0.05)
+
+
+def test_wait_draws_a_bar(desk: Desk, client: Client, capsys: Any) -> None:
+    job = client.create(desk.workspace_id, "a")
+    client.edit(
+        desk.workspace_id, job.job_id, {"status": "success", "progress_message": "[red] all"}
+    )
+    assert client.wait(job, progress=True).status == "success"
+    shown = capsys.readouterr().err
+    assert "success" in shown
+    assert "[red] all" in shown
+
+
+@pytest.mark.parametrize("kind", sorted(errors.all_errors(), key=lambda kind: kind.kind()))
+def test_every_kind_of_error_becomes_its_exception(kind: Any) -> None:
+    problem = {"type": f"urn:jobapi:problem:{kind.kind()}", "status": kind.status, "detail": "d"}
+    error = errors.from_problem({**problem, "errors": {"a": ["b"]}}, {})
+    assert type(error) is kind
+    assert (error.status, error.detail, str(error)) == (kind.status, "d", "d")
+    if kind is errors.ValidationFailed:
+        assert error.problem()["errors"] == {"a": ["b"]}
+
+
+def test_errors_of_the_service_are_raised(desk: Desk, client: Client) -> None:
+    with pytest.raises(errors.ValidationFailed) as caught:
+        client.create(desk.workspace_id, "a b")
+    assert list(caught.value.errors) == ["job_type"]
+    with pytest.raises(errors.JobNotFound, match="Job not found in specified workspace"):
+        client.get(desk.workspace_id, "job_x")
+    with pytest.raises(errors.WorkspaceNotFound):
+        client.get(999, "job_x")
+
+
+def test_error_of_something_else_in_front_is_raised(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [501])
+    with connected(desk, network) as client, pytest.raises(errors.JobApiError) as caught:
+        client.get(desk.workspace_id, "job_x")
+    assert caught.value.status == 501
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (413, errors.BodyTooLarge),
+        (429, errors.TooManyRequests),
+        (503, errors.Unavailable),
+        (502, errors.JobApiError),
+    ],
+)
+def test_read_page_of_a_proxy_raises_an_error_that_can_be_read(status: int, kind: Any) -> None:
+    page = (
+        "<html><head><style>p {color: red}</style><title>Sorry</title></head>\r\n"
+        "<body><h1>The site is down &amp; out</h1><hr>nginx</body></html>"
+    )
+    proxy = httpx2.MockTransport(lambda request: httpx2.Response(status, html=page))
+    with (
+        Client("http://service", token="x", transport=proxy, retries=0) as client,
+        pytest.raises(errors.JobApiError) as caught,
+    ):
+        client.get(1, "job_x")
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+    assert str(caught.value).endswith(": Sorry The site is down & out nginx")
+
+
+@pytest.mark.parametrize(
+    "failure", [httpx2.ReadError("lost"), httpx2.ConnectError("no"), 503, 429, 502, 504]
+)
+def test_create_whose_answer_is_lost_is_repeated_and_done_once(desk: Desk, failure: Any) -> None:
+    network = Flaky(desk.world.app, [failure, failure], after=not isinstance(failure, int))
+    with connected(desk, network) as client:
+        job = client.create(desk.workspace_id, "a")
+        assert [j.job_id for j in client.jobs(desk.workspace_id)] == [job.job_id]
+    keys = {request.headers["Idempotency-Key"] for request in network.requests[:3]}
+    assert len(keys) == 1
+
+
+def test_claim_whose_answer_is_lost_gets_the_same_leases(desk: Desk) -> None:
+    desk.create()
+    desk.create()
+    network = Flaky(desk.world.app, [httpx2.ReadError("lost")], after=True)
+    with connected(desk, network) as client:
+        assert len(client.claim(desk.workspace_id)) == 1
+        assert sum(1 for _ in client.jobs(desk.workspace_id, status="running")) == 1
+
+
+def test_what_may_have_happened_is_not_repeated(desk: Desk) -> None:
+    job = desk.create()
+    network = Flaky(desk.world.app, [httpx2.ReadError("lost")], after=True)
+    with connected(desk, network) as client, pytest.raises(Unreachable):
+        client.cancel(desk.workspace_id, job["job_id"])
+    network = Flaky(desk.world.app, [httpx2.ConnectError("no")])
+    with connected(desk, network) as client:
+        assert client.retry(desk.workspace_id, job["job_id"]).status == "pending"
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_cancel_that_a_proxy_may_have_passed_on_is_not_repeated(desk: Desk, status: int) -> None:
+    job = desk.create()
+    network = Flaky(desk.world.app, [status])
+    with connected(desk, network) as client, pytest.raises(errors.JobApiError):
+        client.cancel(desk.workspace_id, job["job_id"])
+    assert len(network.requests) == 1
+
+
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "3"}, 3),
+        ({"retry-after": " 0 "}, 0),
+        ({"Retry-After": "9" * 400}, float("inf")),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:09 GMT", "date": DATE}, 9),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:09 -0000", "Date": DATE}, 9),
+        # Long ago, by the clock here.
+        ({"Retry-After": DATE}, 0),
+        *[({"Retry-After": text}, None) for text in ("", "-1", "1.5", "soon", "\u00b2")],
+    ],
+)
+def test_retry_after_is_read_as_a_number_or_a_date(headers: Any, seconds: float | None) -> None:
+    assert retries.retry_after(headers) == seconds
+
+
+def answering(status: int, retry_after: str) -> httpx2.MockTransport:
+    answers = iter([httpx2.Response(status, headers={"Retry-After": retry_after})])
+    well = {"status": "pending"}
+    return httpx2.MockTransport(lambda request: next(answers, httpx2.Response(200, json=well)))
+
+
+def test_request_waits_as_long_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with Client("http://service", token="x", transport=answering(503, "7")) as client:
+        assert client.get(1, "job_x").status == "pending"
+    assert pauses == [7]
+
+
+def test_request_that_is_asked_to_wait_for_long_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with (
+        Client("http://service", token="x", transport=answering(429, "3600")) as client,
+        pytest.raises(errors.TooManyRequests) as caught,
+    ):
+        client.get(1, "job_x")
+    assert caught.value.headers["retry-after"] == "3600"
+    assert pauses == []
+
+
+def test_wait_survives_an_outage(desk: Desk) -> None:
+    job = desk.create()
+    failures = [502, 504, httpx2.ConnectError("no"), 500, 429, httpx2.ReadError("lost")]
+    network = Flaky(desk.world.app, failures)
+    with connected(desk, network, token=desk.token, retries=0) as client:
+        there = Job.from_json(job)
+        desk.post(f"/{there.job_id}/cancel")
+        assert client.wait(there, poll_seconds=0).status == "cancelled"
+        assert network.failures == []
+        ended = client.operate(desk.workspace_id, "delete", status="failed")
+        network.failures = [500, 502]
+        before = Operation.from_json({**ended.to_json(), "status": "running"})
+        assert client.wait_for_operation(before, poll_seconds=0) == ended
+        assert network.failures == []
+        network.failures = [httpx2.ConnectError("no")] * 1000
+        with pytest.raises(TimeoutError, match="does not answer"):
+            client.wait(there, timeout=0.1, poll_seconds=0.01)
+
+
+def test_nobody_there_is_unreachable(desk: Desk) -> None:
+    network = Flaky(desk.world.app, [httpx2.ConnectError("no")] * 2)
+    with connected(desk, network, token="x", retries=1) as client, pytest.raises(Unreachable):
+        client.get(1, "job_x")
+    assert len(network.requests) == 2
+
+
+def test_log_in_and_refresh_by_itself(world: World) -> None:
+    desk = Desk(world)
+    user = world.user("anna", password=PASSWORD)
+    with world.transaction() as tx:
+        from jobapi import workspaces
+
+        workspaces.add_member(tx, desk.workspace_id, user.id, Role.MEMBER)
+    with connected(desk, username="anna", password=PASSWORD) as client:
+        client.create(desk.workspace_id, "a")
+        tokens = client._token, client._refresh_token
+        client._token = "stale"
+        client.create(desk.workspace_id, "a")
+        assert client._token not in tokens
+        world.call("POST", "/auth/logout", client._token)
+        client.create(desk.workspace_id, "a")
+    wrong = connected(desk, username="anna", password="wrong password")
+    with wrong as client, pytest.raises(errors.LoginFailed):
+        client.get(1, "job_x")
+    with connected(desk, token="jk_wrong") as client, pytest.raises(errors.TokenRevoked):
+        client.get(1, "job_x")
+
+
+@pytest.mark.parametrize("kw", [{}, {"token": "x", "username": "y"}, {"username": "y"}])
+def test_client_needs_one_way_to_log_in(kw: Any) -> None:
+    with pytest.raises(ValueError, match="either token"):
+        Client("http://service", **kw)
+
+
+def test_everything_public_is_documented() -> None:
+    for name in package.__all__:
+        thing = getattr(package, name)
+        assert inspect.getdoc(thing), name
+        for attribute, value in vars(thing).items():
+            if not attribute.startswith("_") and callable(value):
+                assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+NO_JSON = [
+    pytest.param(float("nan"), id="nan"),
+    pytest.param(datetime(2024, 1, 15, tzinfo=UTC), id="time"),
+    pytest.param(uuid.uuid4(), id="uuid"),
+    pytest.param({1, 2}, id="set"),
+    pytest.param("\ud800", id="half a character"),
+]
+
+
+@pytest.mark.parametrize("value", NO_JSON)
+def test_what_is_no_json_is_refused_before_it_is_sent(value: Any) -> None:
+    network = Flaky(None, [])
+    with Client("http://service", token="x", transport=network) as client:
+        for call in (
+            lambda: client.create(1, "a", metadata={"x": value}),
+            lambda: client.create_many(1, [{"job_type": "a", "metadata": {"x": value}}]),
+            lambda: client.edit(1, "job_x", {"result": {"x": value}}),
+            lambda: client.report(1, [{"job_id": "job_x", "result": {"x": value}}]),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+    assert network.requests == []
+
+
+# What the service answers with
+
+
+STATUS = {
+    "job_id": "job_x",
+    "status": "running",
+    "progress_percent": 40,
+    "progress_message": None,
+    "updated_at": "2024-01-15T10:00:00Z",
+}
+
+
+def test_answer_is_read_when_asked_for_and_stays_as_it_is() -> None:
+    progress = Progress.from_json(STATUS)
+    assert (progress.progress_percent, progress.progress_message) == (40, None)
+    assert progress.updated_at == datetime(2024, 1, 15, 10, tzinfo=UTC)
+    assert not progress.ended
+    assert progress.to_json() == STATUS
+    assert repr(progress).startswith("Progress(job_id='job_x', status='running', ")
+    for name in ("status", "new"):
+        with pytest.raises(AttributeError):
+            setattr(progress, name, "success")
+
+
+def test_answers_that_say_the_same_are_equal() -> None:
+    one = Progress.from_json(STATUS)
+    # A newer service says more.
+    same = Progress.from_json({**STATUS, "node": "a"})
+    other = Progress.from_json({**STATUS, "status": "success"})
+    assert one == same
+    assert "node" not in same.to_json()
+    assert len({one, same, other}) == 2
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    assert Job.from_json(STATUS) != Attempt.from_json(STATUS)
+    assert hash(ClaimedJob.from_json({"metadata": {"x": []}, "job_id": "job_x"}))
+
+
+def test_what_the_service_did_not_say_is_named() -> None:
+    with pytest.raises(AttributeError, match="did not say the due_at of this Job"):
+        _ = Job.from_json(STATUS).due_at
+
+
+def test_answer_that_is_no_json_is_not_the_services() -> None:
+    proxy = httpx2.MockTransport(lambda request: httpx2.Response(200, text="<html>"))
+    with (
+        Client("http://service", token="x", transport=proxy) as client,
+        pytest.raises(Unreachable, match="not JSON"),
+    ):
+        client.get(1, "job_x")
+
+
+def test_every_filter_of_lists_and_operations(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    wanted = client.create(w, "a", priority="high", metadata={"batch_id": 3, "flag": True})
+    client.create(w, "b", metadata={"batch_id": 4})
+    then = datetime(2000, 1, 1, tzinfo=UTC)
+    filters: list[JobFilter] = [
+        {"status": "pending", "job_type": "a"},
+        {"status": ["pending", "running"], "priority": ["high", "urgent"]},
+        {"metadata": {"batch_id": 3}, "created_after": then},
+        {"metadata": {"flag": True}, "updated_after": then},
+        {"job_type": ["a"], "created_by": desk.user.id},
+    ]
+    for each in filters:
+        assert [job.job_id for job in client.jobs(w, **each)] == [wanted.job_id], each
+        assert client.operate(w, "cancel", dry_run=True, **each).matched == 1, each
+    assert list(client.jobs(w, created_before=then)) == []
+    (light,) = client.jobs(w, job_type="a", light=True)
+    with pytest.raises(AttributeError):
+        _ = light.metadata
+
+
+def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "AT_ONCE", 2)
+    w = desk.workspace_id
+    client.create_many(w, [{"job_type": "a"}] * 5)
+    dry = client.operate(w, "cancel", dry_run=True)
+    assert (dry.operation_id, dry.status, dry.created_at, dry.matched) == (None, None, None, 5)
+    assert client.wait_for_operation(dry) == dry
+    begun = client.operate(w, "cancel", reason="no", job_type="a")
+    assert (begun.status, begun.changed, begun.ended) == ("running", 2, False)
+    assert begun.filter == {"job_type": ["a"]}
+    with pytest.raises(TimeoutError):
+        client.wait_for_operation(begun, timeout=0)
+    seen = []
+
+    def show(operation: Operation) -> None:
+        seen.append(operation.changed)
+        with desk.world.transaction() as tx:
+            operations.advance(tx, begun.operation_id or 0)
+
+    done = client.wait_for_operation(begun, show=show, poll_seconds=0.01)
+    assert (done.status, done.changed) == ("finished", 5)
+    assert seen == [2, 4, 5]
+    assert client.operation(w, done.operation_id or 0) == done
+    again = client.operate(w, "retry")
+    assert client.stop_operation(w, again.operation_id or 0).status == "stopped"
+    with pytest.raises(errors.OperationEnded):
+        client.stop_operation(w, again.operation_id or 0)
+    assert [o.operation_id for o in client.operations(w)] == [
+        again.operation_id,
+        done.operation_id,
+    ]
+    (job, *_) = client.jobs(w, status="cancelled")
+    assert job.result == {"cancelled_reason": "no"}
+    client.delete(w, job.job_id)
+    with pytest.raises(errors.JobNotFound):
+        client.delete(w, job.job_id)
+    assert client.stats(w)["by_status"]["cancelled"] == 2
+    assert client.stats(w, job_type=["none"])["due"] == 0
+
+
+def test_events_and_their_history(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    one, two = client.create(w, "a"), client.create(w, "b")
+    client.cancel(w, one.job_id, reason="no")
+    found = list(client.events(w, page_size=1))
+    assert [(e.kind, e.job_id) for e in found] == [
+        ("cancelled", one.job_id),
+        ("created", two.job_id),
+        ("created", one.job_id),
+    ]
+    assert found[0].data == {"reason": "no"}
+    assert (found[0].from_status, found[0].to_status) == ("pending", "cancelled")
+    assert (found[0].user_id, found[0].key_id) == (desk.user.id, None)
+    assert found[0].at.tzinfo is not None
+    history = client.events(w, job_id=one.job_id, order="asc")
+    assert [e.kind for e in history] == ["created", "cancelled"]
+    assert [e.job_id for e in client.events(w, kind="created", job_type="b")] == [two.job_id]
+
+
+class Breaking(httpx2.BaseTransport):
+    """A network that breaks every stream after so many events."""
+
+    def __init__(self, app: Any, events: int) -> None:
+        self.inner = httpx2.WSGITransport(app=app)
+        self.events = events
+        self.begun: list[str | None] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = self.inner.handle_request(request)
+        if not request.url.path.endswith("/stream") or response.status_code != 200:
+            return response
+        self.begun.append(request.headers.get("Last-Event-ID"))
+        stream: Any = response.stream
+        return httpx2.Response(
+            200, headers=response.headers, stream=Broken(stream, self.events), request=request
+        )
+
+
+class Broken(httpx2.SyncByteStream):
+    def __init__(self, stream: Any, events: int) -> None:
+        self.stream, self.left = stream, events
+
+    def __iter__(self) -> Any:
+        text = b""
+        for part in self.stream:
+            text += part
+            while b"\n\n" in text:
+                if not self.left:
+                    raise httpx2.ReadError("broken")
+                event, _, text = text.partition(b"\n\n")
+                self.left -= 1
+                # In pieces, however they are cut.
+                yield event[:7]
+                yield event[7:] + b"\n\n"
+            if not self.left:
+                raise httpx2.ReadError("broken")
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def test_follow_goes_on_where_the_connection_broke(desk: Desk) -> None:
+    w = desk.workspace_id
+    network = Breaking(desk.world.app, 2)
+    with connected(desk, network) as client:
+        following = client.follow(w, kind=["created", "failed"])
+        ids = [client.create(w, "a").job_id for _ in range(5)]
+        client.cancel(w, ids[0])
+        client.edit(w, ids[1], {"status": "running"})
+        client.edit(w, ids[1], {"status": "failed", "error": "one\u2028two\u0085three"})
+        heard = [next(following) for _ in range(6)]
+        following.close()
+        assert [(e.kind, e.job_id) for e in heard] == [
+            *(("created", job_id) for job_id in ids),
+            ("failed", ids[1]),
+        ]
+        assert heard[5].data == {"error": "one\u2028two\u0085three"}
+        # Where other transactions are under way on the server, it says more than the event's id.
+        assert network.begun == [None, heard[1].stream_id, heard[3].stream_id]
+        again = client.follow(w, after=heard[3].stream_id)
+        assert next(again).event_id == heard[4].event_id
+        again.close()
+
+
+def test_follow_goes_on_where_it_began_if_it_broke_before_the_first_event(desk: Desk) -> None:
+    w = desk.workspace_id
+    network = Breaking(desk.world.app, 0)
+    with connected(desk, network) as client:
+        following = client.follow(w)
+        job = client.create(w, "a")
+        network.events = 1
+        assert next(following).job_id == job.job_id
+        following.close()
+    assert network.begun[0] is None
+    assert network.begun[1] is not None
+
+
+def test_follow_of_what_may_not_be_seen_is_an_error(desk: Desk, client: Client) -> None:
+    with pytest.raises(errors.NotFound):
+        client.follow(desk.workspace_id + 1)
+    with pytest.raises(errors.ValidationFailed):
+        client.follow(desk.workspace_id, after="x")
+
+
+class Scripted(httpx2.BaseTransport):
+    """Streams that answer what is written here, each once, and then the last for ever."""
+
+    def __init__(self, *answers: tuple[str, bytes]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str | None] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.asked.append(request.headers.get("Last-Event-ID"))
+        kind, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return httpx2.Response(200, headers={"Content-Type": kind}, content=text, request=request)
+
+
+def sent(number: int) -> bytes:
+    return f'id: 1-{number}\ndata: {{"event_id": "1-{number}"}}\n\n'.encode()
+
+
+def test_follow_goes_on_after_what_has_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    stream = "text/event-stream; charset=utf-8"
+    network = Scripted(
+        (stream, sent(1) + b"id: 1-2\n"),  # broken before its event
+        (stream, b":\n" + sent(2) + b"id: 1-5\n:\n"),
+        (stream, b"data: {broken\n\n"),
+        ("text/html", b"<p>moved</p>"),
+        (stream, b""),
+        (stream, b""),
+        (stream, sent(6)),
+    )
+    with Client("http://service", token="t", transport=network) as client:
+        following = client.follow(1)
+        assert [next(following).event_id for _ in range(3)] == ["1-1", "1-2", "1-6"]
+        following.close()
+    assert network.asked == [None, "1-1", *["1-5"] * 5]
+    # Ever longer ones, while nothing comes.
+    assert max(pauses[:2]) <= 0.2 < min(pauses[4:])
+
+
+def test_follow_of_what_is_no_stream_is_unreachable() -> None:
+    network = Scripted(("text/html", b"<p>log in</p>"))
+    with (
+        Client("http://service", token="t", transport=network) as client,
+        pytest.raises(Unreachable, match="no stream"),
+    ):
+        client.follow(1)
+
+
+def test_follow_that_nobody_reads_leaves_no_connection_open(desk: Desk, client: Client) -> None:
+    for _ in range(5):
+        client.follow(desk.workspace_id).close()
+    serving = desk.world.state.streams
+    deadline = time.monotonic() + 5
+    while len(serving) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(serving) == 0

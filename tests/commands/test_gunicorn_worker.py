@@ -1,0 +1,111 @@
+"""The process answers whatever the database does, and is not held up by what slow callers do."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from ..conftest import furnish, service_settings
+from ..factories import PASSWORD
+from ..postgres import Postgres
+from ..served import Service
+
+THREADS = 4
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    """A Postgres of its own, to be mistreated."""
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+def test_process_lives_while_the_database_hangs_and_recovers_with_it(
+    server: Postgres, tmp_path: Path
+) -> None:
+    url = server.url("postgres")
+    furnish(url, tmp_path)
+    env = service_settings(url, tmp_path) | {
+        "JOBAPI_DATABASE_STATEMENT_SECONDS": "4",
+        "JOBAPI_DATABASE_LOCK_SECONDS": "1",
+        "JOBAPI_DATABASE_CONNECT_SECONDS": "2",
+    }
+    service = Service(tmp_path, env, "--workers", "1", "--threads", str(THREADS))
+    try:
+        client = service.client("boss", PASSWORD)
+
+        def read(_: Any = None) -> httpx2.Response:
+            return client.get("/workspace/1/jobs", timeout=60)
+
+        def live() -> int:
+            return httpx2.get(f"{service.url}/health/live", timeout=60).status_code
+
+        with ThreadPoolExecutor(3 * THREADS) as callers:
+            assert {response.status_code for response in callers.map(read, range(THREADS))} == {200}
+            frozen = server.freeze()
+            try:
+                asked = [callers.submit(read) for _ in range(3 * THREADS)]
+                # Until the threads of the service have them.
+                time.sleep(0.5)
+                assert [live() for _ in range(4)] == [200] * 4
+                assert not any(future.done() for future in asked)
+                for future in asked:
+                    assert future.result().status_code == 503
+                    assert future.result().headers["Retry-After"]
+                assert "does not answer" in future.result().json()["detail"]
+                assert httpx2.get(f"{service.url}/health/ready", timeout=60).status_code == 503
+                assert live() == 200
+            finally:
+                server.thaw(frozen)
+        deadline = time.monotonic() + 60
+        while read().status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        body = {"job_type": "x", "workspace_id": 1}
+        created = [client.post("/workspace/1/jobs", json=body) for _ in range(12)]
+        assert [response.status_code for response in created] == [201] * 12
+    finally:
+        service.close()
+
+
+def test_connections_that_say_nothing_take_no_thread(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "1")
+    host, port = service.url.removeprefix("http://").rsplit(":", 1)
+    silent = [socket.create_connection((host, int(port))) for _ in range(20)]
+    try:
+        client = service.client("boss", PASSWORD)
+        assert client.get("/workspace/1/jobs").status_code == 200
+        assert client.head("/health/live").status_code == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_half_a_probe_holds_up_no_other(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "4")
+    host, port = service.url.removeprefix("http://").rsplit(":", 1)
+    halves = [
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ]
+    connections = []
+    try:
+        for half in halves:
+            connections.append(socket.create_connection((host, int(port))))
+            connections[-1].sendall(half)
+        for query in ("", "?probe=1"):
+            response = httpx2.get(f"{service.url}/health/live{query}", timeout=20)
+            assert response.json() == {"status": "ok"}
+            assert response.headers["X-Request-Id"]
+    finally:
+        for connection in connections:
+            connection.close()

@@ -1,0 +1,290 @@
+"""The rules of a job's life as tables, and what the database refuses though nobody asks for it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from jobapi.errors import Conflict, JobNotEditable, TransitionNotAllowed, ValidationFailed
+from jobapi.rules import leases, lifecycle
+from jobapi.rules.leases import Backoff
+from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, JobStatus, actual_duration, due_at
+from jobapi.store.tables import jobs
+
+from ..factories import Desk
+
+NOW = datetime(2024, 1, 15, 10, 0, tzinfo=UTC)
+BACKOFF = Backoff(5, 3600)
+
+
+def job(status: JobStatus, **values: Any) -> Any:
+    return SimpleNamespace(
+        **{
+            "status": status,
+            "started_at": None if status is JobStatus.PENDING else NOW,
+            "queued_at": NOW,
+            "due_at": NOW,
+            "result": None,
+            "metadata": None,
+            "retry_count": 0,
+            "max_retries": 3,
+            "timeout_seconds": None,
+            "attempt": 0 if status is JobStatus.PENDING else 1,
+            "worker": None,
+            "lease_token": None,
+            "lease_seconds": None,
+            "reap_at": None,
+            "prefetched": False,
+            "suspect": False,
+            "run_id": None,
+            **values,
+        }
+    )
+
+
+REPORTS: dict[str, dict[str, Any]] = {
+    "begin": {"begun": True},
+    "release": {"status": JobStatus.PENDING},
+    "reschedule": {"status": JobStatus.FAILED},
+}
+
+
+def act(verb: str, status: JobStatus, *, prefetched: bool = False) -> dict[str, Any]:
+    later = NOW + timedelta(seconds=9)
+    if verb == "cancel":
+        return lifecycle.cancel(job(status), reason=None, now=later)
+    if verb == "retry":
+        return lifecycle.retry(job(status), reason=None, now=later)
+    if verb in REPORTS:
+        holder = job(status, lease_token="mine", lease_seconds=60, prefetched=prefetched)
+        return leases.report(holder, "mine", REPORTS[verb], backoff=BACKOFF, chance=0.5, now=later)
+    target = next(to for to, name in EDIT_VERBS.items() if name == verb)
+    return lifecycle.edit(job(status), {"status": target}, later)
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+@pytest.mark.parametrize("verb", sorted(TRANSITIONS.keys() - {"claim"}))
+def test_every_verb_on_every_status(verb: str, status: JobStatus) -> None:
+    allowed, target = TRANSITIONS[verb]
+    if status in allowed:
+        assert act(verb, status).get("status", status) == target
+    else:
+        with pytest.raises(Conflict, match=status.label):
+            act(verb, status)
+
+
+@pytest.mark.parametrize(
+    ("verb", "started_at", "retry_count"),
+    [("begin", 9, 0), ("release", None, 0), ("reschedule", None, 1), ("cancel", 0, 0)],
+)
+def test_verbs_on_a_job_that_has_not_begun(
+    verb: str, started_at: int | None, retry_count: int
+) -> None:
+    held = job(JobStatus.RUNNING, prefetched=True)
+    after = vars(held) | act(verb, JobStatus.RUNNING, prefetched=True)
+    moment = None if started_at is None else NOW + timedelta(seconds=started_at)
+    assert (after["started_at"], after["retry_count"]) == (moment, retry_count)
+    assert (after["prefetched"], after["suspect"], after["run_id"]) == (False, False, None)
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+@pytest.mark.parametrize("prefetched", [True, False])
+@pytest.mark.parametrize("max_retries", [0, 3])
+def test_lease_that_expires_on_every_status(
+    status: JobStatus, prefetched: bool, max_retries: int
+) -> None:
+    held = job(
+        status,
+        lease_token="mine",
+        lease_seconds=60,
+        lease_expires_at=NOW,
+        reap_at=NOW,
+        max_retries=max_retries,
+        prefetched=prefetched,
+    )
+    later = NOW + timedelta(seconds=9)
+    values = leases.expire(held, backoff=BACKOFF, chance=0.5, now=later)
+    if status is not JobStatus.RUNNING:
+        assert values == {}
+        return
+    costs = not prefetched
+    back = prefetched or max_retries > 0
+    assert values["status"] == (JobStatus.PENDING if back else JobStatus.FAILED)
+    assert values.get("retry_count", 0) == (costs and back)
+    assert values["suspect"] == prefetched
+    assert ("due_at" in values) == (costs and back)
+
+
+def test_no_edit_leads_back_to_pending() -> None:
+    for status in JobStatus:
+        with pytest.raises(TransitionNotAllowed):
+            lifecycle.edit(job(status), {"status": JobStatus.PENDING}, NOW)
+
+
+def test_refusal_says_what_to_do() -> None:
+    with pytest.raises(TransitionNotAllowed, match=r"Retry it with POST …/retry\."):
+        lifecycle.edit(job(JobStatus.FAILED), {"status": JobStatus.PENDING}, NOW)
+    with pytest.raises(TransitionNotAllowed, match=r"Retry it first\."):
+        lifecycle.edit(job(JobStatus.CANCELLED), {"status": JobStatus.RUNNING}, NOW)
+
+
+def test_edit_to_success_with_an_error_is_a_contradiction() -> None:
+    with pytest.raises(ValidationFailed):
+        lifecycle.edit(
+            job(JobStatus.RUNNING), {"status": JobStatus.SUCCESS, "error": "disk full"}, NOW
+        )
+    values = lifecycle.edit(job(JobStatus.RUNNING, error="old"), {"status": JobStatus.SUCCESS}, NOW)
+    assert values["error"] is None
+
+
+def test_edit_max_retries_below_what_was_used_is_refused() -> None:
+    with pytest.raises(JobNotEditable):
+        lifecycle.edit(job(JobStatus.PENDING, retry_count=2), {"max_retries": 1}, NOW)
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "merged"),
+    [  # The examples of RFC 7396, appendix A.
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merge_patch_is_that_of_the_standard(target: Any, patch: Any, merged: Any) -> None:
+    assert lifecycle.merge_patch(target, patch) == merged
+
+
+def test_merge_patch_leaves_its_arguments_alone() -> None:
+    target, patch = {"a": {"b": 1}}, {"a": {"c": 2}}
+    lifecycle.merge_patch(target, patch)
+    assert (target, patch) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+@pytest.mark.parametrize(
+    ("due", "end", "seconds"), [(0, 285.9, 285), (0, 0, 0), (10, 9.9, None), (10, 10.5, 0)]
+)
+def test_duration_is_in_whole_seconds_from_when_it_was_due(
+    due: float, end: float, seconds: int | None
+) -> None:
+    at = [NOW + timedelta(seconds=s) for s in (due, end)]
+    assert actual_duration(*at) == seconds
+
+
+def test_due_is_the_later_of_queued_and_scheduled() -> None:
+    later = NOW + timedelta(days=1)
+    assert due_at(NOW, None) == NOW
+    assert due_at(NOW, later) == later
+    assert due_at(later, NOW) == later
+
+
+@pytest.mark.parametrize(
+    ("status", "impossible"),
+    [
+        ("pending", {"status": 5}),
+        ("pending", {"status": -1}),
+        ("pending", {"priority": 4}),
+        ("pending", {"status": 1}),
+        ("pending", {"status": 2}),
+        ("pending", {"started_at": NOW}),
+        ("pending", {"completed_at": NOW}),
+        ("pending", {"actual_duration": 5}),
+        ("pending", {"progress_percent": 5}),
+        ("pending", {"progress_message": "x"}),
+        ("pending", {"retry_count": 4}),
+        ("pending", {"retry_count": -1}),
+        ("pending", {"estimated_duration": -1}),
+        ("pending", {"timeout_seconds": 0}),
+        ("pending", {"job_type": ""}),
+        ("pending", {"due_at": NOW}),
+        ("pending", {"workspace_id": 999}),
+        ("pending", {"created_by": 999}),
+        ("running", {"started_at": None}),
+        ("running", {"completed_at": NOW}),
+        ("running", {"progress_percent": 101}),
+        ("running", {"progress_percent": -1}),
+        ("success", {"completed_at": None}),
+        ("success", {"actual_duration": -1}),
+        ("failed", {"status": 0}),
+        ("cancelled", {"status": 1}),
+    ],
+)
+def test_database_refuses_impossible_jobs(desk: Desk, status: str, impossible: Any) -> None:
+    made = desk.job_in(status)
+    with pytest.raises(IntegrityError), desk.world.transaction() as tx:
+        tx.execute(update(jobs).values(impossible))
+    assert desk.get(f"/{made['job_id']}").json == made
+
+
+def test_database_refuses_a_second_job_of_the_same_id(desk: Desk) -> None:
+    job_id = desk.create()["job_id"]
+    desk.create()
+    with pytest.raises(IntegrityError), desk.world.transaction() as tx:
+        tx.execute(update(jobs).values(job_id=job_id))
+
+
+def test_columns_are_stored_in_utc_with_microseconds(desk: Desk) -> None:
+    moment = "2099-01-15T15:00:00.123456+05:30"
+    desk.create(scheduled_at=moment)
+    with desk.world.transaction() as tx:
+        stored = tx.execute(select(jobs.c.scheduled_at)).scalar_one()
+    assert stored == datetime.fromisoformat(moment)
+    assert stored.tzinfo is UTC
+
+
+def patches() -> Any:
+    leaf = st.none() | st.integers(0, 2) | st.just([1])
+    value = st.recursive(leaf, lambda inner: objects(inner), max_leaves=6)
+    return objects(value)
+
+
+def objects(values: Any) -> Any:
+    return st.dictionaries(st.sampled_from("abc"), values, max_size=3)
+
+
+@given(patches(), patches(), patches())
+def test_composed_patch_does_what_both_do_in_turn(target: Any, first: Any, second: Any) -> None:
+    target = lifecycle.merge_patch(None, target)
+    composed = lifecycle.compose_patches(first, second)
+    if composed is not None:
+        in_turn = lifecycle.merge_patch(lifecycle.merge_patch(target, first), second)
+        assert lifecycle.merge_patch(target, composed) == in_turn
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "composed"),
+    [
+        ({}, {"a": None}, {"a": None}),
+        ({"a": 1}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": 1}, {"a": 1}),
+        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 1, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": {"b": None}}, {"a": {"b": None}}),
+        ({"a": {"b": 1}}, {"a": [1]}, {"a": [1]}),
+        # What the target has at a would be merged with it.
+        ({"a": None}, {"a": {"b": 1}}, None),
+        ({"a": 1}, {"a": {}}, None),
+        ({"a": {"b": [1]}}, {"a": {"b": {"c": 1}}}, None),
+    ],
+)
+def test_compose_patches_keeps_nulls_and_gives_none_where_impossible(
+    first: Any, second: Any, composed: Any
+) -> None:
+    assert lifecycle.compose_patches(first, second) == composed

@@ -1,0 +1,107 @@
+"""One set of migrations for both databases."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import flask_migrate
+import pytest
+from sqlalchemy import inspect
+
+from jobapi.store.tables import Base
+
+from ..conftest import SECRET
+from ..factories import Desk, World
+from ..served import BIN, environment, jobapi
+
+TABLES = {table.name for table in Base.metadata.sorted_tables}
+
+
+def tables(app: Any) -> set[str]:
+    return set(inspect(app.extensions["jobapi"].engine).get_table_names())
+
+
+def test_upgrade_makes_what_the_models_say(make_app: Any, new_database: Any, database: str) -> None:
+    app = make_app(new_database(database))
+    assert tables(app) == TABLES | {"jobapi_alembic_version"}
+    with app.extensions["jobapi"].private.app_context():
+        flask_migrate.check()
+
+
+def test_downgrade_takes_everything_back(make_app: Any, new_database: Any, database: str) -> None:
+    app = make_app(new_database(database))
+    with app.extensions["jobapi"].private.app_context():
+        flask_migrate.downgrade(revision="base")
+        assert tables(app) == {"jobapi_alembic_version"}
+        flask_migrate.upgrade()
+    desk = Desk(World(app))
+    assert desk.create()["status"] == "pending"
+
+
+def test_upgrade_that_fails_leaves_nothing(make_app: Any, new_database: Any, database: str) -> None:
+    app = make_app(new_database(database), migrate=False)
+    engine = app.extensions["jobapi"].engine
+    # The last table to be made is in the way.
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE jobapi_jobs (id INTEGER)")
+    result = app.test_cli_runner().invoke(args=["jobapi", "db", "upgrade"])
+    assert result.exit_code != 0
+    assert tables(app) == {"jobapi_jobs"}
+    with engine.connect() as connection:
+        connection.exec_driver_sql("DROP TABLE jobapi_jobs")
+    result = app.test_cli_runner().invoke(args=["jobapi", "db", "upgrade"])
+    assert result.exit_code == 0, result.output
+    assert tables(app) == TABLES | {"jobapi_alembic_version"}
+
+
+def test_upgrade_by_several_processes_at_once(
+    new_database: Any, database: str, tmp_path: Path
+) -> None:
+    env = environment(
+        JOBAPI_DATABASE_URL=new_database(database),
+        JOBAPI_SECRET_KEY=SECRET,
+        JOBAPI_INSTANCE_PATH=str(tmp_path),
+    )
+    started = [
+        subprocess.Popen(
+            [BIN / "jobapi", "init"], env=env, stderr=subprocess.PIPE, text=True, cwd="/"
+        )
+        for _ in range(4)
+    ]
+    for process in started:
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == 0, message
+    assert jobapi("db", "check", env=env).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["current", "history", "heads", "show"])
+def test_commands_of_flask_migrate_work(app: Any, command: str) -> None:
+    result = app.test_cli_runner().invoke(args=["jobapi", "db", command])
+    assert result.exit_code == 0, result.output
+
+
+def test_upgrade_as_sql_needs_no_database(app: Any, capfd: Any) -> None:
+    result = app.test_cli_runner().invoke(args=["jobapi", "db", "upgrade", "--sql"])
+    assert result.exit_code == 0, result.output
+    assert "CREATE TABLE jobapi_jobs" in result.output + capfd.readouterr().out
+
+
+def test_upgrade_takes_an_index_that_was_built_beforehand(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("postgresql"))
+    state = app.extensions["jobapi"]
+    desk = Desk(World(app))
+    desk.create(metadata={"batch_id": 3})
+    docs = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
+    (command,) = re.findall(r"CREATE INDEX CONCURRENTLY .*?;", docs, re.DOTALL)
+    with state.private.app_context():
+        flask_migrate.downgrade(revision="0014")
+        with state.engine.connect() as connection:
+            connection.exec_driver_sql(command)
+        flask_migrate.upgrade()
+    assert desk.get("?metadata.batch_id=3").json["pagination"]["total"] == 1
+    with state.engine.connect() as connection:
+        names = "SELECT indexname FROM pg_indexes WHERE indexdef LIKE '%%USING gin%%'"
+        assert connection.exec_driver_sql(names).scalars().all() == ["ix_jobapi_jobs_content"]
