@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, bindparam, delete, func, insert, select, tupl
 
 from ..errors import IdempotencyKeyReused, RequestInProgress
 from ..store.columns import DbNow
-from ..store.connections import Executor, dialect_name
+from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.statement import Statement
 from ..store.tables import idempotency_keys
 
@@ -85,7 +85,7 @@ def remember(
     )
 
 
-_LOCK = Statement(
+_LOCK = Statement[AnyRow](
     select(func.pg_try_advisory_xact_lock(bindparam("number", type_=BigInteger)).label("taken")),
     prepare=True,
 )
@@ -94,7 +94,7 @@ _MINE = (
     & (idempotency_keys.c.caller == bindparam("of_caller"))
     & (idempotency_keys.c.key == bindparam("of_key"))
 )
-_RECALL = Statement(
+_RECALL = Statement[AnyRow](
     select(
         idempotency_keys.c.fingerprint,
         idempotency_keys.c.answer,
@@ -103,7 +103,7 @@ _RECALL = Statement(
     ).where(_MINE),
     prepare=True,
 )
-_REMEMBER = Statement(
+_REMEMBER = Statement[AnyRow](
     insert(idempotency_keys),
     prepare=True,
     values=[column.name for column in idempotency_keys.c],

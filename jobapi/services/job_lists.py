@@ -733,7 +733,7 @@ def _fetch(
 
 
 @cache
-def _fetching(light: bool, ordered: _Order, ranges: _Ranges | None) -> Statement:
+def _fetching(light: bool, ordered: _Order, ranges: _Ranges | None) -> Statement[AnyRow]:
     if ranges is None:
         found = record_source("postgresql", {name: jobs.c[name].type for name in _KEY})
     else:
@@ -743,7 +743,7 @@ def _fetching(light: bool, ordered: _Order, ranges: _Ranges | None) -> Statement
     row = select(*(_LIGHT if light else COLUMNS)).where(*mine).offset(0).lateral("job")
     query = select(*row.c).select_from(found.join(row, true()))
     order = ordered.by([row.c[key.name] for key in ordered.keys])
-    return Statement(fitting(query, order, bindparam("most")))
+    return Statement[AnyRow](fitting(query, order, bindparam("most")))
 
 
 def _merged(ranges: _Ranges) -> Any:

@@ -71,7 +71,7 @@ _CREATED = (
     *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),
     *("created_at", "updated_at", "queued_at", "due_at", "changed_by", "traceparent"),
 )
-_INSERT = Statement(insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
+_INSERT = Statement[AnyRow](insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
 _JOB_TYPE = re.compile(lifecycle.JOB_TYPE_PATTERN)
 
@@ -255,7 +255,7 @@ _MAX_KNOWN = 1000
 
 
 @cache
-def _insert_many(dialect: str) -> Statement:
+def _insert_many(dialect: str) -> Statement[AnyRow]:
     item = record_source(
         dialect, {name: jobs.c[name].type for name in ("job_id", "due_at", *_ITEM)}
     ).c
@@ -274,7 +274,7 @@ def _insert_many(dialect: str) -> Statement:
         "queued_at": now,
         "due_at": func.coalesce(item.due_at, now),
     }
-    return Statement(insert(jobs).from_select(list(values), select(*values.values())))
+    return Statement[AnyRow](insert(jobs).from_select(list(values), select(*values.values())))
 
 
 def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:

@@ -146,7 +146,7 @@ def _urgency(job: Any) -> Any:
 
 
 @cache
-def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement:
+def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement[AnyRow]:
     allowed, target = TRANSITIONS["claim"]
     (status,) = allowed
     # Of each priority by itself, so that each is the head of an index and the
@@ -235,7 +235,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         )
         .returning(*COLUMNS)
     )
-    return Statement(claim)
+    return Statement[AnyRow](claim)
 
 
 def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
@@ -266,7 +266,7 @@ def _names(job_types: tuple[str, ...] | None) -> tuple[str | None, ...]:
 
 
 @cache
-def _claimable(dialect: str) -> Statement:
+def _claimable(dialect: str) -> Statement[AnyRow]:
     (status,) = TRANSITIONS["claim"][0]
     wanted = record_source(
         dialect, {"workspace_id": jobs.c.workspace_id.type, "job_type": jobs.c.job_type.type}
@@ -294,7 +294,7 @@ def _claimable(dialect: str) -> Statement:
             # Never a join with all that are due, whatever the statistics say.
             first = due.limit(1).lateral()
             parts.append(columns.select_from(wanted.join(first, true())).where(of_kind))
-    return Statement(union_all(*parts))
+    return Statement[AnyRow](union_all(*parts))
 
 
 def is_due(job: Any) -> bool:
@@ -415,7 +415,7 @@ def _succeed(
 
 
 @cache
-def _success(typed: bool) -> Statement:
+def _success(typed: bool) -> Statement[AnyRow]:
     sent = ("workspace_id", "job_id", "lease_token", "result")
     report = record_source("postgresql", {name: jobs.c[name].type for name in sent})
     now: Any = func.statement_timestamp(type_=jobs.c.updated_at.type)
@@ -449,7 +449,7 @@ def _success(typed: bool) -> Statement:
         )
         .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
     )
-    return Statement(success)
+    return Statement[AnyRow](success)
 
 
 def _judge(

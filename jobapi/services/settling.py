@@ -67,8 +67,8 @@ def lock(
 
 
 @cache
-def _lock(dialect: str) -> Statement:
-    return Statement(_locking(dialect, ()))
+def _lock(dialect: str) -> Statement[AnyRow]:
+    return Statement[AnyRow](_locking(dialect, ()))
 
 
 def _locking(dialect: str, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:

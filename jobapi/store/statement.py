@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from datetime import UTC
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import (
-    Connection,
-)
+from sqlalchemy import Connection
 
 from .columns import UtcDateTime
-from .connections import AnyRow, Executor, run_on_driver
+from .connections import Executor, run_on_driver
+
+R = TypeVar("R")
 
 
-class Statement:
-    """A statement of a hot path: its SQL, and how its rows are read, are worked out once.
+class Statement(Generic[R]):
+    """A statement of a hot path, compiled once.
 
-    On psycopg it goes straight to the driver, which saves most of what
-    SQLAlchemy does for each row. ``prepare`` says that Postgres shall plan it
-    once for each connection: good for one row by its key. What finds many rows
-    is planned each time, because a plan made while a table was small would be
-    kept when it is not. ``values`` are the columns that an INSERT is given.
+    On psycopg it bypasses SQLAlchemy's execution and sends its SQL straight to the
+    driver, which saves most of what SQLAlchemy does for each row. On other drivers
+    SQLAlchemy executes it. Either way its rows have columns as attributes: ``R`` is
+    the type that names them, for the type checker only. ``Statement[AnyRow]`` has
+    any columns.
+
+    ``prepare`` lets Postgres plan the statement once per connection. Use it to find
+    one row by its key. A statement that finds many rows is planned each time: a
+    plan made while a table was small would be kept when it has grown. ``values``
+    names the columns of an INSERT.
     """
 
     def __init__(
@@ -40,8 +45,8 @@ class Statement:
         self._constants: Mapping[str, Any] = {}
         self._bind: Mapping[str, Any] = {}
 
-    def all(self, executor: Executor, parameters: Mapping[str, Any]) -> Sequence[AnyRow]:
-        """The rows that it returns. Raises what SQLAlchemy raises."""
+    def all(self, executor: Executor, parameters: Mapping[str, Any]) -> Sequence[R]:
+        """All rows it returns. Raises SQLAlchemy's errors."""
         connection = executor if isinstance(executor, Connection) else executor.connection()
         if connection.dialect.driver != "psycopg":
             result: Any = executor.execute(self.statement, parameters)
@@ -58,12 +63,12 @@ class Statement:
             sent[name] = process(sent[name])
         return self._read(run_on_driver(connection, self._sql, sent, prepare=self.prepare))
 
-    def first(self, executor: Executor, parameters: Mapping[str, Any]) -> AnyRow | None:
-        """The first of its rows, or None. Raises what SQLAlchemy raises."""
+    def first(self, executor: Executor, parameters: Mapping[str, Any]) -> R | None:
+        """Its first row, or None. Raises SQLAlchemy's errors."""
         rows = self.all(executor, parameters)
         return rows[0] if rows else None
 
-    def _read(self, rows: Sequence[Sequence[Any]]) -> list[AnyRow]:
+    def _read(self, rows: Sequence[Sequence[Any]]) -> list[R]:
         make, times = self._row._make, self._times
         read = []
         for row in rows:
@@ -72,4 +77,4 @@ class Statement:
                 if values[i] is not None:
                     values[i] = values[i].astimezone(UTC)
             read.append(make(values))
-        return cast(list[AnyRow], read)
+        return cast(list[R], read)

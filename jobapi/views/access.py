@@ -295,7 +295,7 @@ def _is_cross_site() -> bool:
 
 
 @cache
-def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement:
+def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement[AnyRow]:
     """The query for a caller, with workspace and job where the path names them."""
     columns: list[Any] = [
         users.c.id.label("caller_id"),
@@ -339,7 +339,7 @@ def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement:
             and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
         )
     query = select(*columns).select_from(source).where(where, ~users.c.disabled)
-    return Statement(query, prepare=True)
+    return Statement[AnyRow](query, prepare=True)
 
 
 def _look_up(
