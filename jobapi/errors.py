@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as exceptions.
+"""The exceptions of the package, one for each type of problem.
 
 ::
 
@@ -34,8 +34,9 @@
     ├── InternalError             500
     └── Unavailable               503
 
-An exception's docstring is the title of its problem, its message the detail.
-The body that they become over HTTP is RFC 9457, Problem Details for HTTP APIs.
+The class docstring is the ``title`` of the problem, the message of an exception is
+its ``detail``. Over HTTP they become problem details (RFC 9457). A ``detail`` says
+what is wrong, then what to do.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from typing import Any
 PROBLEM_TYPE_PREFIX = "urn:jobapi:problem:"
 
 MAX_MESSAGES = 20
-"""How many messages a ``ValidationFailed`` shows; the others are only counted."""
+"""How many messages a ``ValidationFailed`` keeps. Further ones are only counted."""
 
-# In characters. They keep an error below 64 KiB, whatever was sent.
+# In characters. They keep the body of an error below 64 KiB, whatever the request contained.
 _MAX_FIELD = 100
 _MAX_MESSAGE = 500
 _MAX_DETAIL = 4000
@@ -61,7 +62,7 @@ class JobApiError(Exception):
     status = 500
 
     created: Sequence[Any] = ()
-    """The jobs that ``Client.create_many`` had created when it raised this."""
+    """The jobs that ``Client.create_many`` had created before this error."""
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -69,19 +70,19 @@ class JobApiError(Exception):
         self.headers = dict(headers or {})
 
     @classmethod
-    def kind(cls) -> str:
-        """The stable name of this kind of error, such as ``job-not-found``."""
+    def type_name(cls) -> str:
+        """The stable end of the problem's ``type``, such as ``job-not-found``."""
         return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     @classmethod
     def title(cls) -> str:
-        """What this kind of error is, the same for each occurrence."""
+        """The title of this type of problem, the same for each occurrence."""
         return (cls.__doc__ or cls.__name__).split("\n", 1)[0].rstrip(".")
 
     def problem(self) -> dict[str, Any]:
         """The members of the problem details object (RFC 9457, section 3)."""
         return {
-            "type": PROBLEM_TYPE_PREFIX + self.kind(),
+            "type": PROBLEM_TYPE_PREFIX + self.type_name(),
             "title": self.title(),
             "status": self.status,
             "detail": _cut(self.detail, _MAX_DETAIL),
@@ -99,7 +100,7 @@ class BadRequest(JobApiError):
 
 
 class MalformedJson(BadRequest):
-    """Body is not acceptable JSON"""
+    """Malformed JSON"""
 
 
 class Unauthorized(JobApiError):
@@ -114,11 +115,11 @@ class Unauthorized(JobApiError):
 
 
 class TokenMissing(Unauthorized):
-    """No token"""
+    """Missing token"""
 
 
 class TokenInvalid(Unauthorized):
-    """Token not valid"""
+    """Invalid token"""
 
 
 class TokenExpired(Unauthorized):
@@ -130,33 +131,33 @@ class TokenRevoked(Unauthorized):
 
 
 class LoginFailed(Unauthorized):
-    """Log-in failed"""
+    """Login failed"""
 
 
 class Forbidden(JobApiError):
-    """Not allowed"""
+    """Access denied"""
 
     status = 403
 
 
 class NotAMember(Forbidden):
-    """No access to workspace"""
+    """No access to this workspace"""
 
 
 class RoleTooLow(Forbidden):
-    """Role does not allow this"""
+    """Role too low"""
 
 
 class KeyNotAllowed(Forbidden):
-    """API keys cannot do this"""
+    """Not allowed with an API key"""
 
 
 class AdministratorOnly(Forbidden):
-    """Administrators only"""
+    """Administrator required"""
 
 
 class JobTypeNotAllowed(Forbidden):
-    """API key is not for this job type"""
+    """Job type not allowed for this API key"""
 
 
 class CrossSiteRequest(Forbidden):
@@ -170,7 +171,7 @@ class NotFound(JobApiError):
 
 
 class UnknownPath(NotFound):
-    """No such path"""
+    """Path not found"""
 
 
 class WorkspaceNotFound(NotFound):
@@ -204,7 +205,7 @@ class MethodNotAllowed(JobApiError):
 
 
 class Conflict(JobApiError):
-    """State does not allow this"""
+    """Conflict with the current state"""
 
     status = 409
 
@@ -218,7 +219,7 @@ class JobNotRetryable(Conflict):
 
 
 class JobNotEditable(Conflict):
-    """Job is not pending any more"""
+    """Job cannot be edited"""
 
 
 class TransitionNotAllowed(Conflict):
@@ -238,11 +239,11 @@ class LeaseRequired(Conflict):
 
 
 class LeaseLost(Conflict):
-    """Lease does not hold the job"""
+    """Lease lost"""
 
 
 class AlreadyBegun(Conflict):
-    """Attempt was begun by another run"""
+    """Attempt was already begun by another run"""
 
 
 class OperationEnded(Conflict):
@@ -250,15 +251,15 @@ class OperationEnded(Conflict):
 
 
 class RequestInProgress(Conflict):
-    """Same request is under way"""
+    """Request already in progress"""
 
 
 class UsernameTaken(Conflict):
-    """User name taken"""
+    """Username taken"""
 
 
 class AlreadyMember(Conflict):
-    """Already a member"""
+    """User is already a member"""
 
 
 class LastOwner(Conflict):
@@ -270,7 +271,7 @@ class LastAdministrator(Conflict):
 
 
 class PreconditionFailed(JobApiError):
-    """Changed since it was read"""
+    """Precondition failed"""
 
     status = 412
 
@@ -294,15 +295,15 @@ class UnsupportedMediaType(JobApiError):
 
 
 class ValidationFailed(JobApiError):
-    """Request data not valid"""
+    """Validation failed"""
 
     status = 422
 
     def __init__(self, errors: Mapping[str, list[str]], *, more: int = 0) -> None:
-        """``errors`` maps each field (a dotted path) to what is wrong with it.
+        """``errors`` maps each field (a dotted path) to its messages.
 
-        The first ``MAX_MESSAGES`` messages are kept. The others are counted in
-        ``detail``, together with ``more`` that the caller has counted.
+        The first ``MAX_MESSAGES`` messages are kept. ``detail`` says how many there are
+        besides them, including ``more``: messages that the caller has left out.
         """
         messages = [(field, text) for field, texts in errors.items() for text in texts]
         self.errors: dict[str, list[str]] = {}
@@ -327,7 +328,7 @@ class PageTooLarge(JobApiError):
 
 
 class IdempotencyKeyReused(JobApiError):
-    """Idempotency key was used for another request"""
+    """Idempotency key reused"""
 
     status = 422
 
@@ -363,20 +364,20 @@ class Unavailable(JobApiError):
 
 
 def all_errors(root: type[JobApiError] = JobApiError) -> Iterator[type[JobApiError]]:
-    """Every kind of error, those that are only a common base included."""
+    """All classes of errors, base classes included."""
     yield root
     for child in root.__subclasses__():
         yield from all_errors(child)
 
 
 def from_problem(problem: Mapping[str, Any], headers: Mapping[str, str]) -> JobApiError:
-    """The exception for a problem details object that a service answered with.
+    """The exception for a problem details object in a response with ``headers``.
 
-    ``headers`` are the answer's. A kind that is not known here, as a newer
-    service may have it, becomes a ``JobApiError`` with the answer's status.
+    An unknown ``type``, which a newer service may send, becomes a ``JobApiError``
+    with the status of the response.
     """
-    kind = str(problem.get("type", "")).removeprefix(PROBLEM_TYPE_PREFIX)
-    found = next((cls for cls in all_errors() if cls.kind() == kind), JobApiError)
+    name = str(problem.get("type", "")).removeprefix(PROBLEM_TYPE_PREFIX)
+    found = next((cls for cls in all_errors() if cls.type_name() == name), JobApiError)
     error = found.__new__(found)
     JobApiError.__init__(error, str(problem.get("detail", "")), headers=headers)
     error.status = int(problem.get("status", found.status))

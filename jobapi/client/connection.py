@@ -248,7 +248,7 @@ def read(response: httpx2.Response) -> Any:
     if not isinstance(problem, dict) or "type" not in problem:
         # Not from the service: a proxy in front, or another server.
         kind = _KINDS.get(response.status_code, errors.JobApiError)
-        problem = {"type": kind.kind(), "detail": _plain(response)}
+        problem = {"type": kind.type_name(), "detail": _plain(response)}
     raise errors.from_problem({**problem, "status": response.status_code}, response.headers)
 
 

@@ -190,9 +190,13 @@ def test_wait_draws_a_bar(desk: Desk, client: Client, capsys: Any) -> None:
     assert "[red] all" in shown
 
 
-@pytest.mark.parametrize("kind", sorted(errors.all_errors(), key=lambda kind: kind.kind()))
+@pytest.mark.parametrize("kind", sorted(errors.all_errors(), key=lambda kind: kind.type_name()))
 def test_every_kind_of_error_becomes_its_exception(kind: Any) -> None:
-    problem = {"type": f"urn:jobapi:problem:{kind.kind()}", "status": kind.status, "detail": "d"}
+    problem = {
+        "type": f"urn:jobapi:problem:{kind.type_name()}",
+        "status": kind.status,
+        "detail": "d",
+    }
     error = errors.from_problem({**problem, "errors": {"a": ["b"]}}, {})
     assert type(error) is kind
     assert (error.status, error.detail, str(error)) == (kind.status, "d", "d")

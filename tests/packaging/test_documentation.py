@@ -53,7 +53,7 @@ def test_documents_name_only_settings_there_are() -> None:
 
 def test_errors_page_has_every_kind_with_its_status() -> None:
     table = {row[0].strip("`"): row[1] for row in rows(DOCS["errors.md"], 3)[2:]}
-    assert table == {error.kind(): str(error.status) for error in all_errors()}
+    assert table == {error.type_name(): str(error.status) for error in all_errors()}
 
 
 def test_sample_of_durations_is_documented_as_it_is_taken() -> None:

@@ -34,9 +34,9 @@ def check(response: Any, status: int, kind: str) -> Any:
     return body
 
 
-def test_kinds_are_unique_and_have_titles() -> None:
-    kinds = [error.kind() for error in errors.all_errors()]
-    assert len(kinds) == len(set(kinds))
+def test_problem_types_are_unique_and_have_titles() -> None:
+    names = [error.type_name() for error in errors.all_errors()]
+    assert len(names) == len(set(names))
     for error in errors.all_errors():
         assert error.title()
         assert error.title() != error.__name__
