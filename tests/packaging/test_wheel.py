@@ -41,7 +41,7 @@ def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: Path) -> N
     migrations = {
         f"jobapi/{path.relative_to(ROOT)}"
         for path in (ROOT / "migrations").rglob("*")
-        if path.suffix in (".py", ".ini", ".mako")
+        if path.suffix in (".py", ".ini", ".mako", ".sql")
     }
     dashboard = {str(path.relative_to(ROOT)) for path in (ROOT / "jobapi" / "dashboard").iterdir()}
     assert names == package | migrations | dashboard | {"jobapi/py.typed"}

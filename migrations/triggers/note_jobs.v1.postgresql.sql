@@ -1,0 +1,87 @@
+-- Writes an event for each job that a statement inserts or updates.
+--
+-- Progress becomes an event only when it crosses a multiple of 10 percent, so that a worker
+-- that reports often does not fill the table. An event of an edit names the edited fields.
+--
+-- EventKind: 0 = created, 1 = started, 2 = claimed, 3 = progressed, 4 = succeeded, 5 = failed,
+--   6 = retried, 7 = lease_expired, 8 = cancelled, 9 = edited, 10 = released, 12 = timed_out
+-- JobStatus: 0 = pending, 1 = running, 2 = success, 3 = failed, 4 = cancelled
+
+CREATE OR REPLACE FUNCTION jobapi_note_jobs() RETURNS trigger LANGUAGE plpgsql
+-- Postgres plans the join for the number of rows of the first call and keeps that plan: a nested
+-- loop that is right for one row would be slow for a thousand.
+SET enable_nestloop = off AS $$
+DECLARE
+  xid bigint := pg_current_xact_id()::text::bigint;
+BEGIN
+  IF TG_OP = 'INSERT' THEN
+    INSERT INTO jobapi_events (
+      workspace_id, xid, at, kind, job_id, job_type, from_status, to_status, attempt, actor, worker,
+      data
+    )
+      SELECT
+        workspace_id, xid, statement_timestamp(), 0, job_id, job_type, NULL, status, NULL,
+        changed_by, NULL, NULL
+      FROM new_jobs;
+  ELSE
+    INSERT INTO jobapi_events (
+      workspace_id, xid, at, kind, job_id, job_type, from_status, to_status, attempt, actor, worker,
+      data
+    )
+      SELECT
+        n.workspace_id, xid, statement_timestamp(), kind, n.job_id, n.job_type, o.status, n.status,
+        n.attempt, n.changed_by,
+        CASE WHEN 1 IN (o.status, n.status) THEN n.worker END,
+        CASE
+          WHEN kind = 3 THEN json_build_object(
+            'progress_percent', n.progress_percent, 'progress_message', n.progress_message
+          )
+          WHEN kind IN (5, 7, 12) OR (kind = 6 AND o.status = 1)
+            THEN json_build_object('error', substr(n.error, 1, 1000))
+          WHEN kind = 6 THEN json_build_object('reason', n.result ->> 'retry_reason')
+          WHEN kind = 8 THEN json_build_object('reason', n.result ->> 'cancelled_reason')
+          WHEN kind = 9 THEN json_build_object('fields', trim(
+            CASE WHEN n.priority IS DISTINCT FROM o.priority
+              THEN 'priority ' ELSE '' END
+            || CASE WHEN n.scheduled_at IS DISTINCT FROM o.scheduled_at
+              THEN 'scheduled_at ' ELSE '' END
+            || CASE WHEN n.estimated_duration IS DISTINCT FROM o.estimated_duration
+              THEN 'estimated_duration ' ELSE '' END
+            || CASE WHEN n.max_retries IS DISTINCT FROM o.max_retries
+              THEN 'max_retries ' ELSE '' END
+            || CASE WHEN n.timeout_seconds IS DISTINCT FROM o.timeout_seconds
+              THEN 'timeout_seconds ' ELSE '' END
+            || CASE WHEN n.metadata::text IS DISTINCT FROM o.metadata::text
+              THEN 'metadata ' ELSE '' END
+          ))
+        END
+      FROM new_jobs n JOIN old_jobs o ON o.id = n.id
+      CROSS JOIN LATERAL (
+        SELECT CASE
+          WHEN o.status = n.status THEN CASE
+            WHEN n.status = 1
+              AND coalesce(n.progress_percent, 0) / 10 <> coalesce(o.progress_percent, 0) / 10
+              THEN 3
+            WHEN n.status = 0 AND n.version <> o.version THEN 9
+          END
+          WHEN n.status = 1 THEN CASE WHEN n.lease_token IS NULL THEN 1 ELSE 2 END
+          WHEN n.status = 2 THEN 4
+          WHEN n.status = 4 THEN 8
+          WHEN n.changed_by IS NULL AND n.error = 'lease expired' THEN 7
+          WHEN n.changed_by IS NULL AND n.error = 'timed out' THEN 12
+          WHEN n.status = 3 THEN 5
+          WHEN n.retry_count > o.retry_count THEN 6
+          ELSE 10
+        END AS kind
+      ) AS noted
+      WHERE kind IS NOT NULL;
+  END IF;
+  RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER jobapi_note_inserted AFTER INSERT ON jobapi_jobs
+  REFERENCING NEW TABLE AS new_jobs
+  FOR EACH STATEMENT EXECUTE FUNCTION jobapi_note_jobs();
+CREATE OR REPLACE TRIGGER jobapi_note_updated AFTER UPDATE ON jobapi_jobs
+  REFERENCING OLD TABLE AS old_jobs NEW TABLE AS new_jobs
+  FOR EACH STATEMENT EXECUTE FUNCTION jobapi_note_jobs();
