@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import select, update
 
 from jobapi.background import maintenance
-from jobapi.rules.events import EventKind
 from jobapi.rules.roles import Role
 from jobapi.services import events
 from jobapi.store.tables import events as table
@@ -340,11 +339,3 @@ def test_after_a_restore_into_another_server_old_events_come_first(desk: Desk) -
         if tx.dialect.name == "sqlite":
             tx.execute(update(table).values(xid=0))
     assert [event["job_type"] for event in listed(desk)] == ["newer", "data_analysis"]
-
-
-def test_kinds_are_the_numbers_of_the_triggers() -> None:
-    jobs_kinds = [kind.label for kind in EventKind if kind.of_job]
-    assert jobs_kinds == [
-        *("created", "started", "claimed", "progressed", "succeeded", "failed", "retried"),
-        *("lease_expired", "cancelled", "edited", "released", "deleted", "timed_out"),
-    ]
