@@ -66,11 +66,11 @@ def prepare(url: str) -> tuple[str, int, str]:
         workspace_id = int(workspaces.create(tx, "Bench", owner_id=user.id).id)
         for number in range(JOBS):
             job = jobs.create(tx, workspace_id, created_by=user.id, **new_job(number))
-        login = accounts.open_session(tx, user.id, state.mint.refresh_lifetime)
+        login = accounts.open_session(tx, user.id, state.tokens.refresh_lifetime)
     with state.engine.connect() as connection:
         connection.exec_driver_sql("ANALYZE")
     state.engine.dispose()
-    return state.mint.pair(login)["access_token"], workspace_id, job.job_id
+    return state.tokens.issue(login)["access_token"], workspace_id, job.job_id
 
 
 def new_job(number: int) -> dict[str, Any]:

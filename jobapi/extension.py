@@ -20,7 +20,7 @@ from . import __version__, config, logs
 from .commands import main
 from .config import NEW_SECRET_COMMAND, ConfigError, Settings
 from .state import State
-from .tokens import TokenMint
+from .tokens import TokenIssuer
 from .views import (
     auth,
     dashboard,
@@ -168,7 +168,7 @@ def _install(
         app=app,
         settings=settings,
         private=private,
-        mint=TokenMint(
+        tokens=TokenIssuer(
             private, secret, settings.access_token_seconds, settings.refresh_token_seconds
         ),
         url_prefix=url_prefix,

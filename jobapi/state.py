@@ -28,7 +28,7 @@ from .store import readiness
 from .store.engine import Limits, engine_options, from_host, normalize_url, prepare_sqlite, set_up
 from .store.faults import judge
 from .store.tables import Base
-from .tokens import TokenMint
+from .tokens import TokenIssuer
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -51,7 +51,7 @@ class State:
     app: Flask
     settings: Settings
     private: Flask
-    mint: TokenMint
+    tokens: TokenIssuer
     url_prefix: str
     standalone: bool
     current_user: Callable[[], Any] | None

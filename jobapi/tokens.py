@@ -1,8 +1,9 @@
-"""Access and refresh tokens: made by flask-jwt-extended, on an app of its own.
+"""Access and refresh tokens (JWT).
 
-That extension keeps one configuration per application. A host application may
-have its own, so ours lives on a private application that serves nothing. PyJWT
-reads the tokens: unlike the extension it can require claims.
+flask-jwt-extended issues them. It keeps its configuration on the application, and
+a host application may use the extension too, so ours is configured on a private
+application that serves nothing. PyJWT verifies tokens, because it can require
+claims and the extension cannot.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ TokenType = Literal["access", "refresh"]
 _ALGORITHM = "HS256"
 _CLAIMS = ["sub", "sid", "type", "exp", "iat", "jti"]
 _CACHE_SIZE = 4096
-# Nodes' clocks differ a little: a token from a node that is ahead must not be
-# refused as issued in the future. The expiry is checked without this leeway.
+# The clocks of nodes differ a little. A token from a node whose clock is ahead must
+# not be refused as issued in the future. The expiry is checked without this leeway.
 _LEEWAY_SECONDS = 60
 
 _USER_ID = re.compile(r"[1-9][0-9]{0,9}")
@@ -36,17 +37,20 @@ _RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Claims(NamedTuple):
-    """What a token of ours says."""
+    """The verified claims of a token."""
 
     user_id: int
     session_id: str
     token_id: str
+    """The id of a refresh token; empty for an access token."""
+
     type: TokenType
     expires: int
+    """In seconds since 1970."""
 
 
-class TokenMint:
-    """Makes tokens and reads them."""
+class TokenIssuer:
+    """Issues and verifies tokens."""
 
     def __init__(self, private: Flask, secret: str, access_seconds: int, refresh_seconds: int):
         private.config |= {
@@ -57,12 +61,12 @@ class TokenMint:
         JWTManager(private)
         self._private = private
         self._secret = secret
-        self._known: OrderedDict[bytes, Claims] = OrderedDict()
+        self._verified: OrderedDict[bytes, Claims] = OrderedDict()
         self.access_seconds = access_seconds
         self.refresh_lifetime = timedelta(seconds=refresh_seconds)
 
-    def pair(self, login: Login) -> dict[str, Any]:
-        """The answer to a log-in or a refresh. No token outlives its log-in."""
+    def issue(self, login: Login) -> dict[str, Any]:
+        """The response to a login or a refresh. No token outlives its login session."""
         claims = {"sid": login.session_id}
         subject = str(login.user_id)
         access = max(1, min(self.access_seconds, int(login.seconds)))
@@ -81,27 +85,27 @@ class TokenMint:
                 "expires_in": access,
             }
 
-    def read(self, token: str, wanted: TokenType) -> Claims:
-        """What a token says, if it is ours and has not expired.
+    def verify(self, token: str, wanted: TokenType) -> Claims:
+        """The claims of a token. Raises ``TokenInvalid`` or ``TokenExpired``.
 
-        Whether it was revoked, the database knows. The same token comes with
-        every request of a client, so a signature found right is remembered (by
-        the token's hash) and only the expiry is looked at again.
+        It does not check whether the login session was ended; the database knows that.
+        A client sends the same token with every request, so the claims of verified
+        tokens are cached by the hash of the token, and only the expiry is checked again.
         """
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        claims = self._known.get(digest)
+        claims = self._verified.get(digest)
         if claims is None:
             claims = self._decode(token)
-            self._known[digest] = claims
-            while len(self._known) > _CACHE_SIZE:
+            self._verified[digest] = claims
+            while len(self._verified) > _CACHE_SIZE:
                 try:
-                    self._known.popitem(last=False)
+                    self._verified.popitem(last=False)
                 except KeyError:
-                    break  # another thread has emptied it meanwhile
+                    break  # another thread has emptied it
         if claims.expires <= time.time():
-            raise TokenExpired("The token has expired; refresh it or log in again.")
+            raise TokenExpired(_EXPIRED)
         if claims.type != wanted:
-            raise TokenInvalid(f"This needs the {wanted} token, not the {claims.type} token.")
+            raise TokenInvalid(f"This is the {claims.type} token. Send the {wanted} token.")
         return claims
 
     def _decode(self, token: str) -> Claims:
@@ -115,18 +119,20 @@ class TokenMint:
             )
             return _claims(claims)
         except jwt.ExpiredSignatureError:
-            raise TokenExpired("The token has expired; refresh it or log in again.") from None
+            raise TokenExpired(_EXPIRED) from None
         except (jwt.PyJWTError, *_UNREADABLE):
-            raise TokenInvalid("The token is not one of ours; log in to get one.") from None
+            raise TokenInvalid("The token is not valid. Log in to get a new one.") from None
 
 
-# What PyJWT lets through for claims of a wrong type or size, and for JSON
-# that is nested too deeply.
+_EXPIRED = "The token has expired. Refresh it, or log in again."
+
+# Raised through PyJWT for claims of a wrong type or size, and for JSON that is
+# nested too deeply.
 _UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _claims(claims: Any) -> Claims:
-    """The claims of a token whose signature is right; ``ValueError`` if one is invalid."""
+    """Check the claims of a token with a valid signature. Raises ``ValueError``."""
     user_id, session_id, kind, expires, issued = (
         claims[name] for name in ("sub", "sid", "type", "exp", "iat")
     )
@@ -140,5 +146,5 @@ def _claims(claims: Any) -> Claims:
         or not _RANDOM_ID.fullmatch(session_id)
         or (kind == "refresh" and not _RANDOM_ID.fullmatch(token_id))
     ):
-        raise ValueError("a claim is out of place")
+        raise ValueError("invalid claim")
     return Claims(int(user_id), session_id, token_id, kind, expires)

@@ -54,9 +54,9 @@ class World:
 
     def tokens(self, user: Any) -> dict[str, Any]:
         """Both tokens of a new log-in."""
-        mint = self.state.mint
+        issuer = self.state.tokens
         with self.transaction() as tx:
-            return dict(mint.pair(accounts.open_session(tx, user.id, mint.refresh_lifetime)))
+            return dict(issuer.issue(accounts.open_session(tx, user.id, issuer.refresh_lifetime)))
 
     def workspace(self, owner: Any, name: str = "Workspace") -> int:
         """The id of a new workspace."""

@@ -243,7 +243,7 @@ def identify() -> Identity:
         return _identify_by_host(host_user)
     if not token:
         raise errors.TokenMissing("Send the header: Authorization: Bearer TOKEN")
-    claims = state().mint.read(token, "access")
+    claims = state().tokens.verify(token, "access")
     parameters = {"user_id": claims.user_id, "session_id": claims.session_id}
     return Identity("token", parameters, claims.expires)
 

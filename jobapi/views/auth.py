@@ -35,10 +35,10 @@ def login(body: dict[str, Any]) -> Response:
                 body["username"],
                 body["password"],
                 _attempts(),
-                state().mint.refresh_lifetime,
+                state().tokens.refresh_lifetime,
             ),
         )
-    return json_response(state().mint.pair(session), headers=_NO_STORE)
+    return json_response(state().tokens.issue(session), headers=_NO_STORE)
 
 
 @blp.operation(
@@ -58,16 +58,16 @@ def refresh() -> Response:
     token = bearer()
     if not token:
         raise TokenMissing("Send the refresh token: Authorization: Bearer REFRESH_TOKEN")
-    mint = state().mint
-    claims = mint.read(token, "refresh")
+    issuer = state().tokens
+    claims = issuer.verify(token, "refresh")
     with connect(sure=True) as connection:
         session = again_if_read_only(
             connection,
             lambda: accounts.refresh_session(
-                connection, claims.session_id, claims.token_id, mint.refresh_lifetime
+                connection, claims.session_id, claims.token_id, issuer.refresh_lifetime
             ),
         )
-    return json_response(mint.pair(session), headers=_NO_STORE)
+    return json_response(issuer.issue(session), headers=_NO_STORE)
 
 
 @blp.operation("/auth/logout", "POST", summary="Log out")

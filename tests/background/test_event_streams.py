@@ -309,7 +309,7 @@ def test_stream_under_another_server_beats_and_ends_with_the_access(
 
 def test_stream_ends_when_its_token_expires(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(desk.world.state.mint, "access_seconds", 2)
+    monkeypatch.setattr(desk.world.state.tokens, "access_seconds", 2)
     token = desk.world.token(desk.user)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.world.call("GET", path, token)

@@ -263,8 +263,8 @@ def test_database_that_was_not_migrated_is_503_and_says_what_to_run(
 ) -> None:
     app = make_app(new_database(database), migrate=False, JOBAPI_METRICS_TOKEN="x" * 16)
     world = World(app)
-    mint = world.state.mint
-    token = mint.pair(Login(1, "a" * 32, "b" * 32, 3600))
+    issuer = world.state.tokens
+    token = issuer.issue(Login(1, "a" * 32, "b" * 32, 3600))
     says = "run: jobapi db upgrade"
     login = {"username": "anna", "password": "x"}
     unavailable(world.call("POST", "/auth/login", json=login), says)
