@@ -12,12 +12,12 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Inside the context the first SIGTERM or SIGINT sets ``asked``, a second ends the process.
+    """A context manager: the first SIGTERM or SIGINT sets ``asked``.
 
-    The handler takes no lock, so that it cannot wait for the code that it
-    interrupts. A second signal ends the process at once with 128 + its number.
-    Children that are forked meanwhile get the previous handlers.
-    Entered outside the main thread it does nothing.
+    A second signal ends the process at once, with the exit code 128 + its number.
+    The handler takes no lock, so it cannot deadlock with the code that it interrupts.
+    Children that are forked within the context get the previous handlers. Outside the
+    main thread, where Python does not allow signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # Forked by code that runs no hooks of Python.
+            # Forked by native code, which does not call Python's fork hooks.
             self.restore()
             os.kill(os.getpid(), number)
         elif self.asked:
@@ -64,7 +64,7 @@ _masks = threading.local()
 
 
 def _hold() -> None:
-    # A signal to the child must not arrive between the fork and the restored handlers.
+    # Block signals, so that none reaches the child before its handlers are restored.
     if _entered:
         _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
@@ -82,6 +82,6 @@ def _restore_in_child() -> None:
     _release()
 
 
-# Not where processes cannot fork, as on Windows.
+# Windows has no fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_restore_in_child)
