@@ -36,7 +36,7 @@ from .views import (
     worker,
     workspaces,
 )
-from .views.base import Api
+from .views.openapi import Api
 
 if TYPE_CHECKING:
     pass

@@ -22,8 +22,8 @@ from gunicorn.http import message
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
 
 from .. import errors
-from ..views.base import PROBLEM
 from ..views.hooks import SECURITY_HEADERS
+from ..views.problems import PROBLEM
 
 HEAD_BYTES = 8192
 """How much of a request is looked at; a probe's is smaller."""

@@ -31,8 +31,9 @@ from ..store.faults import judge
 from ..store.statement import Statement
 from ..store.tables import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
 from ..store.transactions import once_more
-from .base import RaisedByHost, View, state
+from .base import View, state
 from .bodies import read_body
+from .problems import RaisedByHost
 
 NUMBERS = frozenset({"workspace_id", "user_id", "key_id", "operation_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")

@@ -13,7 +13,8 @@ from ..services import accounts
 from ..store.transactions import transaction
 from . import examples
 from .access import Caller, again_if_read_only, bearer, connect, guard, public
-from .base import Blueprint, json_response, state
+from .base import json_response, state
+from .blueprints import Blueprint
 
 blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
 own_blp = Blueprint("me", "Auth", "")

@@ -10,7 +10,8 @@ from flask import Blueprint, Response, current_app, request, send_from_directory
 from markupsafe import escape
 from werkzeug.exceptions import NotFound
 
-from .base import BLUEPRINT_PREFIX, add_error_handlers, address, state
+from .base import BLUEPRINT_PREFIX, address, state
+from .problems import add_error_handlers
 
 FOLDER = resources.files("jobapi") / "dashboard"
 PAGE = "index.html"

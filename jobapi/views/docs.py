@@ -10,7 +10,8 @@ from flask import Blueprint, Response, current_app, request, send_from_directory
 from markupsafe import escape
 from werkzeug.urls import iri_to_uri
 
-from .base import BLUEPRINT_PREFIX, add_error_handlers, address, json_response, state
+from .base import BLUEPRINT_PREFIX, address, json_response, state
+from .problems import add_error_handlers
 
 DESCRIPTION = """\
 Background jobs over HTTP: create jobs in a workspace; watch, filter, change, cancel and retry

@@ -20,7 +20,8 @@ from ..services.events import Position
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, identify, may_still
-from .base import Blueprint, json_response, state, to_json
+from .base import json_response, state, to_json
+from .blueprints import Blueprint
 
 blp = Blueprint("events", "Events", "What happened, when, and by whom; as lists and as a stream.")
 

@@ -10,7 +10,8 @@ from ..schemas import base as schemas
 from ..store.readiness import try_to_write
 from ..store.transactions import once_more
 from .access import connect, public
-from .base import Blueprint, state
+from .base import state
+from .blueprints import Blueprint
 
 WRITE_AGAIN_SECONDS = 1.0
 """For how long a successful write is trusted: anyone may call this, and each write costs."""

@@ -19,15 +19,8 @@ from werkzeug.routing import BaseConverter, Rule
 
 from ..rules.roles import client_address
 from ..state import State
-from .base import (
-    BLUEPRINT_PREFIX,
-    UNKNOWN,
-    add_error_handlers,
-    allowed_methods,
-    handle,
-    handle_http,
-    handled,
-)
+from .base import BLUEPRINT_PREFIX
+from .problems import UNKNOWN, add_error_handlers, allowed_methods, handle, handle_http, handled
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
 

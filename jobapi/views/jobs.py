@@ -32,20 +32,11 @@ from ..store.connections import AnyRow
 from ..store.transactions import BY_KEY, snapshot, transaction
 from . import examples
 from .access import Caller, guard, lease_token
-from .base import (
-    Blueprint,
-    View,
-    address,
-    etag,
-    header,
-    json_response,
-    location,
-    not_modified,
-    paginated,
-    state,
-    version_wanted,
-)
+from .base import View, address, json_response, location, paginated, state
+from .blueprints import Blueprint
 from .bodies import MERGE_PATCH, query_paths
+from .conditions import etag, not_modified, version_wanted
+from .openapi import header
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(

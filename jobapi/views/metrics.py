@@ -14,7 +14,8 @@ from ..services import stats
 from ..store.faults import judge, lacks_schema
 from ..store.transactions import snapshot
 from .access import bearer, connect
-from .base import BLUEPRINT_PREFIX, add_error_handlers, state
+from .base import BLUEPRINT_PREFIX, state
+from .problems import add_error_handlers
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}metrics", __name__)
 add_error_handlers(blp)

@@ -16,7 +16,9 @@ from ..services.job_lists import Filters
 from ..store.transactions import transaction
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, header, json_response, location, paginated, state
+from .base import json_response, location, paginated, state
+from .blueprints import Blueprint
+from .openapi import header
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, idempotency_key, replayable
 
 blp = Blueprint(

@@ -15,7 +15,8 @@ from ..services import stats as service
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, json_response
+from .base import json_response
+from .blueprints import Blueprint
 
 blp = Blueprint("stats", "Stats", "How a workspace is doing.")
 

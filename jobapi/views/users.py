@@ -9,7 +9,9 @@ from ..schemas.base import PagingQuery
 from ..services import accounts
 from ..store.transactions import transaction
 from .access import Caller, guard
-from .base import Blueprint, header, location, paginated
+from .base import location, paginated
+from .blueprints import Blueprint
+from .openapi import header
 
 blp = Blueprint("users", "Users", "Who may log in. For administrators.")
 

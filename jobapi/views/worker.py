@@ -21,7 +21,8 @@ from ..services import idempotency, queue
 from ..store.transactions import BY_KEY, IN_ORDER, transaction
 from . import examples
 from .access import Caller, guard
-from .base import Blueprint, View, json_response, state, to_json
+from .base import View, json_response, state, to_json
+from .blueprints import Blueprint
 from .bodies import Unkept, refusal
 from .jobs import JOB, JOBS, STATUS_LABELS, job_object
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key

@@ -12,7 +12,9 @@ from ..schemas.base import PagingQuery
 from ..services import accounts, keys, workspaces
 from ..store.transactions import transaction
 from .access import Caller, guard
-from .base import Blueprint, header, location, paginated
+from .base import location, paginated
+from .blueprints import Blueprint
+from .openapi import header
 
 blp = Blueprint("workspaces", "Workspaces", "Workspaces and their members.")
 keys_blp = Blueprint("keys", "API keys", "Keys with which machines use one workspace.")

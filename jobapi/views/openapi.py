@@ -1,0 +1,236 @@
+"""The OpenAPI document: how schemas, errors, parameters and headers are written in it."""
+
+from __future__ import annotations
+
+import http
+import json
+from typing import Any
+
+from apispec.ext.marshmallow import MarshmallowPlugin
+from apispec.ext.marshmallow.openapi import OpenAPIConverter
+from flask import Flask
+from flask_smorest import Api as SmorestApi
+from flask_smorest import Blueprint as SmorestBlueprint
+from marshmallow.fields import Field
+
+from ..schemas import base as schemas
+from ..schemas.fields import Choice, Time
+from ..store.tables import MAX_ID
+from . import examples
+from .problems import PROBLEM
+
+
+class _Converter(OpenAPIConverter):
+    """Writes schemas so that client generators make usable types of them.
+
+    A field with a ``component`` in its metadata refers to that component, which all
+    such fields share. Defaults of bodies are part of the description, because some
+    generators make fields with a ``default`` required.
+    """
+
+    def field2property(self, field: Field[Any]) -> dict[str, Any]:
+        prop: dict[str, Any] = super().field2property(field)
+        prop.pop("default", None)
+        name = field.metadata.get("component")
+        if name is None:
+            return prop
+        shared = {key: prop.pop(key) for key in _SHARED & prop.keys()}
+        one: dict[str, Any] = self._component(name, {**shared, "type": _not_null(shared["type"])})
+        null = [{"type": "null"}] if field.allow_none else []
+        # A union in place is named after its schema and property by some generators.
+        # Where that could be the name of another schema, it is a component, too.
+        if field.metadata.get("grows"):
+            union = [one, {"type": "string"}, *null]
+            one = self._component(f"Any{name}", {"anyOf": union, "description": _GROWS})
+        elif null and "enum" in shared:
+            one = {"anyOf": [one, *null]}
+        elif null:
+            one = self._component(f"Nullable{name}", {"anyOf": [one, *null]})
+        return prop | one
+
+    def _component(self, name: str, schema: dict[str, Any]) -> dict[str, str]:
+        components = self.spec.components
+        if name not in components.schemas:
+            components.schema(name, schema)
+        elif components.schemas[name] != schema:
+            raise ValueError(f"Two different schemas are named {name}")
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    def field2default(self, field: Field[Any], **kw: Any) -> dict[str, Any]:
+        return {}
+
+    def _field2parameter(self, field: Field[Any], **kw: Any) -> dict[str, Any]:
+        parameter: dict[str, Any] = super()._field2parameter(field, **kw)
+        parameter["schema"] |= super().field2default(field)
+        return parameter
+
+    def fields2jsonschema(self, fields: Any, **kw: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = super().fields2jsonschema(fields, **kw)
+        for name, field in fields.items():
+            if default := super().field2default(field):
+                value = default["default"]
+                text = value if isinstance(value, str) else json.dumps(value)
+                prop = schema["properties"][field.data_key or name]
+                words = (prop.get("description"), f"Default: `{text}`.")
+                prop["description"] = " ".join(filter(None, words))
+        return schema
+
+
+_GROWS = "A later version may send other values."
+_SHARED = {"type", "enum", "additionalProperties"}
+
+
+def _not_null(types: Any) -> Any:
+    """The type of a nullable field without the null."""
+    return types if isinstance(types, str) else next(each for each in types if each != "null")
+
+
+class _MarshmallowPlugin(MarshmallowPlugin):
+    Converter = _Converter
+
+
+class Api(SmorestApi):
+    """flask-smorest's Api, without its error handler, which is app-wide."""
+
+    DEFAULT_ERROR_RESPONSE_NAME = None
+    ERROR_SCHEMA = schemas.Problem
+
+    def __init__(self, app: Flask, *, version: str, description: str) -> None:
+        super().__init__(
+            app,
+            config_prefix="JOBAPI",
+            spec_kwargs={
+                "title": "Job API",
+                "version": version,
+                "openapi_version": "3.1.0",
+                "info": {"description": description},
+                "marshmallow_plugin": _MarshmallowPlugin(),
+            },
+        )
+
+    def _init_spec(self, **options: Any) -> None:
+        super()._init_spec(**options)
+        self.register_field(Choice, "string", None)
+        self.register_field(Time, "string", "date-time")
+
+    def register_blueprint(
+        self, blp: SmorestBlueprint, *, parameters: Any = None, **options: Any
+    ) -> None:
+        """Register a blueprint and document it, under its tag instead of its name."""
+        self._app.extensions["flask-smorest"]["blp_name_to_api"][blp.name] = self
+        self._app.register_blueprint(blp, **options)
+        blp.register_views_in_doc(self, self._app, self.spec, name=blp.name, parameters=parameters)
+        if blp.description:
+            self.spec.tag({"name": blp.tag, "description": blp.description})
+
+    def describe_security(self, host_login: bool) -> None:
+        """Say how a caller shows who they are."""
+        by = (
+            "An API key" if host_login else "An access token from `POST /auth/login`, or an API key"
+        )
+        self.spec.components.security_scheme(
+            "bearer",
+            {
+                "type": "http",
+                "scheme": "bearer",
+                "description": f"{by} (`jk_…`). Without `Bearer` in front, which is added.",
+            },
+        )
+
+    def _register_error_handlers(self) -> None:
+        """Errors are handled on our blueprints, so that a host's own stay as they are."""
+
+    def _register_pagination_header(self) -> None:
+        """Pages say in their body where they lie, not in a header."""
+
+    def _register_responses(self) -> None:
+        for status, description in ERROR_RESPONSES.items():
+            self.spec.components.response(
+                _component(status),
+                {
+                    "description": description,
+                    "content": {PROBLEM: {"schema": schemas.Problem}},
+                    "headers": ERROR_HEADERS.get(status, {}),
+                },
+                lazy=True,
+            )
+
+
+ERROR_RESPONSES = {
+    400: "The body cannot be read, is not JSON, or has values that cannot be stored.",
+    401: "No token, or one that is malformed, expired or revoked.",
+    403: "No access to the workspace, or the role does not allow this.",
+    404: "The job, or the workspace, does not exist.",
+    409: "The request is right, but the state does not allow it.",
+    412: "The job has changed since the version that `If-Match` names.",
+    413: "The body is too large.",
+    414: "The URL is too long.",
+    415: "The body is of a type that is not accepted.",
+    422: "The data is not valid; `errors` says for each field what is wrong.",
+    429: "Too many requests; `Retry-After` says in how many seconds to try again.",
+    431: "There are too many header fields, or they are too large.",
+    500: "A fault in the service; the log has the details under `X-Request-Id`.",
+    503: "The database is away; try again.",
+}
+
+
+def header(name: str, description: str) -> dict[str, Any]:
+    """The documentation of a response header."""
+    return {name: {"schema": {"type": "string"}, "description": description}}
+
+
+_RETRY_AFTER = header("Retry-After", "Seconds to wait before trying again.")
+ERROR_HEADERS = {
+    401: header("WWW-Authenticate", "`Bearer`, with an `error` for an invalid token (RFC 6750)."),
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+}
+
+
+_ID = {"type": "integer", "minimum": 1, "maximum": MAX_ID}
+PATH_PARAMETERS = [
+    {"name": name, "in": "path", "description": description, "schema": schema, "example": example}
+    for name, description, schema, example in (
+        ("workspace_id", "The workspace.", _ID, 1),
+        ("job_id", "The job, as its creation named it.", {"type": "string"}, examples.JOB_ID),
+        ("user_id", "The user.", _ID, 123),
+        ("key_id", "The API key.", _ID, 1),
+        ("operation_id", "The operation.", _ID, 1),
+    )
+]
+
+
+def _component(status: int) -> str:
+    return "Problem" + http.HTTPStatus(status).phrase.replace(" ", "").replace("-", "")
+
+
+def document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
+    """Add to an operation the parameters that no schema loads.
+
+    They cannot be among what flask-smorest merges in last: it replaces lists, and
+    those of the query's schema would be lost.
+    """
+    declared = [dict(parameter) for parameter in info["jobapi"]["parameters"]]
+    if declared:
+        doc.setdefault("parameters", []).extend(declared)
+    return doc
+
+
+def document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
+    """Add to an operation the errors that it can answer with, and its security."""
+    ours = info.get("jobapi", {})
+    statuses = {414, 431, 500, 503, *ours["errors"]}
+    if ours.get("guarded"):
+        statuses |= {401, 403}
+        doc["security"] = [{"bearer": []}]
+    else:
+        doc["security"] = []
+    if method != "get":
+        statuses |= {400, 413}
+    if "requestBody" in doc:
+        statuses |= {415, 422}
+    if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
+        statuses.add(422)
+    for status in sorted(statuses):
+        doc["responses"].setdefault(str(status), _component(status))
+    return doc
