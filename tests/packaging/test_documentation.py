@@ -1,4 +1,4 @@
-"""What is written down is so: README and docs against the code."""
+"""README and docs say what the code does."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from click.testing import CliRunner
 
 from jobapi.commands.main import main
 from jobapi.config import CLIENT_VARIABLES, Settings
@@ -29,13 +30,13 @@ DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 
 def rows(text: str, columns: int) -> list[list[str]]:
-    """The rows of all tables with so many columns."""
+    """The rows of all tables with this number of columns."""
     found = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in found if len(row) == columns]
 
 
-def test_readme_has_every_setting_with_its_default() -> None:
-    table = {row[0].strip("`"): row[1:] for row in rows(README, 3) if "JOBAPI_" in row[0]}
+def test_settings_page_has_every_setting_with_its_default() -> None:
+    table = {row[0].strip("`"): row[1:] for row in rows(DOCS["settings.md"], 3)[2:]}
     expected = {}
     for field in fields(Settings):
         default = "" if field.default in (None, "") else f"`{field.default}`"
@@ -75,16 +76,91 @@ def test_lifecycle_page_has_every_transition() -> None:
             assert f'{{"status": "{target.label}"}}' in how
 
 
-def test_links_lead_somewhere() -> None:
-    for name, text in {"README.md": README, **{f"docs/{n}": t for n, t in DOCS.items()}}.items():
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", text):
-            assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+def anchors(text: str) -> set[str]:
+    """The fragments of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_commands_in_the_readme_are_commands_there_are() -> None:
-    for line in set(re.findall(r"`(jobapi [a-z]+(?: [a-z]+)?)", README)):
-        _, *words = line.split()
-        assert CliRunner().invoke(main, [*words, "--help"]).exit_code == 0, line
+def test_links_lead_to_pages_and_headings() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text()):
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(found.read_text()), f"{page.name}: #{anchor}"
+
+
+def test_documents_name_only_files_there_are() -> None:
+    for page in ("CONTRIBUTING.md", "docs/architecture.md", "docs/lifecycle.md"):
+        text = (ROOT / page).read_text()
+        for name in re.findall(r"`([a-z_/.]+/|[a-z_/]+\.(?:py|js|sql))`", text):
+            assert (ROOT / name).exists() or (ROOT / "jobapi" / name).exists(), name
+
+
+def test_readme_fits_on_two_screens() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 130
+
+
+def commands(command: click.Command, *path: str) -> Iterator[tuple[str, click.Command]]:
+    """The commands with their names and arguments, as a heading has them; ``db`` as a whole."""
+    if isinstance(command, click.Group) and path[-1] != "db":
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, *path, name)
+        return
+    names = [(p, p.metavar or (p.name or "").upper()) for p in command.params]
+    arguments = [
+        name if p.required else f"[{name}]" for p, name in names if isinstance(p, click.Argument)
+    ]
+    yield " ".join([*path, *arguments]), command
+
+
+def options(text: str) -> dict[str, str]:
+    return {row[0].strip("`"): row[1].strip("`") for row in rows(text, 3) if "`--" in row[0]}
+
+
+COMMANDS = dict(commands(main, "jobapi"))
+SECTIONS = {
+    heading.strip("`"): text
+    for heading, text in re.findall(r"^##+ (.*)\n((?:(?!#).*\n?)*)", DOCS["cli.md"], re.M)
+}
+
+
+def test_command_line_page_has_every_command() -> None:
+    headings = {heading for heading in SECTIONS if heading.startswith("jobapi ")}
+    assert headings == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"jobapi db"}))
+def test_command_line_page_has_every_option_with_its_default(name: str) -> None:
+    found = options(SECTIONS[name])
+    if re.match("jobapi (jobs|worker) ", name):
+        found |= options(SECTIONS["A running service"])
+    if "(#filters)" in SECTIONS[name]:
+        found |= options(SECTIONS["Filters"])
+    expected = {}
+    for option in COMMANDS[name].params:
+        if isinstance(option, click.Option):
+            default = option.to_info_dict()["default"]
+            expected[option.opts[0]] = "required" if option.required else str(default or "")
+    assert found == expected
+
+
+def test_documents_name_only_commands_there_are() -> None:
+    for page, text in {"README.md": README, **DOCS}.items():
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+        code = "\n".join([*blocks, *re.findall(r"`(jobapi [^`\n]*)`", text)])
+        for line in re.findall(r"^jobapi ([a-z][a-z-]*(?: [a-z][a-z-]*)?)", code, re.M):
+            command: click.Command | None = main
+            for word in line.split():
+                if isinstance(command, click.Group):
+                    command = command.get_command(click.Context(command), word)
+            assert command is not None, f"{page}: jobapi {line}"
 
 
 def shell(service: Service, tools: Path, lines: str) -> list[str]:
@@ -107,8 +183,7 @@ def demo(tmp_path: Path) -> Any:
     env = environment(JOBAPI_ENV="development", JOBAPI_INSTANCE_PATH=str(tmp_path / "instance"))
     printed = jobapi("init", "--demo", env=env).stdout
     service = Service(tmp_path, env)
-    if shutil.which("curl") is None:
-        install(tmp_path, ("curl",))
+    install(tmp_path, tuple(name for name in ("curl", "jq") if shutil.which(name) is None))
     yield service, printed, tmp_path
     service.close()
 
@@ -123,7 +198,7 @@ def test_lines_to_start_with_work_when_pasted(demo: Any) -> None:
     code = python[1].replace("http://localhost:8000", service.url)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "{'sum': 6}\n", done.stderr
-    block = re.search(r"```bash\n(.*?)```", README, re.S)
+    block = re.search(r"```bash\n(URL=.*?)```", README, re.S)
     assert block is not None
     assert len(block[1].splitlines()) == 10
     answers = shell(service, tools, block[1])
