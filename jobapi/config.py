@@ -1,7 +1,7 @@
-"""The settings: one line each with its default, checked when the app starts.
+"""Settings, with defaults and descriptions; checked when the application starts.
 
-They come from the host application's ``app.config``, else from the
-environment, else from here, always under a name that starts with ``JOBAPI_``.
+A value comes from the host application's ``app.config``, else from the
+environment, else it is the default. Every name starts with ``JOBAPI_``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PREFIX = "JOBAPI_"
 MIN_SECRET_BYTES = 32
 MIN_METRICS_TOKEN = 16
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus-client's own variable: where processes add up what they measure."""
+"""prometheus-client's own variable: the folder in which processes share their metrics."""
 
 CLIENT_VARIABLES = frozenset({"JOBAPI_URL", "JOBAPI_TOKEN", "JOBAPI_WORKSPACE"})
-"""For the commands that talk to a running service; no settings of the service."""
+"""Read by the commands that talk to a running service; not settings of the service."""
 
 SERVED_BY = ("sqlite", "postgresql")
 NEW_SECRET_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
@@ -37,7 +37,7 @@ logger = logging.getLogger("jobapi")
 
 
 class ConfigError(Exception):
-    """A setting that the service cannot start with; the message says what to do."""
+    """A setting has an invalid value; the message says what to do."""
 
 
 def _setting(default: Any, doc: str, **metadata: Any) -> Any:
@@ -46,70 +46,71 @@ def _setting(default: Any, doc: str, **metadata: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting. A number of seconds says so in its name."""
+    """Every setting; ``docs/settings.md`` has the same table. ``…_seconds`` are seconds."""
 
     env: str = _setting(
         "production",
-        "`production` or `development`. Development makes and keeps a secret by itself and "
-        "allows the demo user.",
+        "`production` or `development`. Development creates and keeps a secret and allows the "
+        "demo user.",
         choices=("production", "development"),
     )
     database_url: str | None = _setting(
         None,
-        "`postgresql://user:password@host/name`, or `sqlite:///file`. Default: a SQLite file in "
-        "the instance folder; embedded: the host's own Flask-SQLAlchemy engine.",
+        "`postgresql://user:password@host/name` or `sqlite:///file`. Default: a SQLite file in "
+        "the instance folder; embedded: the host's Flask-SQLAlchemy engine.",
     )
     secret_key: str | None = _setting(
         None,
-        f"Signs the tokens; at least {MIN_SECRET_BYTES} bytes. Required in production. "
-        "Embedded: derived from the host's `SECRET_KEY` where it is not set.",
+        f"Signs the tokens; at least {MIN_SECRET_BYTES} bytes. Required in production. Embedded, "
+        "the default is derived from the host's `SECRET_KEY`.",
     )
     instance_path: str | None = _setting(
-        None, "The folder for the SQLite file and the development secret. Default: Flask's."
+        None,
+        "Folder for the SQLite file and the development secret. Default: Flask's instance folder.",
     )
-    access_token_seconds: int = _setting(3600, "How long an access token works.", least=1)
+    access_token_seconds: int = _setting(3600, "Lifetime of an access token.", least=1)
     refresh_token_seconds: int = _setting(
         30 * 24 * 3600,
         "Lifetime of a refresh token. A log-in ends 90 days after the password was entered, "
         "however often it is refreshed.",
         least=1,
     )
-    ratelimit_enabled: bool = _setting(True, "Whether failed log-ins are limited.")
+    ratelimit_enabled: bool = _setting(True, "Whether the number of failed log-ins is limited.")
     login_failures_per_minute: int = _setting(
-        20, "How many log-ins may fail in a minute, for one user name from one address.", least=1
+        20, "Failed log-ins per minute for one user name from one address.", least=1
     )
     login_failures_per_address: int = _setting(
         30,
-        "How many log-ins may fail in a minute from one address, for all user names together. An "
-        "IPv6 /64 counts as one address.",
+        "Failed log-ins per minute from one address, for all user names together. An IPv6 /64 "
+        "counts as one address.",
         least=1,
     )
     login_failures_per_name: int = _setting(
         100,
-        "How many log-ins may fail in a minute for one user name, from all addresses together. "
-        "Above the limit, even the right password is refused for the rest of the minute.",
+        "Failed log-ins per minute for one user name, from all addresses together. Above the "
+        "limit, even the right password is refused for the rest of the minute.",
         least=1,
     )
     retry_backoff_seconds: int = _setting(
         5,
-        "The longest wait before the first automatic retry of a job; it doubles with each further "
-        "one, and half of it is left to chance.",
+        "Upper bound of the delay before the first automatic retry. Doubles with each retry, with "
+        "up to 50% jitter.",
         least=1,
     )
     retry_backoff_max_seconds: int = _setting(
-        3600, "The longest wait before any automatic retry.", least=1
+        3600, "Upper bound of the delay before any automatic retry.", least=1
     )
     max_body_bytes: int = _setting(
-        1024 * 1024, "The largest request body; a larger one is answered with 413.", least=1024
+        1024 * 1024, "Largest request body. A larger one is refused with 413.", least=1024
     )
     cors_origins: str = _setting(
         "",
-        "The origins whose pages may call the API from a browser, separated by commas, such as "
-        "`https://app.example.com`; or `*` for all. Patterns are not supported. Empty: none.",
+        "Origins whose pages may call the API from a browser, separated by commas, such as "
+        "`https://app.example.com`, or `*` for all. Patterns are not supported. Empty: none.",
     )
     trusted_proxies: int = _setting(
         0,
-        "How many reverse proxies are in front of the service. That many `X-Forwarded-*` hops are "
+        "Number of reverse proxies in front of the service. That many `X-Forwarded-*` hops are "
         "trusted, so each proxy must set these headers. Not used when embedded.",
         least=0,
     )
@@ -118,14 +119,14 @@ class Settings:
     )
     database_statement_seconds: int = _setting(
         15,
-        "How long Postgres may work on one statement of a request. If the server does not answer "
-        "at all, the connection is closed 2 seconds later.",
+        "How long a statement of a request may run on Postgres. If the server does not answer at "
+        "all, the connection is closed 2 seconds later.",
         least=1,
     )
     database_lock_seconds: int = _setting(
         5,
-        "How long a statement waits for a lock that another transaction holds; on SQLite, for the "
-        "write lock.",
+        "How long a statement waits for a lock of another transaction; on SQLite, for the write "
+        "lock.",
         least=1,
     )
     database_connect_seconds: int = _setting(
@@ -136,44 +137,44 @@ class Settings:
     )
     server_threads: int = _setting(
         8,
-        "With how many threads a process serves; half of them may wait for jobs at a time. "
-        "`jobapi serve --threads` sets it.",
+        "Threads per process; half of them may hold waiting claims. `jobapi serve` uses "
+        "`--threads` instead.",
         least=1,
     )
     prepared_statements_enabled: bool = _setting(
         True,
-        "Whether the statements that read one row are prepared on each connection. Set it to "
-        "false behind a pooler in transaction mode that keeps no prepared statements. Not used "
-        "with a host's engine.",
+        "Whether frequent statements are prepared on each connection. Set it to false behind a "
+        "pooler in transaction mode that does not support prepared statements. Not used with a "
+        "host's engine.",
     )
     listen_enabled: bool = _setting(
         True,
-        "Whether those who wait for jobs use Postgres's LISTEN, with one connection per process. "
-        "If not, they only look.",
+        "Whether waiting claims use Postgres's LISTEN/NOTIFY, with one connection per process. "
+        "Otherwise they poll.",
     )
     listen_database_url: str | None = _setting(
         None,
-        "The database's own URL for LISTEN, past a pooler in transaction mode, which cannot do it. "
-        "Default: a connection of the engine.",
+        "URL of the database itself for LISTEN, if `JOBAPI_DATABASE_URL` is a pooler in "
+        "transaction mode. Default: a connection of the engine.",
     )
     max_streams: int = _setting(
         1000,
-        "How many streams of events a process may have open; never more than half of its limit of "
-        "open files. Where streams take threads (any server except gunicorn without TLS), a "
-        "quarter of the threads is the limit. 0 switches streams off.",
+        "Largest number of open event streams per process, at most half of its limit of open "
+        "files. If streams hold threads (any server except gunicorn without TLS), a quarter of "
+        "the threads is the limit. 0 switches streams off.",
         least=0,
     )
     maintenance_enabled: bool = _setting(
         True,
-        "Whether each process has a thread that may look after leases that have run out. If not, "
-        "run `jobapi maintain`. Not used when embedded.",
+        "Whether the processes of the service run the maintenance. If false, run `jobapi "
+        "maintain`. Not used when embedded.",
     )
     docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
     dashboard_enabled: bool = _setting(True, "Whether `/dashboard` is served.")
     metrics_token: str | None = _setting(
         None,
-        f"The Bearer token for `/metrics`, for Prometheus; at least {MIN_METRICS_TOKEN} "
-        "characters. Not set: nothing is measured, and there is no such page.",
+        f"Bearer token that Prometheus must send to read `/metrics`; at least {MIN_METRICS_TOKEN} "
+        "characters. Not set: the page does not exist and nothing is measured.",
     )
     log_level: str = _setting(
         "INFO",
@@ -182,7 +183,7 @@ class Settings:
     )
     log_format: str = _setting(
         "json",
-        "`json`, one object a line, or `text` for a person. Not used when embedded.",
+        "`json` (one object per line) or `text`. Not used when embedded.",
         choices=("json", "text"),
     )
 
@@ -200,8 +201,8 @@ class Settings:
 def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
     """Read and check the settings.
 
-    A name that is not known is warned of, with the nearest one that is.
-    Raises ``ConfigError`` for a value that cannot be used.
+    Logs a warning for an unknown name, with the nearest known one. Raises
+    ``ConfigError`` for an invalid value.
     """
     environ = os.environ if environ is None else environ
     given: dict[str, Any] = {}
@@ -212,19 +213,19 @@ def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) ->
         near = difflib.get_close_matches(
             name.removeprefix(PREFIX), [f.name.upper() for f in known.values()], 1
         )
-        hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; the README lists all."
-        logger.warning("There is no setting %s%s", name, hint)
+        hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; see docs/settings.md."
+        logger.warning("Unknown setting %s%s", name, hint)
     values = {
         known[name].name: _convert(name, known[name], value)
         for name, value in given.items()
-        # An empty variable is one that somebody has not filled in.
+        # An empty variable counts as not set.
         if name in known and value is not None and value != ""
     }
     settings = Settings(**values)
     _check(settings)
     folder = environ.get(METRICS_FOLDER)
     if settings.metrics_token is not None and folder is not None and not os.path.isdir(folder):
-        raise ConfigError(f"{METRICS_FOLDER} must be a folder that there is, unlike {folder!r}.")
+        raise ConfigError(f"{METRICS_FOLDER} must be an existing directory, not {folder!r}.")
     return settings
 
 
@@ -293,8 +294,8 @@ def _check(settings: Settings) -> None:
         url = _url("JOBAPI_LISTEN_DATABASE_URL", settings.listen_database_url)
         if url.get_backend_name() != "postgresql":
             raise ConfigError(
-                f"JOBAPI_LISTEN_DATABASE_URL is for {url.get_backend_name()}; only Postgres can "
-                "be listened to."
+                f"JOBAPI_LISTEN_DATABASE_URL is for {url.get_backend_name()}; only Postgres has "
+                "LISTEN."
             )
         _check_options("JOBAPI_LISTEN_DATABASE_URL", url)
     if settings.database_url is not None:
@@ -307,8 +308,8 @@ def _check(settings: Settings) -> None:
         _check_options("JOBAPI_DATABASE_URL", url)
         if backend == "sqlite" and url.database in (None, "", ":memory:"):
             raise ConfigError(
-                "JOBAPI_DATABASE_URL is a SQLite database in memory, which each process would "
-                "have for itself; name a file: sqlite:///file."
+                "JOBAPI_DATABASE_URL is a SQLite database in memory, which processes cannot share; "
+                "name a file: sqlite:///file."
             )
     for origin in settings.origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):

@@ -97,7 +97,7 @@ def test_password_in_a_url_is_not_repeated() -> None:
     [
         ("JOBAPI_SECRET", "did you mean JOBAPI_SECRET_KEY?"),
         ("JOBAPI_DATABSE_URL", "did you mean JOBAPI_DATABASE_URL?"),
-        ("JOBAPI_QQQ", "the README lists all."),
+        ("JOBAPI_QQQ", "see docs/settings.md."),
     ],
 )
 def test_unknown_setting_warns_with_the_nearest(
@@ -105,7 +105,7 @@ def test_unknown_setting_warns_with_the_nearest(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
     load({}, {name: "x"})
-    assert f"There is no setting {name}" in caplog.text
+    assert f"Unknown setting {name}" in caplog.text
     assert hint in caplog.text
 
 
