@@ -1,7 +1,7 @@
 """The guide's scenario in one command: ``make example``, while ``make run`` serves.
 
-Makes some raw data, creates the job of the guide, does it with the worker beside
-this file, and shows what came out.
+Creates raw data and the guide's job, runs the job with the worker in this folder,
+and prints the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REGIONS = ("north", "south", "east", "west")
 
 
 def make_raw_data(rows: int = 100_000) -> str:
-    """A CSV with gaps and duplicates; returns its name."""
+    """Write a CSV file with gaps and duplicates and return its name."""
     chance = random.Random(1)
     with (FOLDER / "raw_data.csv").open("w", newline="") as file:
         out = csv.writer(file)
@@ -33,7 +33,7 @@ def make_raw_data(rows: int = 100_000) -> str:
 
 
 def main() -> None:
-    """Create, do, show."""
+    """Create the job, run it and print the result."""
     url = os.environ.get("JOBAPI_URL", "http://localhost:8000")
     with Client(url, username="demo", password="demo-password") as client:
         job = client.create(

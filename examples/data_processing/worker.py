@@ -2,8 +2,8 @@
 
     jobapi worker worker:worker --workspace 1
 
-The job's ``metadata`` names the ``input_file`` (in the folder ``DATA_FOLDER``, by
-default this one), the ``operations`` in their order, and the ``output_format``.
+The job's ``metadata`` names the ``input_file`` in the folder ``DATA_FOLDER`` (by
+default this one), the ``operations`` in order, and the ``output_format``.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ worker = Worker()
 
 
 def clean(table: pa.Table) -> pa.Table:
-    """Drop rows with something missing, and rows that are there twice."""
+    """Drop rows with missing values, and duplicates."""
     table = table.drop_null()
     return table.group_by(table.column_names, use_threads=False).aggregate([])
 
 
 def transform(table: pa.Table) -> pa.Table:
-    """Add what each row comes to."""
+    """Add the amount of each row."""
     return table.append_column("amount", pc.multiply(table["quantity"], table["price"]))
 
 
 def aggregate(table: pa.Table) -> pa.Table:
-    """Add up by region."""
+    """Sum by region."""
     value = "amount" if "amount" in table.column_names else "quantity"
     grouped = table.group_by("region").aggregate([(value, "sum"), (value, "count")])
     return grouped.sort_by("region")
@@ -46,16 +46,14 @@ OPERATIONS = {"clean": clean, "transform": transform, "aggregate": aggregate}
 
 
 def wanted(metadata: dict[str, Any]) -> tuple[Path, list[str]]:
-    """The file and the operations; what can never work is refused for good."""
+    """The input file and the operations. Raises ``Permanent`` for input that can never work."""
     source = (FOLDER / str(metadata.get("input_file", ""))).resolve()
     if FOLDER not in source.parents or not source.is_file():
-        raise Permanent(
-            f"There is no input_file {metadata.get('input_file')!r} in the data folder."
-        )
+        raise Permanent(f"The data folder has no input_file {metadata.get('input_file')!r}.")
     operations = metadata.get("operations", [])
     unknown = [name for name in operations if name not in OPERATIONS]
     if unknown:
-        raise Permanent(f"Unknown operations {unknown}; there are {', '.join(OPERATIONS)}.")
+        raise Permanent(f"Unknown operations {unknown}; use {', '.join(OPERATIONS)}.")
     if metadata.get("output_format", "parquet") != "parquet":
         raise Permanent("The only output_format is parquet.")
     return source, operations
@@ -63,7 +61,7 @@ def wanted(metadata: dict[str, Any]) -> tuple[Path, list[str]]:
 
 @worker.task("data_processing")
 def process(job: Task) -> dict[str, Any] | None:
-    """Do one job, and tell how far it is."""
+    """Run one job and report its progress."""
     source, operations = wanted(job.metadata)
     size = max(source.stat().st_size, 1)
     batches = []
@@ -87,7 +85,7 @@ def process(job: Task) -> dict[str, Any] | None:
     target = source.with_suffix(".parquet")
     draft = target.with_suffix(f".{job.job_id}.draft")
     pyarrow.parquet.write_table(table, draft)
-    # Whole or not there, also when two attempts write it.
+    # Atomic, because two attempts may write the same file.
     draft.replace(target)
     return {
         "output_file": target.name,

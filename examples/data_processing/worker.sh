@@ -1,9 +1,9 @@
 #!/bin/sh
-# A worker of the same kind in curl, jq and awk; it writes CSV.
+# A worker for the same job type with curl, jq and awk. It writes CSV.
 #
 #   JOBAPI_URL=http://localhost:8000 JOBAPI_TOKEN=jk_… ./worker.sh [--until-idle]
 #
-# DATA_FOLDER is where the files are, by default here; JOBAPI_WORKSPACE the workspace, by default 1.
+# DATA_FOLDER is the folder with the files (default: this one), JOBAPI_WORKSPACE the workspace (default: 1).
 set -eu
 cd "${DATA_FOLDER:-$(dirname "$0")}"
 JOBS="$JOBAPI_URL/workspace/${JOBAPI_WORKSPACE:-1}/jobs"
@@ -14,7 +14,7 @@ post() { # path body
     -H "Content-Type: application/json" -d "$2"
 }
 
-report() { # what to say of the job, as the members of a JSON object
+report() { # the report's fields, as members of a JSON object
   post report "{\"reports\": [{\"job_id\": \"$ID\", \"lease_token\": \"$TOKEN\", $1}]}" |
     jq -r '.data[0] | if .accepted then "accepted" else .problem.detail end'
 }
@@ -44,7 +44,7 @@ while :; do
   TOKEN=$(echo "$CLAIMED" | jq -r '.data[0].lease_token')
   INPUT=$(echo "$CLAIMED" | jq -r '.data[0].metadata.input_file')
   echo "Claimed $ID"
-  # Heartbeats in the background: an answer that is not "accepted" means that the lease is lost.
+  # Heartbeats in the background. A response other than "accepted" means that the lease is lost.
   ( while sleep $((LEASE / 3)); do report '"status": "running"' > /dev/null; done ) &
   HEART=$!
   report '"progress_percent": 10, "progress_message": "Reading"'
