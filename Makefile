@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale bench-streams bench-dashboard soak \
-  example lock clean
+  example schema lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
@@ -21,6 +21,7 @@ help:
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
+	@echo "make schema        write migrations/schema.sql, after a new migration"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
 
 setup: $(READY)
@@ -80,6 +81,9 @@ soak: $(READY)
 
 example: $(READY)
 	$(BIN)/python examples/data_processing/run.py
+
+schema: $(READY)
+	$(BIN)/python -m tests.schema
 
 lock: $(READY)
 	$(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes \

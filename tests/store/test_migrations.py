@@ -13,6 +13,7 @@ from sqlalchemy import inspect
 
 from jobapi.store.tables import Base
 
+from .. import schema
 from ..conftest import SECRET
 from ..factories import Desk, World
 from ..served import BIN, environment, jobapi
@@ -29,6 +30,12 @@ def test_upgrade_makes_what_the_models_say(make_app: Any, new_database: Any, dat
     assert tables(app) == TABLES | {"jobapi_alembic_version"}
     with app.extensions["jobapi"].private.app_context():
         flask_migrate.check()
+
+
+def test_upgrade_makes_what_schema_sql_says(make_app: Any, new_database: Any) -> None:
+    url = new_database("postgresql")
+    make_app(url)
+    assert schema.FILE.read_text("utf-8") == schema.schema(url), "Run `make schema`."
 
 
 def test_downgrade_takes_everything_back(make_app: Any, new_database: Any, database: str) -> None:
