@@ -18,6 +18,7 @@ from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters
+from jobapi.services.job_rows import in_workspace
 from jobapi.store.tables import attempts, jobs
 from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction
 
@@ -146,7 +147,7 @@ def test_verb_on_partitions_touches_one(desk: Desk, verb: str) -> None:
 def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, Any]) -> None:
     if "created_by" in given:
         given = {"created_by": desk.user.id}
-    scope = verbs.in_workspace(desk.workspace_id)
+    scope = in_workspace(desk.workspace_id)
     with one_partition(desk, ()) as tx:
         found = job_lists.page(tx, scope, Filters(**given), sort=sort)
         assert len(found.rows) == found.total
