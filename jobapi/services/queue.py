@@ -9,9 +9,8 @@ call, it is the same few statements.
 from __future__ import annotations
 
 import random
-import re
 import secrets
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -20,13 +19,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     and_,
     bindparam,
     case,
-    cast,
-    extract,
     func,
     literal,
     not_,
@@ -40,17 +36,19 @@ from sqlalchemy import (
 
 from ..errors import JobApiError, ValidationFailed
 from ..rules import leases
-from ..rules.documents import limit_documents, merge_patch, wrong_document
+from ..rules.documents import limit_documents
 from ..rules.leases import Backoff
-from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus, Outcome, Priority
+from ..rules.lifecycle import TRANSITIONS, JobStatus, Outcome, Priority
 from ..store.columns import DbNow, OneOf, SecondsAfter, Texts, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES
 from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import attempts, jobs
+from . import success
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
 from .settling import DECIDING, Settling, lock
+from .success import LEASE_TOKEN
 
 MAX_CLAIMED = 100
 """The most jobs that one claim leases."""
@@ -90,10 +88,6 @@ class Reaped(NamedTuple):
 def new_lease_token() -> str:
     """A token that no other lease has or will have."""
     return secrets.token_hex(16)
-
-
-# What is no such token is not asked for in the database, which may not take it.
-_LEASE_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 def claim(
@@ -335,124 +329,41 @@ def report(
     ``by`` is who it is. Several of one job count in their order. A final report that is
     repeated with the token that it ended is accepted, and changes nothing.
     """
-    judge = partial(
-        _judge,
-        session,
-        workspace_id,
-        backoff=backoff,
-        only_job_types=only_job_types,
-        by=by,
-        chance=chance,
-    )
-    plain = _plain(reports) if dialect_name(session) == "postgresql" else {}
-    others = [each for each in reports if each["job_id"] not in plain]
-    # First, for it locks the jobs of all reports in their order.
-    judged = iter(judge(others, also=plain.keys()) if others else ())
-    ran = _succeed(session, workspace_id, plain, only_job_types, by) if plain else {}
-    answers = {job_id: Answer(_SUCCEEDED, ran=ran[job_id]) for job_id in ran}
-    left = plain.keys() - ran.keys()
-    if left:
-        rest = [each for each in reports if each["job_id"] in left]
-        answers |= zip((each["job_id"] for each in rest), judge(rest), strict=True)
-    return [
-        answers[each["job_id"]] if each["job_id"] in plain else next(judged) for each in reports
-    ]
+    answers: dict[int, Answer] = {}
+
+    def by_rules(numbers: Sequence[int], also: Collection[str] = ()) -> None:
+        judged = judge(
+            session,
+            workspace_id,
+            [reports[number] for number in numbers],
+            also=also,
+            backoff=backoff,
+            only_job_types=only_job_types,
+            by=by,
+            chance=chance,
+        )
+        answers.update(zip(numbers, judged, strict=True))
+
+    plain = success.plain(reports) if dialect_name(session) == "postgresql" else {}
+    others = [n for n, each in enumerate(reports) if each["job_id"] not in plain]
+    if others:
+        # First, for it locks the jobs of all reports in their order.
+        by_rules(others, also=plain.keys())
+    if plain:
+        ran = success.settle(session, workspace_id, plain, only_job_types=only_job_types, by=by)
+        for number, each in enumerate(reports):
+            if each["job_id"] in ran:
+                answers[number] = Answer(_SUCCEEDED, ran=ran[each["job_id"]])
+        left = [number for number in range(len(reports)) if number not in answers]
+        if left:
+            by_rules(left)
+    return [answers[number] for number in range(len(reports))]
 
 
 _SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
-_PLAIN_SUCCESS = {"job_id", "lease_token", "status", "result", "begun"}
 
 
-def _plain(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The reports that say nothing but that a job succeeded, by its id, as ``_succeed`` wants them.
-
-    Nearly all reports are of this kind.
-    """
-    times = Counter(each["job_id"] for each in reports)
-    plain = {
-        each["job_id"]: {
-            "job_id": each["job_id"],
-            "lease_token": each["lease_token"],
-            "result": merge_patch(None, each["result"]) if "result" in each else None,
-        }
-        for each in reports
-        if each.get("status") is JobStatus.SUCCESS
-        and each.keys() <= _PLAIN_SUCCESS
-        and _LEASE_TOKEN.fullmatch(each["lease_token"])
-        and times[each["job_id"]] == 1
-    }
-    return {
-        job_id: each
-        for job_id, each in plain.items()
-        if each["result"] is None or not wrong_document(each["result"])
-    }
-
-
-def _succeed(
-    session: Executor,
-    workspace_id: int,
-    plain: Mapping[str, Mapping[str, Any]],
-    only_job_types: Sequence[str] | None,
-    by: str | None,
-) -> dict[str, timedelta]:
-    """Settle jobs of which nothing is said but that they succeeded.
-
-    Returns their ids, and for how long each had run. It does what
-    ``leases.report`` says in one statement, without reading the jobs first.
-    Whatever is not as it should be is left for the rules to judge.
-    """
-    # Whoever changes more than one job locks them in the same order.
-    rows = [{"workspace_id": workspace_id, **plain[job_id]} for job_id in sorted(plain)]
-    settled = _success(only_job_types is not None).all(
-        session,
-        {
-            "who": by,
-            **records(session, rows),
-            **({} if only_job_types is None else {"types": only_job_types}),
-        },
-    )
-    return {row.job_id: row.ran for row in settled}
-
-
-@cache
-def _success(typed: bool) -> Statement[AnyRow]:
-    sent = ("workspace_id", "job_id", "lease_token", "result")
-    report = record_source("postgresql", {name: jobs.c[name].type for name in sent})
-    now: Any = func.statement_timestamp(type_=jobs.c.updated_at.type)
-    since_due = cast(func.floor(extract("epoch", now - jobs.c.due_at)), BigInteger)
-    success = (
-        update(jobs)
-        .where(
-            # Of each report, so that the planner goes by the job's own index: see ``is_picked``.
-            jobs.c.workspace_id == report.c.workspace_id,
-            jobs.c.job_id == report.c.job_id,
-            # No condition for an index: statistics of a moment at which nothing ran promise
-            # that it finds next to nothing.
-            jobs.c.status + 0 == JobStatus.RUNNING,
-            jobs.c.lease_token == report.c.lease_token,
-            # What there is already has to be merged.
-            or_(jobs.c.result.is_(None), report.c.result.is_(None)),
-            OneOf(jobs.c.job_type, bindparam("types", type_=Texts)) if typed else true(),
-        )
-        .values(
-            status=TRANSITIONS["succeed"][1],
-            version=jobs.c.version + 1,
-            result=func.coalesce(report.c.result, jobs.c.result),
-            error=None,
-            updated_at=now,
-            started_at=case((jobs.c.prefetched, now), else_=jobs.c.started_at),
-            completed_at=now,
-            actual_duration=case((jobs.c.due_at <= now, since_due)),
-            succeeded_by=jobs.c.lease_token,
-            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
-            **NO_LEASE,
-        )
-        .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
-    )
-    return Statement[AnyRow](success)
-
-
-def _judge(
+def judge(
     session: Executor,
     workspace_id: int,
     reports: Sequence[Mapping[str, Any]],
@@ -463,7 +374,10 @@ def _judge(
     by: str | None,
     chance: Callable[[], float],
 ) -> list[Answer]:
-    """Judge reports by the rules, and lock the jobs ``also`` that the caller changes then."""
+    """Apply reports by the rules alone, see ``report``; lock the jobs ``also`` with theirs.
+
+    The caller changes those later in the transaction.
+    """
     found = lock(session, workspace_id, {*also, *(each["job_id"] for each in reports)})
     settling = Settling(found, by=by)
     after = settling.jobs
@@ -523,7 +437,7 @@ def _accept_repeated(
         if answer.problem is not None
         and answer.job is not None
         and each.get("status") in _ENDED_BY
-        and _LEASE_TOKEN.fullmatch(each["lease_token"])
+        and LEASE_TOKEN.fullmatch(each["lease_token"])
     }
     if not refused:
         return answers

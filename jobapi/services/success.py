@@ -1,0 +1,126 @@
+"""The fast path for reports of success: one statement, in which Postgres applies the rules.
+
+Its twin is the way of every other report: ``rules.leases.report`` and ``rules.lifecycle.end``,
+written by ``settling.Settling``. Both must leave the same rows and give the same answers;
+``tests/services/test_success.py`` runs one table of cases through both.
+
+It exists for speed. Most reports say that a job succeeded, and nothing else. The rules have to
+read and lock the jobs, decide on them in Python and send every column back. Here one UPDATE does
+the same: a call with 100 reports takes about half the time, a call with one about two thirds.
+
+Its limits: Postgres only (SQLite has no round trip to save); reports that ``plain`` lets through;
+jobs that are as the statement's conditions want them. The rules judge everything else, so all
+refusals come from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, bindparam, case, cast, extract, func, or_, true, update
+
+from ..rules.documents import merge_patch, wrong_document
+from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus
+from ..store.columns import OneOf, Texts
+from ..store.connections import AnyRow, Executor
+from ..store.records import record_source, records
+from ..store.statement import Statement
+from ..store.tables import jobs
+
+LEASE_TOKEN = re.compile(r"[0-9a-f]{32}")
+"""The form of a lease token. The database may not even take other texts: look for none of them."""
+
+_PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
+
+
+def plain(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of the reports, those that only say that a job succeeded, by ``job_id``, for ``settle``.
+
+    A ``result`` of None is not among them: it removes the job's result, which only the rules do.
+    Nor are two reports of one job, which count in their order.
+    """
+    times = Counter(each["job_id"] for each in reports)
+    found = {}
+    for each in reports:
+        job_id, result = each["job_id"], each.get("result")
+        if (
+            each.get("status") is not JobStatus.SUCCESS
+            or not each.keys() <= _PLAIN
+            or times[job_id] > 1
+            or not LEASE_TOKEN.fullmatch(each["lease_token"])
+        ):
+            continue
+        if "result" in each:
+            result = merge_patch(None, result)
+            if result is None or wrong_document(result):
+                continue
+        found[job_id] = {"job_id": job_id, "lease_token": each["lease_token"], "result": result}
+    return found
+
+
+def settle(
+    session: Executor,
+    workspace_id: int,
+    plain: Mapping[str, Mapping[str, Any]],
+    *,
+    only_job_types: Sequence[str] | None,
+    by: str | None,
+) -> dict[str, timedelta]:
+    """End the jobs of such reports with success; returns how long each had run, by ``job_id``.
+
+    A job that is missing in it was left unchanged, for the rules to judge.
+    """
+    # In the order in which every transaction that changes several jobs locks them.
+    rows = [{"workspace_id": workspace_id, **plain[job_id]} for job_id in sorted(plain)]
+    settled = _success(only_job_types is not None).all(
+        session,
+        {
+            "who": by,
+            **records(session, rows),
+            **({} if only_job_types is None else {"types": only_job_types}),
+        },
+    )
+    return {row.job_id: row.ran for row in settled}
+
+
+@cache
+def _success(typed: bool) -> Statement[AnyRow]:
+    sent = ("workspace_id", "job_id", "lease_token", "result")
+    report = record_source("postgresql", {name: jobs.c[name].type for name in sent})
+    now: Any = func.statement_timestamp(type_=jobs.c.updated_at.type)
+    since_due = cast(func.floor(extract("epoch", now - jobs.c.due_at)), BigInteger)
+    success = (
+        update(jobs)
+        .where(
+            # Of each report, so that the planner goes by the job's own index: see ``is_picked``.
+            jobs.c.workspace_id == report.c.workspace_id,
+            jobs.c.job_id == report.c.job_id,
+            # No condition for an index: statistics of a moment at which nothing ran promise
+            # that it finds next to nothing.
+            jobs.c.status + 0 == JobStatus.RUNNING,
+            jobs.c.lease_token == report.c.lease_token,
+            # A result that is already there has to be merged, which only the rules do.
+            or_(jobs.c.result.is_(None), report.c.result.is_(None)),
+            OneOf(jobs.c.job_type, bindparam("types", type_=Texts)) if typed else true(),
+        )
+        .values(
+            status=TRANSITIONS["succeed"][1],
+            version=jobs.c.version + 1,
+            result=func.coalesce(report.c.result, jobs.c.result),
+            error=None,
+            updated_at=now,
+            started_at=case((jobs.c.prefetched, now), else_=jobs.c.started_at),
+            completed_at=now,
+            actual_duration=case((jobs.c.due_at <= now, since_due)),
+            succeeded_by=jobs.c.lease_token,
+            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
+            **NO_LEASE,
+        )
+        .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
+    )
+    return Statement[AnyRow](success)
