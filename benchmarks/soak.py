@@ -26,7 +26,7 @@ from cycle import processes, work
 from scale import sizes
 
 from jobapi.client import Client
-from jobapi.client.http import BATCH
+from jobapi.client.client import MAX_BATCH
 from jobapi.rules.lifecycle import JobStatus
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
@@ -71,7 +71,7 @@ def create(database: str, url: str, token: str, workspace_id: int) -> None:
                 continue
             number += 1
             metadata = {"batch_id": number, "file": f"dataset-{number}.csv"}
-            client.create_many(workspace_id, [{"job_type": "noop", "metadata": metadata}] * BATCH)
+            client.create_many(workspace_id, [{"job_type": "noop", "metadata": metadata}] * MAX_BATCH)
 
 
 def dead(connection: psycopg.Connection[Any]) -> int:

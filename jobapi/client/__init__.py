@@ -4,7 +4,7 @@ It speaks plain HTTP and knows nothing of Flask. The exceptions are those of
 ``jobapi.errors``; where no answer comes at all it is ``Unreachable``.
 """
 
-from .http import Client
+from .client import Client
 from .models import (
     Attempt,
     ClaimedJob,

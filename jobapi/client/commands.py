@@ -22,7 +22,7 @@ from ..errors import JobApiError
 from ..rules.events import EventKind
 from ..rules.lifecycle import JobStatus, Priority
 from ..rules.operations import Action
-from .http import Client
+from .client import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable
 from .shift import ThreadsLost

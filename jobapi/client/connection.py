@@ -1,4 +1,4 @@
-"""Requests to one service as one caller: tokens, retries, and what a refusal raises."""
+"""Requests to one service as one caller: tokens, retries, and the errors of its answers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,22 @@ from .. import errors
 from .retries import NOT_DONE, RETRIED, Unreachable, bounds, pause, retry_after
 
 SILENCE_SECONDS = 45.0
-"""After how long a stream is given up in which nothing comes, not even the beat of every 15 s."""
+"""A stream without data for this long is broken: the service sends a heartbeat every 15 s."""
 
-# Not orjson, which writes NaN as null and dates as texts: what is no JSON is refused.
-_STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 JSON_BODY = {"Content-Type": "application/json"}
-_LASTING = httpx2.Timeout(30.0, read=SILENCE_SECONDS)
+
+# Not orjson, which writes NaN as null and dates as texts: what is not JSON must be refused.
+_STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_STREAM_TIMEOUT = httpx2.Timeout(30.0, read=SILENCE_SECONDS)
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
-# What a proxy says without a problem type, and the client acts on.
-_KINDS = {
+# The errors of a proxy, which sends no problem type, that have a class of their own.
+_PROXY_ERRORS = {
     kind.status: kind for kind in (errors.BodyTooLarge, errors.TooManyRequests, errors.Unavailable)
 }
 
 
-def written(value: Any) -> bytes:
-    """A value as JSON. Raises ``TypeError`` or ``ValueError`` where it cannot be."""
-    return _STRICT.encode(value).encode()
-
-
 class Connection:
-    """What a client needs to send any request of the API."""
+    """Sends any request of the API."""
 
     def __init__(
         self,
@@ -67,15 +63,15 @@ class Connection:
         return httpx2.Client(base_url=self.url, timeout=self._timeout, transport=self._transport)
 
     def forked(self) -> None:
-        """Take no connection, lock or refresh token over from the parent of a forked process.
+        """Use no connection, lock or refresh token of the parent in a forked process.
 
-        It happens by itself with the first request of a process.
+        The first request of a process calls it.
         """
-        # Kept open, for its connections are the parent's.
+        # Kept, so that it is not closed: its connections belong to the parent.
         self._inherited = self._http
         self._lock = threading.Lock()
         if self._login is not None:
-            # Used by two processes, it would end the log-in of both.
+            # A refresh token that two processes use ends the log-in of both.
             self._refresh_token = None
         self._http = self._connect()
 
@@ -95,26 +91,6 @@ class Connection:
     ) -> None:
         self.close()
 
-    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[Any]:
-        while True:
-            answer = self.request("GET", path, params=params)
-            yield from answer["data"]
-            params["cursor"] = answer["pagination"]["next_cursor"]
-            if params["cursor"] is None:
-                return
-
-    def _post(
-        self,
-        path: str,
-        body: Any = None,
-        *,
-        key: str | None = None,
-        safe: bool = False,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
-        given = {**(headers or {}), **({} if key is None else {"Idempotency-Key": key})}
-        return self.request("POST", path, json=body, headers=given, safe=safe or key is not None)
-
     def request(
         self,
         method: str,
@@ -125,48 +101,99 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         safe: bool | None = None,
     ) -> Any:
-        """Any call of the API; returns what its JSON says.
+        """Call any operation of the API and return the JSON of its answer.
 
-        ``json`` may be bytes, which are JSON already. ``safe`` says that it may
-        be sent again though it may have arrived; reading is. Raises the service's
-        error as one of ``jobapi.errors``, or ``Unreachable``.
+        ``json`` may be bytes that are JSON already. ``safe`` says whether the request may be
+        repeated although it may have been carried out; by default only GET, HEAD and DELETE.
+        Raises the service's error as one of ``jobapi.errors``, or ``Unreachable``.
         """
         if safe is None:
             safe = method in ("GET", "HEAD", "DELETE")
-        body = json if json is None or isinstance(json, bytes) else written(json)
-        given = {**({} if body is None else JSON_BODY), **(headers or {})}
-        return read(self._answer(method, path, body, params=params, headers=given, safe=safe))
+        body = json if json is None or isinstance(json, bytes) else encode(json)
+        sent = {**({} if body is None else JSON_BODY), **(headers or {})}
+        return decode(self._send(method, path, body, params=params, headers=sent, safe=safe))
 
-    def _answer(
+    def _post(
+        self,
+        path: str,
+        json: Any = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Call a POST; with an idempotency ``key`` it is safe to repeat."""
+        sent = {**(headers or {}), **({} if key is None else {"Idempotency-Key": key})}
+        return self.request("POST", path, json=json, headers=sent, safe=key is not None)
+
+    def _pages(self, path: str, params: dict[str, Any]) -> Iterator[Any]:
+        """Yield the items of all pages of a list."""
+        while True:
+            answer = self.request("GET", path, params=params)
+            yield from answer["data"]
+            params["cursor"] = answer["pagination"]["next_cursor"]
+            if params["cursor"] is None:
+                return
+
+    def _open_stream(
+        self, path: str, params: Mapping[str, Any], position: str | None
+    ) -> httpx2.Response:
+        """Open a stream of events after ``position``. The caller closes it."""
+        headers = {} if position is None else {"Last-Event-ID": position}
+        stream = self._send("GET", path, params=params, headers=headers, safe=True, stream=True)
+        if not stream.is_success:
+            decode(stream)
+        if not stream.headers.get("Content-Type", "").startswith("text/event-stream"):
+            # A proxy answered instead of the service.
+            stream.close()
+            raise Unreachable(f"{stream.request.url}: the answer is not a stream of events")
+        return stream
+
+    def _send(
         self,
         method: str,
         path: str,
         body: bytes | None = None,
         *,
-        params: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str],
         safe: bool,
-        lasting: bool = False,
+        stream: bool = False,
     ) -> httpx2.Response:
-        """The last answer; one that is ``lasting`` is a stream, to be closed by the caller."""
+        """Send a request with the caller's token, and once more if the token has expired."""
         if self._process != os.getpid():
             self.forked()
-        renewed = False
+
+        def send(token: str) -> httpx2.Response:
+            given = {**headers, "Authorization": f"Bearer {token}"}
+            return self._try(method, path, body, params, given, safe=safe, stream=stream)
+
+        token = self._access_token()
+        response = send(token)
+        if response.status_code == 401 and self._renew(token):
+            response = send(self._access_token())
+        return response
+
+    def _try(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] = JSON_BODY,
+        *,
+        safe: bool = True,
+        stream: bool = False,
+    ) -> httpx2.Response:
+        """Send a request until its answer must not be retried."""
         tries = 0
         while True:
-            token = self._access_token()
-            sent = {**headers, "Authorization": f"Bearer {token}"}
+            timeout = _STREAM_TIMEOUT if stream else bounds().timeout(self._timeout)
             request = self._http.build_request(
-                method,
-                path,
-                content=body,
-                params=params,
-                headers=sent,
-                timeout=_LASTING if lasting else bounds().timeout(self._timeout),
+                method, path, content=body, params=params, headers=headers, timeout=timeout
             )
             try:
-                response = self._http.send(request, stream=lasting)
-                if lasting and response.is_success:
+                response = self._http.send(request, stream=stream)
+                if stream and response.is_success:
                     return response
                 response.read()
             except httpx2.TransportError as error:
@@ -174,87 +201,67 @@ class Connection:
                 again = tries < self.retries and (safe or never_sent)
                 if not (again and pause(tries)):
                     raise Unreachable(f"{method} {self.url}{path}: {error!r}") from error
-                tries += 1
-                continue
-            if response.status_code == 401 and not renewed and self._renew(token):
-                renewed = True
-                continue
-            again = tries < self.retries and _is_retried(response, safe)
-            if not (again and pause(tries, retry_after(response.headers))):
-                return response
+            else:
+                retried = response.status_code in (RETRIED if safe else NOT_DONE)
+                again = tries < self.retries and retried
+                if not (again and pause(tries, retry_after(response.headers))):
+                    return response
             tries += 1
 
     def _access_token(self) -> str:
-        token = self._token
-        if token is None:
+        if self._token is None:
             self._renew(None)
-            token = self._token
-        return str(token)
+        return str(self._token)
 
     def _renew(self, used: str | None) -> bool:
-        """Get another access token, once for all threads; False where there is no way to one."""
+        """Replace the access token ``used``, once for all threads; False without a password."""
         if self._login is None:
             return False
         with self._lock:
-            if self._token != used:
-                return True  # Another thread has been here meanwhile.
-            tokens = self._refresh() or self._log_in()
-            self._token = tokens["access_token"]
-            self._refresh_token = tokens["refresh_token"]
+            # Otherwise another thread has replaced it already.
+            if self._token == used:
+                tokens = self._refresh() or decode(
+                    self._try("POST", "/auth/login", encode(self._login))
+                )
+                self._token = tokens["access_token"]
+                self._refresh_token = tokens["refresh_token"]
         return True
 
     def _refresh(self) -> Any:
         if self._refresh_token is None:
             return None
         headers = {"Authorization": f"Bearer {self._refresh_token}"}
-        response = self._send("/auth/refresh", headers=headers)
-        return response.json() if response.status_code == 200 else None
-
-    def _log_in(self) -> Any:
-        return read(self._send("/auth/login", json=self._login))
-
-    def _send(self, path: str, **kw: Any) -> httpx2.Response:
-        tries = 0
-        while True:
-            timeout = bounds().timeout(self._timeout)
-            try:
-                response = self._http.post(path, timeout=timeout, **kw)
-            except httpx2.TransportError as error:
-                if tries >= self.retries or not pause(tries):
-                    raise Unreachable(f"POST {self.url}{path}: {error!r}") from error
-            else:
-                again = tries < self.retries and _is_retried(response, True)
-                if not (again and pause(tries, retry_after(response.headers))):
-                    return response
-            tries += 1
+        response = self._try("POST", "/auth/refresh", headers=headers)
+        return decode(response) if response.status_code == 200 else None
 
 
-def _is_retried(response: httpx2.Response, safe: bool) -> bool:
-    return response.status_code in (RETRIED if safe else NOT_DONE)
+def encode(value: Any) -> bytes:
+    """A value as JSON. Raises ``TypeError`` or ``ValueError`` if JSON cannot express it."""
+    return _STRICT.encode(value).encode()
 
 
-def read(response: httpx2.Response) -> Any:
-    """What an answer's JSON says. Raises the service's error, or ``Unreachable`` for no JSON."""
+def decode(response: httpx2.Response) -> Any:
+    """The JSON of an answer. Raises the service's error, or ``Unreachable`` without JSON."""
     if response.is_success:
         try:
             return orjson.loads(response.content) if response.content else None
         except ValueError:
-            # Something in front answers instead of the service.
+            # A proxy answered instead of the service.
             raise Unreachable(f"{response.request.url}: the answer is not JSON") from None
     try:
         problem = orjson.loads(response.content)
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or "type" not in problem:
-        # Not from the service: a proxy in front, or another server.
-        kind = _KINDS.get(response.status_code, errors.JobApiError)
-        problem = {"type": kind.type_name(), "detail": _plain(response)}
+        # Not from the service: a proxy, or another server.
+        kind = _PROXY_ERRORS.get(response.status_code, errors.JobApiError)
+        problem = {"type": kind.type_name(), "detail": _in_one_line(response)}
     raise errors.from_problem({**problem, "status": response.status_code}, response.headers)
 
 
-def _plain(response: httpx2.Response) -> str:
-    """What an answer says that is not the service's own, such as a proxy's page, in one line."""
-    said = f"{response.status_code} {response.reason_phrase}".strip()
+def _in_one_line(response: httpx2.Response) -> str:
+    """The status and the text of a page that is not the service's own, such as a proxy's."""
+    status = f"{response.status_code} {response.reason_phrase}".strip()
     text = " ".join(html.unescape(_MARKUP.sub(" ", response.text[:10_000])).split())
-    text = text.removeprefix(said).strip()
-    return f"{said}: {text[:200]}" if text else said
+    text = text.removeprefix(status).strip()
+    return f"{status}: {text[:200]}" if text else status

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .http import Client
+from .client import Client
 from .tasks import Report, Task
 
 MAX_AT_ONCE = 100

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ..rules.documents import compose_patches
-from .connection import written
+from .connection import encode
 from .models import ClaimedJob
 
 MAX_DEPTH = 64
@@ -146,7 +146,7 @@ class _News:
     def report(self) -> Report:
         if "result" not in self.fields:
             return self.fields
-        return {**self.fields, "result": orjson.Fragment(written(self.fields["result"]))}
+        return {**self.fields, "result": orjson.Fragment(encode(self.fields["result"]))}
 
 
 def _add(news: list[_News], latest: _News) -> None:
@@ -174,7 +174,7 @@ def document(value: Mapping[str, Any]) -> bytes:
     if not isinstance(value, Mapping):
         raise TypeError(f"A result is a dict, not {type(value).__name__}.")
     try:
-        text = written(value if isinstance(value, dict) else dict(value))
+        text = encode(value if isinstance(value, dict) else dict(value))
     except RecursionError:
         raise ValueError(f"The result is nested more than {MAX_DEPTH} levels deep.") from None
     if len(text) > MAX_RESULT_BYTES:

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 
 from ..signals import StopSignals
+from .client import Client
 from .holding import Run, Terms
-from .http import Client
 from .processes import Processes
 from .shift import Shift
 

@@ -678,7 +678,7 @@ def test_follow_of_what_is_no_stream_is_unreachable() -> None:
     network = Scripted(("text/html", b"<p>log in</p>"))
     with (
         Client("http://service", token="t", transport=network) as client,
-        pytest.raises(Unreachable, match="no stream"),
+        pytest.raises(Unreachable, match="not a stream"),
     ):
         client.follow(1)
 

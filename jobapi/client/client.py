@@ -1,0 +1,374 @@
+"""The client of programs that create jobs, watch and control them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Any, Unpack, cast
+from uuid import uuid4
+
+from .. import errors
+from .connection import JSON_BODY, Connection, decode, encode
+from .event_stream import follow
+from .models import (
+    Attempt,
+    ClaimedJob,
+    ClaimedJobs,
+    Event,
+    EventFilter,
+    Job,
+    JobFilter,
+    NewJob,
+    Operation,
+    Progress,
+)
+from .polling import poll, progress_bar
+from .retries import Unreachable, retry_after
+from .tracing import trace_headers
+
+MAX_BATCH = 1000
+"""How many jobs the service creates in one request."""
+
+MAX_BATCH_BYTES = 1_000_000
+"""The size of a batch; the service takes 1 MiB unless ``JOBAPI_MAX_BODY_BYTES`` changes it."""
+
+
+class Client(Connection):
+    """Calls one service as one caller; threads and forked processes may share it.
+
+    Give either a ``token`` (an API key, ``jk_…``, or an access token), or ``username`` and
+    ``password``: then it logs in with the first request, and again when the log-in has ended.
+    ``timeout`` is the time limit of each request in seconds.
+
+    Connection errors and the statuses 429, 502, 503 and 504 are retried up to ``retries``
+    times, with an exponential backoff of at most 10 seconds. A ``Retry-After`` of up to a
+    minute is respected; a longer one raises the error. A request that may have been carried
+    out is only repeated if that does no harm: reads, reports, and creates, claims and
+    operations, which carry an ``Idempotency-Key``. ``transport`` is a transport of httpx2,
+    for tests.
+    """
+
+    # Jobs
+
+    def create(
+        self,
+        workspace_id: int,
+        job_type: str,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[NewJob],
+    ) -> Job:
+        """Create a job. ``NewJob`` documents the fields."""
+        body = {"workspace_id": workspace_id, "job_type": job_type, **_json_values(fields)}
+        key = idempotency_key or _new_key()
+        made = self._post(_path(workspace_id, "jobs"), body, key=key, headers=trace_headers())
+        return Job.from_json(made)
+
+    def create_many(
+        self,
+        workspace_id: int,
+        items: Sequence[Mapping[str, Any]],
+        *,
+        idempotency_key: str | None = None,
+    ) -> list[Job]:
+        """Create any number of jobs and return them in the same order.
+
+        ``items`` are the bodies of creates; they may leave out ``workspace_id``. They are sent
+        in batches of up to 1,000 jobs and 1 MB, or smaller ones if the service takes less. Each
+        batch is created as a whole or not at all. With an ``idempotency_key`` (1 to 255
+        characters) the call can be repeated with the same items within 24 hours: it creates
+        only the jobs that are missing.
+
+        Raises what ``request`` raises. The error's attribute ``created`` has the jobs of the
+        batches before it.
+        """
+        key = idempotency_key or _new_key()
+        texts = [encode(item) for item in items]
+        created: list[Job] = []
+        start, max_bytes = 0, MAX_BATCH_BYTES
+        while start < len(texts):
+            end, size = _batch(texts, start, max_bytes)
+            # The caller's key serves one request; the key of a part has a fixed length.
+            whole = (start, end) == (0, len(texts))
+            part = key if whole else hashlib.sha256(f"{key}:{start}-{end}".encode()).hexdigest()
+            try:
+                created += self._create_batch(workspace_id, texts[start:end], part)
+            except (errors.JobApiError, Unreachable) as error:
+                if isinstance(error, errors.BodyTooLarge) and end - start > 1:
+                    max_bytes = size // 2
+                    continue
+                error.created = list(created)
+                raise
+            start = end
+        return created
+
+    def _create_batch(self, workspace_id: int, texts: Sequence[bytes], key: str) -> Iterator[Job]:
+        body = b'{"jobs":[%b]}' % b",".join(texts)
+        path = _path(workspace_id, "jobs", "batch")
+        answer = self._post(path, body, key=key, headers=trace_headers())
+        return map(Job.from_json, answer["data"])
+
+    def get(self, workspace_id: int, job_id: str) -> Job:
+        """Read a job."""
+        return Job.from_json(self.request("GET", _path(workspace_id, "jobs", job_id)))
+
+    def jobs(
+        self,
+        workspace_id: int,
+        *,
+        sort: str = "created_at",
+        order: str = "asc",
+        page_size: int = 100,
+        light: bool = False,
+        **filters: Unpack[JobFilter],
+    ) -> Iterator[Job]:
+        """Iterate over all jobs that match every filter, by default the oldest first.
+
+        Pages are read as they are needed. Jobs that are created meanwhile neither hide a job
+        nor repeat one. ``light`` leaves out ``metadata`` and ``result``.
+        """
+        params = _json_values(filters)
+        for path, value in params.pop("metadata", {}).items():
+            params[f"metadata.{path}"] = value if isinstance(value, str) else encode(value).decode()
+        params |= {"sort": sort, "order": order, "limit": page_size}
+        if light:
+            params["light"] = "true"
+        return map(Job.from_json, self._pages(_path(workspace_id, "jobs"), params))
+
+    def status(self, workspace_id: int, job_id: str) -> Progress:
+        """Read a job's status and progress."""
+        path = _path(workspace_id, "jobs", job_id, "status")
+        return Progress.from_json(self.request("GET", path))
+
+    def result(self, workspace_id: int, job_id: str) -> dict[str, Any] | None:
+        """Read the result of a job that has ended. Raises ``JobNotEnded``."""
+        answer = self.request("GET", _path(workspace_id, "jobs", job_id, "result"))
+        result: dict[str, Any] | None = answer["result"]
+        return result
+
+    def edit(self, workspace_id: int, job_id: str, changes: Mapping[str, Any]) -> Job:
+        """Change a job; ``changes`` is the body of the ``PATCH``."""
+        path = _path(workspace_id, "jobs", job_id)
+        return Job.from_json(self.request("PATCH", path, json=changes))
+
+    def cancel(self, workspace_id: int, job_id: str, *, reason: str | None = None) -> Job:
+        """Cancel a job. Raises ``JobNotCancellable``."""
+        path = _path(workspace_id, "jobs", job_id, "cancel")
+        return Job.from_json(self._post(path, {"reason": reason}))
+
+    def retry(self, workspace_id: int, job_id: str, *, reason: str | None = None) -> Job:
+        """Retry a failed or cancelled job. Raises ``JobNotRetryable``."""
+        path = _path(workspace_id, "jobs", job_id, "retry")
+        return Job.from_json(self._post(path, {"reason": reason}))
+
+    def delete(self, workspace_id: int, job_id: str) -> None:
+        """Delete a job that has ended. Raises ``JobNotEnded``."""
+        self.request("DELETE", _path(workspace_id, "jobs", job_id), safe=False)
+
+    def attempts(self, workspace_id: int, job_id: str) -> list[Attempt]:
+        """Read all attempts at a job."""
+        answer = self.request("GET", _path(workspace_id, "jobs", job_id, "attempts"))
+        return [Attempt.from_json(attempt) for attempt in answer["data"]]
+
+    def wait(
+        self,
+        job: Job,
+        *,
+        timeout: float | None = None,
+        progress: bool = False,
+        poll_seconds: float = 0.5,
+    ) -> Job:
+        """Wait until a job has ended, and return it.
+
+        Polls every ``poll_seconds`` and tolerates an outage of five minutes. ``progress``
+        draws a progress bar on standard error. Raises ``TimeoutError`` after ``timeout``
+        seconds.
+        """
+        with progress_bar(job) if progress else nullcontext(lambda _: None) as show:
+
+            def read() -> tuple[Job | None, str]:
+                now = self.status(job.workspace_id, job.job_id)
+                show(now)
+                ended = self.get(job.workspace_id, job.job_id) if now.ended else None
+                return ended, f"The job is still {now.status}."
+
+            return poll(read, timeout=timeout, poll_seconds=poll_seconds)
+
+    # Operations
+
+    def operate(
+        self,
+        workspace_id: int,
+        action: str,
+        *,
+        reason: str | None = None,
+        dry_run: bool = False,
+        **filters: Unpack[JobFilter],
+    ) -> Operation:
+        """``cancel``, ``retry`` or ``delete`` all jobs that match every filter.
+
+        Up to 500 jobs are done when it returns; with more, the service continues, see
+        ``wait_for_operation``. ``dry_run`` only counts the jobs that match.
+        """
+        wanted = _json_values(filters)
+        for name in ("status", "job_type", "priority"):
+            if isinstance(wanted.get(name), str):
+                wanted[name] = [wanted[name]]
+        body = {"action": action, "filter": wanted, "reason": reason, "dry_run": dry_run}
+        return Operation.from_json(
+            self._post(_path(workspace_id, "operations"), body, key=_new_key())
+        )
+
+    def operation(self, workspace_id: int, operation_id: int) -> Operation:
+        """Read an operation."""
+        path = _path(workspace_id, "operations", operation_id)
+        return Operation.from_json(self.request("GET", path))
+
+    def operations(self, workspace_id: int) -> Iterator[Operation]:
+        """Iterate over a workspace's operations, the newest first."""
+        pages = self._pages(_path(workspace_id, "operations"), {"limit": 100})
+        return map(Operation.from_json, pages)
+
+    def stop_operation(self, workspace_id: int, operation_id: int) -> Operation:
+        """Stop an operation; the changes it has made stay. Raises ``OperationEnded``."""
+        path = _path(workspace_id, "operations", operation_id, "stop")
+        return Operation.from_json(self._post(path))
+
+    def wait_for_operation(
+        self,
+        operation: Operation,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = 0.5,
+        show: Callable[[Operation], None] = lambda operation: None,
+    ) -> Operation:
+        """Wait until an operation has ended, and return it.
+
+        ``show`` is called with each state that is read. Polls every ``poll_seconds`` and
+        tolerates an outage of five minutes. Raises ``TimeoutError`` after ``timeout`` seconds.
+        """
+        operation_id = operation.operation_id
+        if operation.ended or operation_id is None:
+            show(operation)
+            return operation
+
+        def read() -> tuple[Operation | None, str]:
+            now = self.operation(operation.workspace_id, operation_id)
+            show(now)
+            return now if now.ended else None, f"The operation is still {now.status}."
+
+        return poll(read, timeout=timeout, poll_seconds=poll_seconds)
+
+    def stats(self, workspace_id: int, *, job_type: Sequence[str] = ()) -> dict[str, Any]:
+        """Read a workspace's statistics: totals, due jobs, throughput, durations.
+
+        With ``job_type`` they count only jobs of these types.
+        """
+        params = {"job_type": list(job_type)} if job_type else None
+        answer: dict[str, Any] = self.request("GET", _path(workspace_id, "stats"), params=params)
+        return answer
+
+    # Events
+
+    def events(
+        self,
+        workspace_id: int,
+        *,
+        order: str = "desc",
+        page_size: int = 100,
+        **filters: Unpack[EventFilter],
+    ) -> Iterator[Event]:
+        """Iterate over past events that match every filter, by default the newest first."""
+        params = {**_json_values(filters), "order": order, "limit": page_size}
+        return map(Event.from_json, self._pages(_path(workspace_id, "events"), params))
+
+    def follow(
+        self, workspace_id: int, *, after: str | None = None, **filters: Unpack[EventFilter]
+    ) -> Generator[Event]:
+        """Yield new events that match every filter as soon as they happen, without an end.
+
+        ``after`` is the ``stream_id`` of the last event of an earlier stream; without it, the
+        stream starts now. It resumes after lost connections and restarts of the service
+        without losing events. Raises what ``request`` raises; once it is open, only errors
+        that do not pass by themselves, such as lost access. End it with ``close()``.
+        """
+        path, params = _path(workspace_id, "events", "stream"), _json_values(filters)
+        events = follow(lambda position: self._open_stream(path, params, position), after)
+        # Open the stream now, not when the first event is asked for.
+        next(events)
+        return cast("Generator[Event]", events)
+
+    # Work
+
+    def claim(
+        self,
+        workspace_id: int,
+        *,
+        job_types: Sequence[str] | None = None,
+        limit: int = 1,
+        lease_seconds: int = 60,
+        worker: str | None = None,
+        wait_seconds: int = 0,
+        begin: bool = True,
+    ) -> ClaimedJobs:
+        """Lease up to ``limit`` due jobs; wait up to ``wait_seconds`` for the first one.
+
+        With ``begin=False``, for workers that prefetch, an attempt begins with the first
+        report that says ``begun`` or has progress, a result or an error.
+        """
+        body = {
+            "job_types": None if job_types is None else list(job_types),
+            "limit": limit,
+            "lease_seconds": lease_seconds,
+            "worker": worker,
+            "wait_seconds": wait_seconds,
+        }
+        if not begin:
+            body["begin"] = False
+        headers = {**JSON_BODY, "Idempotency-Key": _new_key()}
+        path = _path(workspace_id, "jobs", "claim")
+        response = self._send("POST", path, encode(body), headers=headers, safe=True)
+        jobs = map(ClaimedJob.from_json, decode(response)["data"])
+        return ClaimedJobs(jobs, retry_after=retry_after(response.headers))
+
+    def report(
+        self, workspace_id: int, reports: Sequence[Mapping[str, Any]] | bytes
+    ) -> list[dict[str, Any]]:
+        """Report on up to 100 leased jobs; the answers are in the same order.
+
+        ``reports`` may be bytes: a JSON array.
+        """
+        body = b'{"reports":%b}' % (reports if isinstance(reports, bytes) else encode([*reports]))
+        # Safe: the service applies a repeated report only once.
+        path = _path(workspace_id, "jobs", "report")
+        answer = self.request("POST", path, json=body, safe=True)
+        answers: list[dict[str, Any]] = answer["data"]
+        return answers
+
+
+def _path(workspace_id: int, *parts: str | int) -> str:
+    return "/".join(["/workspace", str(workspace_id), *map(str, parts)])
+
+
+def _new_key() -> str:
+    return uuid4().hex
+
+
+def _json_values(given: JobFilter | EventFilter | NewJob) -> dict[str, Any]:
+    """Filters or fields as JSON values, without those that are None or empty."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in given.items()
+        if value is not None and value != ()
+    }
+
+
+def _batch(texts: Sequence[bytes], start: int, max_bytes: int) -> tuple[int, int]:
+    """The end and size of the batch that begins at ``start``; it has at least one item."""
+    end, size = start + 1, len(texts[start])
+    while end < min(start + MAX_BATCH, len(texts)) and size + len(texts[end]) + 1 <= max_bytes:
+        size += len(texts[end]) + 1
+        end += 1
+    return end, size
