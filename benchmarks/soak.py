@@ -71,7 +71,8 @@ def create(database: str, url: str, token: str, workspace_id: int) -> None:
                 continue
             number += 1
             metadata = {"batch_id": number, "file": f"dataset-{number}.csv"}
-            client.create_many(workspace_id, [{"job_type": "noop", "metadata": metadata}] * MAX_BATCH)
+            item = {"job_type": "noop", "metadata": metadata}
+            client.create_many(workspace_id, [item] * MAX_BATCH)
 
 
 def dead(connection: psycopg.Connection[Any]) -> int:

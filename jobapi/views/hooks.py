@@ -12,7 +12,6 @@ from uuid import uuid4
 
 from flask import Blueprint, Flask, Response, g, request
 from flask.globals import request_ctx
-from flask_cors.core import serialize_options, set_cors_headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, SecurityError
 from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
@@ -20,6 +19,7 @@ from werkzeug.routing import BaseConverter, Rule
 from ..rules.roles import client_address
 from ..state import State
 from .base import BLUEPRINT_PREFIX
+from .cors import add_cors_headers
 from .problems import UNKNOWN, add_error_handlers, allowed_methods, handle, handle_http, handled
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
@@ -35,57 +35,12 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-REQUEST_HEADERS = [
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "If-Match",
-    "If-None-Match",
-    "Last-Event-ID",
-    "Lease-Token",
-    "traceparent",
-    "X-Request-Id",
-]
-RESPONSE_HEADERS = [
-    "Deprecation",
-    "ETag",
-    "Idempotency-Replayed",
-    "Last-Event-ID",
-    "Link",
-    "Location",
-    "Retry-After",
-    "WWW-Authenticate",
-    "X-Request-Id",
-]
 
 
 def register(app: Flask, state: State) -> None:
     """Hook into ``app``: request ids, limits, headers, CORS and the request log."""
     settings = state.settings
-    cors = None
-    if settings.origins:
-        # flask-cors has hooks for a whole app or for blueprints, not for
-        # errors of routing, so its one function is called from ours.
-        cors = serialize_options(
-            {
-                # Patterns, since it takes texts with some characters for patterns, too.
-                "origins": [
-                    "*" if origin == "*" else re.compile(re.escape(origin) + r"\Z", re.IGNORECASE)
-                    for origin in settings.origins
-                ],
-                "methods": ["GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS"],
-                "allow_headers": REQUEST_HEADERS,
-                "expose_headers": RESPONSE_HEADERS,
-                "supports_credentials": False,
-                "send_wildcard": True,
-                "vary_header": True,
-                "max_age": 600,
-                "intercept_exceptions": True,
-                "automatic_options": True,
-                "always_send": False,
-                "allow_private_network": False,
-            }
-        )
+    origins = frozenset(settings.origins)
 
     def begin() -> Response | None:
         for name in _OF_A_REQUEST:
@@ -124,8 +79,8 @@ def register(app: Flask, state: State) -> None:
         if "Cache-Control" not in headers:
             # What has an ETag may be kept, and asked about each time.
             headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
-        if cors is not None:
-            set_cors_headers(response, cors)
+        if origins:
+            add_cors_headers(response, origins)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             # There may be events of it.
             state.streams.wake()

@@ -98,6 +98,16 @@ def preflight(app: Flask, origin: str = ORIGIN, path: str = "/workspace/1/jobs")
     )
 
 
+def test_cors_preflight_of_another_method_allows_nothing(make_app: Any, new_database: Any) -> None:
+    client = make_app(new_database("sqlite"), JOBAPI_CORS_ORIGINS=ORIGIN).test_client()
+    for method, allowed in (("PATCH", True), ("TRACE", False), ("", False)):
+        headers = {"Origin": ORIGIN, "Access-Control-Request-Method": method}
+        answer = client.options("/jobs", headers=headers)
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        for name in ("Methods", "Headers"):
+            assert (f"Access-Control-Allow-{name}" in answer.headers) == allowed, method
+
+
 def test_cors_is_off_by_default(desk: Desk) -> None:
     app = desk.world.app
     for response in (preflight(app), desk.get(headers={"Origin": ORIGIN})):
