@@ -86,6 +86,7 @@ _MAX_TRIES = 50
 
 def new_job_id() -> str:
     """``job_`` and a UUID version 7 (RFC 9562): sorts by time, 74 random bits."""
+    # Python has uuid7 since 3.14. Written in Python it takes 1.8 µs instead of 0.4 µs.
     return "job_" + uuid_utils.uuid7().hex
 
 
