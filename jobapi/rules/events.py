@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class EventKind(IntEnum):
-    """What can happen to a job, or to a workspace."""
+    """What can happen to a job, or to a workspace. The database stores the numbers."""
 
     CREATED = 0
     STARTED = 1
@@ -33,7 +33,18 @@ class EventKind(IntEnum):
         """The kind's name as the API writes it."""
         return self.name.lower()
 
-    @property
-    def of_job(self) -> bool:
-        """Whether it happens to a job."""
-        return self < EventKind.MEMBER_ADDED
+
+WORKSPACE_EVENTS = frozenset(
+    {
+        EventKind.MEMBER_ADDED,
+        EventKind.MEMBER_CHANGED,
+        EventKind.MEMBER_REMOVED,
+        EventKind.KEY_CREATED,
+        EventKind.KEY_REVOKED,
+        EventKind.WORKSPACE_CHANGED,
+    }
+)
+"""What happens to a workspace, its members and its keys: only owners see it."""
+
+JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
+"""What happens to a job."""

@@ -32,7 +32,7 @@ RETRY_REASON = "Retried via API"
 
 
 class JobStatus(IntEnum):
-    """The states of a job, in the order in which ``sort=status`` puts them."""
+    """The states of a job. The database stores the numbers."""
 
     PENDING = 0
     RUNNING = 1
@@ -48,7 +48,20 @@ class JobStatus(IntEnum):
     @property
     def ended(self) -> bool:
         """Whether the job has reached an end."""
-        return self > JobStatus.RUNNING
+        return self in ENDED
+
+
+ENDED = frozenset({JobStatus.SUCCESS, JobStatus.FAILED, JobStatus.CANCELLED})
+"""The statuses in which a job has reached an end."""
+
+STATUS_ORDER = (
+    JobStatus.PENDING,
+    JobStatus.RUNNING,
+    JobStatus.SUCCESS,
+    JobStatus.FAILED,
+    JobStatus.CANCELLED,
+)
+"""The order of ``sort=status``. Lists read an index that sorts by number, so the numbers ascend."""
 
 
 class Priority(IntEnum):
@@ -123,8 +136,8 @@ def allows(verb: str, status: int) -> bool:
 
 
 def allowed_from(verb: str) -> str:
-    """The statuses that take this verb, as a sentence wants them."""
-    return " or ".join(s.label for s in sorted(TRANSITIONS[verb][0]))
+    """The statuses that take this verb, for a sentence: ``failed or cancelled``."""
+    return " or ".join(s.label for s in STATUS_ORDER if allows(verb, s))
 
 
 def due_at(queued_at: datetime, scheduled_at: datetime | None) -> datetime:

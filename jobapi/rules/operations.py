@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from .lifecycle import TRANSITIONS, JobStatus
+from .lifecycle import ENDED, STATUS_ORDER, TRANSITIONS, JobStatus
 
 
 class Action(IntEnum):
@@ -22,9 +22,8 @@ class Action(IntEnum):
     @property
     def takes(self) -> list[JobStatus]:
         """The statuses of the jobs to which it can be done."""
-        if self is Action.DELETE:
-            return [status for status in JobStatus if status.ended]
-        return sorted(TRANSITIONS[self.label][0])
+        takes = ENDED if self is Action.DELETE else TRANSITIONS[self.label][0]
+        return [status for status in STATUS_ORDER if status in takes]
 
 
 class OperationStatus(IntEnum):

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from ..errors import Unavailable, ValidationFailed
-from ..rules.events import EventKind
+from ..rules.events import JOB_EVENTS, EventKind
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
@@ -62,7 +62,11 @@ _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_statu
 
 @dataclass(frozen=True, kw_only=True)
 class EventFilters:
-    """Which events: all of what is given. ``owner`` says whether those of members and keys, too."""
+    """Which events: those that match everything given.
+
+    ``owner`` says whether the reader is an owner. Others see events of jobs only, and no kind
+    that only a newer version knows: it may be about members or keys.
+    """
 
     kind: Sequence[EventKind] = ()
     job_id: str | None = None
@@ -81,7 +85,7 @@ class EventFilters:
             if types is not None:
                 found.append(c.job_type.in_(types))
         if not self.owner:
-            found.append(c.kind < EventKind.MEMBER_ADDED)
+            found.append(c.kind.in_(JOB_EVENTS))
         return found
 
     def matches(self, event: Any) -> bool:
@@ -91,7 +95,7 @@ class EventFilters:
             and self.job_id in (None, event.job_id)
             and (not self.job_type or event.job_type in self.job_type)
             and (self.only_job_types is None or event.job_type in self.only_job_types)
-            and (self.owner or event.kind < EventKind.MEMBER_ADDED)
+            and (self.owner or event.kind in JOB_EVENTS)
         )
 
 

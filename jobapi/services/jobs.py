@@ -30,7 +30,7 @@ from sqlalchemy import delete as sql_delete
 from ..errors import JobNotEnded, PreconditionFailed, Unavailable, ValidationFailed
 from ..rules import leases, lifecycle
 from ..rules.documents import limit_documents
-from ..rules.lifecycle import DEFAULT_MAX_RETRIES, JobStatus, Priority
+from ..rules.lifecycle import DEFAULT_MAX_RETRIES, ENDED, JobStatus, Priority
 from ..store.columns import DbNow, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
@@ -370,7 +370,7 @@ def retry(
 def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None = None) -> None:
     """Delete a job that has ended, with its attempts, in a transaction. Raises ``JobNotEnded``."""
     mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
-    ended = jobs.c.status.in_([status for status in JobStatus if status.ended])
+    ended = jobs.c.status.in_(ENDED)
     gone = session.execute(sql_delete(jobs).where(mine, ended).returning(*GONE)).all()
     events.note_deleted(session, gone, by=by)
     if not gone:

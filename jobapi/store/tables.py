@@ -182,12 +182,13 @@ class JobRecord(Base):
         CheckConstraint("timeout_seconds >= 1", "timeout_seconds"),
         CheckConstraint("due_at >= queued_at", "due_at"),
         CheckConstraint("(status = 0) = (started_at IS NULL)", "started"),
-        CheckConstraint("(status <= 1) = (completed_at IS NULL)", "completed"),
+        # (In a database the next three may say the same in other words, such as `status > 1`.)
+        CheckConstraint("(status IN (2, 3, 4)) = (completed_at IS NOT NULL)", "completed"),
         CheckConstraint(
-            "actual_duration IS NULL OR (actual_duration >= 0 AND status > 1)", "duration"
+            "actual_duration IS NULL OR (actual_duration >= 0 AND status IN (2, 3, 4))", "duration"
         ),
         CheckConstraint(
-            "status > 0 OR (progress_percent IS NULL AND progress_message IS NULL)",
+            "status <> 0 OR (progress_percent IS NULL AND progress_message IS NULL)",
             "pending_progress",
         ),
         CheckConstraint("attempt >= 0 AND (attempt > 0 OR status IN (0, 4))", "attempt"),

@@ -14,8 +14,16 @@ from sqlalchemy.exc import IntegrityError
 
 from jobapi.errors import Conflict, JobNotEditable, TransitionNotAllowed, ValidationFailed
 from jobapi.rules import leases, lifecycle
+from jobapi.rules.events import JOB_EVENTS, EventKind
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, JobStatus, actual_duration, due_at
+from jobapi.rules.lifecycle import (
+    EDIT_VERBS,
+    STATUS_ORDER,
+    TRANSITIONS,
+    JobStatus,
+    actual_duration,
+    due_at,
+)
 from jobapi.store.tables import jobs
 
 from ..factories import Desk
@@ -120,6 +128,18 @@ def test_lease_that_expires_on_every_status(
     assert values.get("retry_count", 0) == (costs and back)
     assert values["suspect"] == prefetched
     assert ("due_at" in values) == (costs and back)
+
+
+def test_order_of_the_statuses_is_that_of_their_numbers_and_of_all_of_them() -> None:
+    """Lists read an index that sorts by the numbers."""
+    assert list(STATUS_ORDER) == sorted(JobStatus)
+
+
+def test_kinds_of_events_that_members_see_are_of_jobs() -> None:
+    assert {kind.label for kind in EventKind} - {kind.label for kind in JOB_EVENTS} == {
+        *("member_added", "member_changed", "member_removed", "key_created", "key_revoked"),
+        "workspace_changed",
+    }
 
 
 def test_no_edit_leads_back_to_pending() -> None:
