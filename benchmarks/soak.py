@@ -27,7 +27,7 @@ from scale import sizes
 
 from jobapi.client import Client
 from jobapi.client.client import MAX_BATCH
-from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.jobs import JobStatus
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 WINDOWS = 10

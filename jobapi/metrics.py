@@ -27,8 +27,8 @@ from prometheus_client.samples import Sample
 from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
+from .rules.jobs import JobStatus, Outcome
 from .rules.leases import LEASE_EXPIRED
-from .rules.lifecycle import JobStatus, Outcome
 from .services.stats import Backlog
 
 PREFIX = "jobapi_"

@@ -20,8 +20,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, or_, select
 
+from ..rules.jobs import JobStatus
 from ..rules.leases import Backoff
-from ..rules.lifecycle import JobStatus
 from ..rules.operations import Action
 from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
 from ..store.columns import DbNow, insert_or_ignore

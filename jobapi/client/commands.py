@@ -18,7 +18,7 @@ import click
 
 from ..errors import JobApiError
 from ..rules.events import EventKind
-from ..rules.lifecycle import JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action
 from .client import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .. import config, logs
 from ..errors import JobApiError, UsernameTaken, UserNotFound
-from ..rules.lifecycle import JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
 from ..rules.roles import Role
 from ..schemas.fields import Time
 from ..services import accounts, counts, events, keys, workspaces

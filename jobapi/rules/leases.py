@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..errors import AlreadyBegun, LeaseLost
-from .lifecycle import NO_LEASE, WORK_FIELDS, JobStatus, Outcome, end, work_values
+from .jobs import JobStatus, Outcome
+from .lifecycle import NO_LEASE, WORK_FIELDS, end, work_values
 
 LEASE_EXPIRED = "lease expired"
 TIMED_OUT = "timed out"

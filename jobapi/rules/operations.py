@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from .lifecycle import ENDED, STATUS_ORDER, TRANSITIONS, JobStatus
+from .jobs import ENDED, STATUS_ORDER, JobStatus
+from .lifecycle import TRANSITIONS
 
 
 class Action(IntEnum):

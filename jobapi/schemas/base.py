@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
 
-from ..rules.lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE
+from ..rules.jobs import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 from .fields import Pattern, QueryInteger, Text, Whole, Word
 
 MAX_SECONDS = 10 * 365 * 24 * 3600

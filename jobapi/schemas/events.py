@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import fields
 
 from ..rules.events import EventKind
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from .base import (
     MAX_CHOICES,
     MAX_REPEATS,

@@ -11,7 +11,7 @@ from typing import Any, cast
 from marshmallow import ValidationError, fields, validate
 
 from ..errors import MAX_MESSAGES
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 
 # Two days from the ends of what Python can hold, so that a stored time can be
 # read back in every time zone.

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from ..rules.lifecycle import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+from ..rules.jobs import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_CHOICES,
     MAX_REPEATS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from ..rules.lifecycle import JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action, OperationStatus
 from .base import Base, Pagination, Response, between, job_type_text, length
 from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole

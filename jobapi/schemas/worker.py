@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from ..rules.lifecycle import JobStatus, Outcome
+from ..rules.jobs import JobStatus, Outcome
 from .base import MAX_SECONDS, MAX_TEXT, Base, Response, between, job_type_text, length, percent
 from .fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text

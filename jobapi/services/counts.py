@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, union_all
 
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from ..store.columns import insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records

@@ -45,7 +45,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from ..errors import PageTooLarge, ValidationFailed
-from ..rules.lifecycle import JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
 from ..store.columns import IsAmong
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_cursor

@@ -30,7 +30,14 @@ from sqlalchemy import delete as sql_delete
 from ..errors import JobNotEnded, PreconditionFailed, Unavailable, ValidationFailed
 from ..rules import leases, lifecycle
 from ..rules.documents import limit_documents
-from ..rules.lifecycle import DEFAULT_MAX_RETRIES, ENDED, JobStatus, Priority
+from ..rules.jobs import (
+    DEFAULT_MAX_RETRIES,
+    ENDED,
+    JOB_TYPE_PATTERN,
+    JOB_TYPE_RULE,
+    JobStatus,
+    Priority,
+)
 from ..store.columns import DbNow, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
@@ -73,7 +80,7 @@ _CREATED = (
 )
 _INSERT = Statement[AnyRow](insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
-_JOB_TYPE = re.compile(lifecycle.JOB_TYPE_PATTERN)
+_JOB_TYPE = re.compile(JOB_TYPE_PATTERN)
 
 # https://www.w3.org/TR/trace-context/#traceparent-header; no id is all zeros.
 _TRACEPARENT = re.compile(
@@ -116,7 +123,7 @@ def create(
     none counts as None. Raises ``ValidationFailed``.
     """
     if not _JOB_TYPE.fullmatch(job_type):
-        raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
+        raise ValidationFailed({"job_type": [JOB_TYPE_RULE]})
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
     item = {
@@ -208,7 +215,7 @@ def _new_row(
     job_id: str, workspace_id: int, item: Mapping[str, Any], created_by: int, now: datetime
 ) -> SimpleNamespace:
     if not _JOB_TYPE.fullmatch(item["job_type"]):
-        raise ValidationFailed({"job_type": [lifecycle.JOB_TYPE_RULE]})
+        raise ValidationFailed({"job_type": [JOB_TYPE_RULE]})
     limit_documents(item)
     values = {
         **_BLANK,

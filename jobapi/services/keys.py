@@ -13,7 +13,7 @@ from sqlalchemy import exists, insert, or_, select, update
 
 from ..errors import KeyNotFound, NotAMember, ValidationFailed
 from ..rules.events import EventKind
-from ..rules.lifecycle import JOB_TYPE_PATTERN, JOB_TYPE_RULE
+from ..rules.jobs import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 from ..rules.roles import MAX_KEY_JOB_TYPES, Role, check_name
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor

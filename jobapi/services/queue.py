@@ -37,8 +37,9 @@ from sqlalchemy import (
 from ..errors import JobApiError, ValidationFailed
 from ..rules import leases
 from ..rules.documents import limit_documents
+from ..rules.jobs import JobStatus, Outcome, Priority
 from ..rules.leases import Backoff
-from ..rules.lifecycle import TRANSITIONS, JobStatus, Outcome, Priority
+from ..rules.lifecycle import TRANSITIONS
 from ..store.columns import DbNow, OneOf, SecondsAfter, Texts, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, func, literal, select
 
-from ..rules.lifecycle import JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records

@@ -25,7 +25,8 @@ from typing import Any
 from sqlalchemy import BigInteger, bindparam, case, cast, extract, func, or_, true, update
 
 from ..rules.documents import merge_patch, wrong_document
-from ..rules.lifecycle import NO_LEASE, TRANSITIONS, JobStatus
+from ..rules.jobs import JobStatus
+from ..rules.lifecycle import NO_LEASE, TRANSITIONS
 from ..store.columns import OneOf, Texts
 from ..store.connections import AnyRow, Executor
 from ..store.records import record_source, records

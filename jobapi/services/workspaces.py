@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, t
 
 from ..errors import AlreadyMember, LastOwner, MemberNotFound, WorkspaceNotFound
 from ..rules.events import EventKind
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from ..rules.roles import Role, check_name
 from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name

@@ -12,7 +12,7 @@ from flask import Response, current_app, request
 from ..background.event_streams import Stream, Streams, position_of
 from ..errors import TooManyRequests, Unavailable
 from ..rules.events import EventKind
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from ..rules.roles import Role
 from ..schemas import events as schemas
 from ..services import events

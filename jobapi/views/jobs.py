@@ -22,7 +22,8 @@ from ..errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from ..rules.lifecycle import PENDING_FIELDS, JobStatus, Priority
+from ..rules.jobs import JobStatus, Priority
+from ..rules.lifecycle import PENDING_FIELDS
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
 from ..schemas.fields import MAX_PATH_VALUE

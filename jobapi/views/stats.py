@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response
 
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from ..rules.roles import Role
 from ..schemas import stats as schemas
 from ..services import stats as service

@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 
 from ..background.long_polling import wish
 from ..errors import ValidationFailed
-from ..rules.lifecycle import Outcome
+from ..rules.jobs import Outcome
 from ..rules.roles import Role
 from ..schemas import worker as schemas
 from ..services import idempotency, queue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
-from ..rules.lifecycle import JobStatus
+from ..rules.jobs import JobStatus
 from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery

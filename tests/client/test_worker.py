@@ -33,8 +33,8 @@ from jobapi.client import (
     shift,
 )
 from jobapi.errors import TokenRevoked
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import JobStatus
 from jobapi.store.tables import jobs
 
 from ..factories import Desk, until

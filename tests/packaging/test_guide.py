@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from flask import Flask
 
-from jobapi.rules.lifecycle import JobStatus, Priority
+from jobapi.rules.jobs import JobStatus, Priority
 
 from ..conftest import service_settings
 from ..factories import World

@@ -15,15 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from jobapi.errors import Conflict, JobNotEditable, TransitionNotAllowed, ValidationFailed
 from jobapi.rules import leases, lifecycle
 from jobapi.rules.events import JOB_EVENTS, EventKind
+from jobapi.rules.jobs import STATUS_ORDER, JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import (
-    EDIT_VERBS,
-    STATUS_ORDER,
-    TRANSITIONS,
-    JobStatus,
-    actual_duration,
-    due_at,
-)
+from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, actual_duration, due_at
 from jobapi.store.tables import jobs
 
 from ..factories import Desk

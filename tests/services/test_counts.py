@@ -14,7 +14,7 @@ from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi.background import maintenance
-from jobapi.rules.lifecycle import JobStatus, Priority
+from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import counts, operations
 from jobapi.store.tables import job_count_changes, job_counts, jobs

@@ -16,8 +16,8 @@ from jobapi import jobs as verbs
 from jobapi import queue
 from jobapi.errors import ValidationFailed
 from jobapi.rules.documents import MAX_DOCUMENT_BYTES
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import JobStatus
 from jobapi.services import counts, success
 from jobapi.store.tables import attempts, events, jobs
 

@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 
 from jobapi import jobs as verbs
 from jobapi import queue
-from jobapi.rules.lifecycle import JobStatus, Priority
+from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters

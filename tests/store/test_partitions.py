@@ -13,8 +13,8 @@ from sqlalchemy import Connection, select, text, update
 
 from jobapi import jobs as verbs
 from jobapi import queue
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters

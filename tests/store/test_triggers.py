@@ -9,7 +9,7 @@ import pytest
 
 from jobapi.migrations import triggers
 from jobapi.rules.events import EventKind
-from jobapi.rules.lifecycle import JobStatus, Outcome
+from jobapi.rules.jobs import JobStatus, Outcome
 
 from ..conftest import DATABASES
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, select, text, update
 
 from jobapi import queue
-from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.roles import Role
 from jobapi.store.paging import MAX_BYTES
 from jobapi.store.tables import jobs

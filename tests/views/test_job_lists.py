@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import update
 
-from jobapi.rules.lifecycle import JobStatus, Priority
+from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.roles import Role
 from jobapi.services import job_lists
 from jobapi.store.paging import MAX_BYTES

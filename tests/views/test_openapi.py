@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from jobapi.rules.events import EventKind
-from jobapi.rules.lifecycle import JobStatus, Outcome, Priority
+from jobapi.rules.jobs import JobStatus, Outcome, Priority
 from jobapi.rules.operations import Action, OperationStatus
 from jobapi.rules.roles import Role
 from jobapi.views.base import BLUEPRINT_PREFIX

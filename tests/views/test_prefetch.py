@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from jobapi import jobs as services
 from jobapi import queue
 from jobapi.rules import leases
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import JobStatus
 from jobapi.store.tables import jobs
 from jobapi.store.transactions import transaction
 

@@ -10,8 +10,8 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi import queue
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.roles import Role
 from jobapi.store.tables import jobs
 from jobapi.store.transactions import BY_KEY, transaction

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, select, update
 
 from jobapi.background import maintenance
-from jobapi.rules.lifecycle import JobStatus
+from jobapi.rules.jobs import JobStatus
 from jobapi.rules.roles import Role
 from jobapi.services import counts, stats, throughput
 from jobapi.store.columns import DbNow
