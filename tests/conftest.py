@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from flask import Flask
 from hypothesis import settings
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import event
 
 from jobapi import create_app
 from jobapi.store.tables import Base
@@ -172,6 +174,44 @@ def empty(app: Flask) -> None:
 def world(app: Flask) -> World:
     """Makes users, workspaces and jobs."""
     return World(app)
+
+
+class Statements(list[str]):
+    """The SQL that is sent to the database, in order; what ``refuse`` says is not sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuse: Callable[[str], bool] = lambda sql: False
+
+    def note(self, sql: str) -> None:
+        """Note a statement before it is sent."""
+        self.append(sql)
+        if self.refuse(sql):
+            raise InterruptedError
+
+
+@pytest.fixture
+def sent(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the application sends to the database, hot statements and BEGIN included."""
+    statements = Statements()
+    if database == "postgresql":
+        execute: Any = psycopg.Cursor.execute
+
+        def noting(cursor: Any, query: Any, *arguments: Any, **kw: Any) -> Any:
+            statements.note(str(query))
+            return execute(cursor, query, *arguments, **kw)
+
+        monkeypatch.setattr(psycopg.Cursor, "execute", noting)
+        yield statements
+        return
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        statements.note(statement)
+
+    engine = app.extensions["jobapi"].engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import Page, fetch_page
 from ..store.tables import login_failures, sessions, users
+from ..store.transactions import transactional
 
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)
@@ -206,8 +207,9 @@ def page_users(session: Executor, **paging: Any) -> Page:
     return fetch_page(session, [*users.c], users, [], users.c.id, **paging)
 
 
+@transactional()
 def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> AnyRow:
-    """Change ``password``, ``is_admin`` or ``disabled``, in a transaction.
+    """Change ``password``, ``is_admin`` or ``disabled``.
 
     A new password and being disabled end the user's log-ins; being enabled again
     revives the API keys that act for the user, and no log-in. Raises
@@ -262,6 +264,7 @@ def check_current_password(
         raise ValidationFailed({"current_password": ["It is wrong."]}) from None
 
 
+@transactional()
 def replace_password(
     session: Executor, user_id: int, old_hash: str, new: str, *, keep_session: str | None
 ) -> None:

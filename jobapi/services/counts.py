@@ -20,6 +20,7 @@ from ..store.columns import insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import job_count_changes, job_counts, jobs, workspaces
+from ..store.transactions import BY_KEY, transactional
 from . import throughput
 
 FOLD_AT_ONCE = 10_000
@@ -110,10 +111,11 @@ def job_types(session: Executor, workspace_id: int) -> set[str]:
     return set(session.execute(query).scalars())
 
 
+@transactional(planner=BY_KEY)
 def fold(session: Executor) -> int:
     """Fold the oldest changes into counts and flow; returns how many, ``FOLD_AT_ONCE`` at most.
 
-    To be called in a transaction, so that whoever sums sees them here or there.
+    In one transaction, so that a sum finds each change in one of the two tables.
     """
     oldest = select(job_count_changes.c.id).order_by(job_count_changes.c.id).limit(FOLD_AT_ONCE)
     gone = session.execute(

@@ -37,7 +37,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 from ..store.records import insert_records, record_source, records
 from ..store.tables import events, workspaces
-from ..store.transactions import IN_ORDER, plan_without
+from ..store.transactions import IN_ORDER, plan_without, transactional
 
 MAX_COUNTED = 10_000
 """Up to how many events are counted."""
@@ -435,6 +435,7 @@ def _of_gaps(
     return session.execute(query, records(session, rows)).all()
 
 
+@transactional(planner=IN_ORDER)
 def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -> int:
     """Delete events that are so old, the oldest ``limit`` at most; returns how many."""
     c = events.c

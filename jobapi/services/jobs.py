@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import attempts, jobs
+from ..store.transactions import IN_ORDER, atomic, transactional
 from . import counts, events
 from .job_rows import COLUMNS, not_found
 
@@ -374,8 +376,9 @@ def retry(
     )
 
 
+@transactional()
 def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None = None) -> None:
-    """Delete a job that has ended, with its attempts, in a transaction. Raises ``JobNotEnded``."""
+    """Delete a job that has ended, with its attempts. Raises ``JobNotEnded``."""
     mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
     ended = jobs.c.status.in_(ENDED)
     gone = session.execute(sql_delete(jobs).where(mine, ended).returning(*GONE)).all()
@@ -387,6 +390,7 @@ def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None 
         )
 
 
+@transactional(planner=IN_ORDER)
 def delete_old(
     session: Executor, workspace_id: int, status: JobStatus, days: int, *, limit: int
 ) -> int:
@@ -438,22 +442,32 @@ def _change(
         if not values:
             return job
         limit_documents(values)
+        changed = _write(session, job, values, by)
+        if changed is not None:
+            return changed
+        job = None
+    raise Unavailable("The job is being changed by too many others at this moment; try again.")
+
+
+def _write(
+    session: Executor, job: AnyRow, values: Mapping[str, Any], by: str | None
+) -> AnyRow | None:
+    """Write a change to the version that was read, and the attempt that it ends; None: too late."""
+    ended = leases.ended_attempt(job, values, job.now)
+    # A single statement needs no transaction, which would cost two round trips.
+    with nullcontext() if ended is None else atomic(session):
         changed = session.execute(
             update(jobs)
             .where(
                 and_(
-                    jobs.c.workspace_id == workspace_id,
-                    jobs.c.job_id == job_id,
+                    jobs.c.workspace_id == job.workspace_id,
+                    jobs.c.job_id == job.job_id,
                     jobs.c.version == job.version,
                 )
             )
             .values(**values, version=job.version + 1, updated_at=job.now, changed_by=by)
             .returning(*COLUMNS)
         ).first()
-        if changed is not None:
-            ended = leases.ended_attempt(job, values, job.now)
-            if ended is not None:
-                session.execute(insert(attempts), ended)
-            return changed
-        job = None
-    raise Unavailable("The job is being changed by too many others at this moment; try again.")
+        if changed is not None and ended is not None:
+            session.execute(insert(attempts), ended)
+    return changed

@@ -19,6 +19,7 @@ from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor
 from ..store.paging import Page, fetch_page
 from ..store.tables import api_keys, memberships, users
+from ..store.transactions import transactional
 from . import events
 
 KEY_PREFIX = "jk_"
@@ -30,6 +31,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+@transactional()
 def create(
     session: Executor,
     workspace_id: int,
@@ -41,7 +43,7 @@ def create(
     expires_at: datetime | None = None,
     by: str | None = None,
 ) -> tuple[AnyRow, str]:
-    """Make an API key, in a transaction; the second value is the key itself, not stored anywhere.
+    """Make an API key; the second value is the key itself, not stored anywhere.
 
     It acts for ``user_id``, who must be a member of the workspace or an
     administrator (``NotAMember``). ``job_types`` of None means all. Raises
@@ -119,8 +121,9 @@ def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
     )
 
 
+@transactional()
 def revoke(session: Executor, workspace_id: int, key_id: int, *, by: str | None = None) -> None:
-    """End a key, at once and for good, in a transaction. Raises ``KeyNotFound``."""
+    """End a key, at once and for good. Raises ``KeyNotFound``."""
     now = session.execute(select(DbNow())).scalar_one()
     revoked = session.execute(
         update(api_keys)

@@ -23,7 +23,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import Page, fetch_page
 from ..store.records import record_source, records
 from ..store.tables import jobs, operations
-from ..store.transactions import BY_KEY, plan_without
+from ..store.transactions import BY_KEY, plan_without, transactional
 from . import events, job_lists
 from .job_lists import Filters
 from .job_rows import in_workspace
@@ -36,11 +36,12 @@ KEPT_DAYS = 30
 """How long one that has ended can be read."""
 
 
+@transactional()
 def plan(session: Executor, workspace_id: int, action: Action, filters: Filters) -> dict[str, Any]:
     """What an operation would be, and how many jobs it would concern at this moment.
 
-    To be called in a transaction. Raises ``ValidationFailed`` where none of the
-    filter's statuses is one to which it can be done.
+    Raises ``ValidationFailed`` where none of the filter's statuses is one to which it can be
+    done.
     """
     narrowed = _narrowed(action, filters)
     total, capped = job_lists.count(session, in_workspace(workspace_id), narrowed)
@@ -55,6 +56,7 @@ def plan(session: Executor, workspace_id: int, action: Action, filters: Filters)
     }
 
 
+@transactional()
 def create(
     session: Executor,
     workspace_id: int,
@@ -68,8 +70,7 @@ def create(
     """Begin an operation and do the first part of it, which may be all.
 
     It concerns the jobs that are there now. ``by`` is who begins it, if not
-    ``created_by`` in person. To be called in a transaction. Raises
-    ``ValidationFailed`` as ``plan`` does.
+    ``created_by`` in person. Raises ``ValidationFailed`` as ``plan`` does.
     """
     values = plan(session, workspace_id, action, filters)
     now = session.execute(select(DbNow())).scalar_one()
@@ -97,11 +98,9 @@ def turn(session: Executor) -> int | None:
     return found
 
 
+@transactional(planner=BY_KEY)
 def advance(session: Executor, operation_id: int) -> AnyRow | None:
-    """Do a part of an operation; None where it has ended, or somebody else is at it.
-
-    To be called in a transaction.
-    """
+    """Do a part of an operation; None where it has ended, or somebody else is at it."""
     row = session.execute(
         select(operations)
         .where(operations.c.id == operation_id, operations.c.status == OperationStatus.RUNNING)

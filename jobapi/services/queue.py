@@ -1,9 +1,10 @@
 """The worker's verbs: claim, report and release jobs; and reap what nobody reports on.
 
-Like the caller's verbs they take the session to work on and never commit; each
-wants to be alone in a transaction, because an attempt that ends is written
-down together with what it does to its job. However many jobs there are in a
-call, it is the same few statements.
+Like the caller's verbs they take the session to work on and leave the commit to its
+owner; on a connection in autocommit mode each is a transaction of its own, because an
+attempt that ends is written together with its job. Postgres plans their statements in
+the ways that suit them, whoever calls. However many jobs there are in a call, it is the
+same few statements.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ from ..store.paging import MAX_BYTES
 from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import attempts, jobs
+from ..store.transactions import BY_KEY, IN_ORDER, transactional
 from . import success
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
+from .jobs import get as get_job
 from .settling import DECIDING, Settling, lock
 from .success import LEASE_TOKEN
 
@@ -91,6 +94,7 @@ def new_lease_token() -> str:
     return secrets.token_hex(16)
 
 
+@transactional(planner=IN_ORDER)
 def claim(
     session: Executor,
     workspace_id: int,
@@ -312,6 +316,7 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRo
     return sorted(session.execute(fitting(mine, order, MAX_CLAIMED)).all(), key=_urgency)
 
 
+@transactional(planner=BY_KEY)
 def report(
     session: Executor,
     workspace_id: int,
@@ -359,6 +364,20 @@ def report(
         if left:
             by_rules(left)
     return [answers[number] for number in range(len(reports))]
+
+
+@transactional(planner=BY_KEY)
+def report_one(
+    session: Executor,
+    workspace_id: int,
+    given: Mapping[str, Any],
+    *,
+    backoff: Backoff,
+    by: str | None = None,
+) -> tuple[Answer, AnyRow]:
+    """Apply one report as ``report`` does; also returns the job's row. Raises ``JobNotFound``."""
+    (answer,) = report(session, workspace_id, [given], backoff=backoff, by=by)
+    return answer, get_job(session, workspace_id, given["job_id"])
 
 
 _SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
@@ -455,6 +474,7 @@ def _accept_repeated(
     return answers
 
 
+@transactional()
 def reap(
     session: Executor,
     *,

@@ -25,6 +25,7 @@ from ..store.tables import (
     workspaces,
 )
 from ..store.tables import events as event_rows
+from ..store.transactions import BY_KEY, transactional
 from . import events
 
 IS_THERE = workspaces.c.deleted_at.is_(None)
@@ -40,6 +41,7 @@ MEMBER_COLUMNS = (
 )
 
 
+@transactional()
 def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
     """Make a workspace; whoever makes it owns it. Raises ``ValidationFailed`` for its name."""
     check_name(name)
@@ -106,6 +108,7 @@ def page(
     )
 
 
+@transactional()
 def change(
     session: Executor,
     workspace_id: int,
@@ -114,7 +117,7 @@ def change(
     retention: Mapping[str, int | None] | None = None,
     by: str | None = None,
 ) -> AnyRow:
-    """Give a workspace another name, or say for how many days it keeps what, in a transaction.
+    """Give a workspace another name, or say for how many days it keeps what.
 
     That is ended jobs, by status, and ``events``; None as a number of days means
     for ever, what is not named stays as it is. Raises ``WorkspaceNotFound``,
@@ -159,8 +162,9 @@ def retention(
     ]
 
 
+@transactional()
 def remove(session: Executor, workspace_id: int) -> None:
-    """Delete a workspace with its keys and members, in a transaction.
+    """Delete a workspace with its keys and members.
 
     From then on nobody sees it; its jobs, of which there may be millions, go
     little by little (``clear``).
@@ -174,10 +178,11 @@ def remove(session: Executor, workspace_id: int) -> None:
     )
 
 
+@transactional(planner=BY_KEY)
 def clear(session: Executor) -> bool:
     """Delete some of what is left of a deleted workspace; False where nothing is left of any.
 
-    To be called in a transaction. One that somebody else is at is left to them.
+    One that somebody else is at is left to them.
     """
     workspace_id = session.execute(
         select(workspaces.c.id)
@@ -238,10 +243,11 @@ def get_member(session: Executor, workspace_id: int, user_id: int) -> AnyRow:
     return row
 
 
+@transactional()
 def add_member(
     session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
 ) -> AnyRow:
-    """Make a user a member, in a transaction. Raises ``AlreadyMember``."""
+    """Make a user a member. Raises ``AlreadyMember``."""
     now = session.execute(select(DbNow())).scalar_one()
     added = session.execute(
         insert_or_ignore(dialect_name(session), memberships)
@@ -267,10 +273,11 @@ def _note(
     events.note(session, workspace_id, kind, by=by, data=data)
 
 
+@transactional()
 def set_role(
     session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
 ) -> AnyRow:
-    """Change a member's role, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
+    """Change a member's role. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, role)
     changed: Any = session.execute(
         update(memberships)
@@ -287,10 +294,11 @@ def set_role(
     return member
 
 
+@transactional()
 def remove_member(
     session: Executor, workspace_id: int, user_id: int, *, by: str | None = None
 ) -> None:
-    """Take a member out, in a transaction. Raises ``MemberNotFound``, ``LastOwner``."""
+    """Take a member out. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, None)
     member = get_member(session, workspace_id, user_id)
     _note(session, EventKind.MEMBER_REMOVED, workspace_id, member, by)

@@ -1,15 +1,19 @@
 """Transactions on connections in autocommit mode, and planner settings inside them.
 
-A request that only reads costs one round trip and no BEGIN. Writing more than
-one statement takes a ``transaction``. Services take such a connection or a host
-application's own session, and never commit.
+A request that only reads costs one round trip and no BEGIN. A service whose
+statements belong together asks for ``atomic``, or is ``transactional``: on a
+connection of ours that is a transaction of its own; inside a transaction that is
+open already, such as a host application's session, it joins it. So services
+commit only what they began themselves, and callers need not know which of them
+write more than one statement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     Connection,
@@ -22,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from .connections import Executor, dialect_name, run_on_driver
 
 T = TypeVar("T")
-
+F = TypeVar("F", bound=Callable[..., Any])
 
 BY_KEY = ("seqscan", "indexscan")
 """For statements that go to rows by their keys in a table of any size, or by what documents have.
@@ -33,6 +37,75 @@ table, or that takes each partition for one to be searched, does not read all of
 
 IN_ORDER = ("seqscan", "bitmapscan", "sort")
 """For statements that want the first rows in the order of an index, and no others."""
+
+_PLANNER = "jobapi_planner"
+"""The key in ``Connection.info`` of the planner settings of a ``transaction`` that is open."""
+
+
+@contextmanager
+def atomic(session: Executor, *, planner: Sequence[str] = ()) -> Iterator[None]:
+    """Make the statements inside all or nothing, whoever commits them.
+
+    A connection in autocommit mode gets a transaction, which begins and ends here. In a
+    transaction that is open already, the statements become part of it. ``planner`` are the
+    ways in which Postgres shall not plan them: ``BY_KEY`` or ``IN_ORDER``. They come with
+    the BEGIN, without a round trip of their own; in a host's transaction they are set and
+    taken back afterwards.
+    """
+    connection = session if isinstance(session, Connection) else session.connection()
+    if isinstance(session, Connection) and _commits_each_statement(connection):
+        with transaction(connection, planner=planner):
+            yield
+    elif planner and connection.dialect.name == "postgresql":
+        with _planning(connection, planner):
+            yield
+    else:
+        yield
+
+
+def transactional(*, planner: Sequence[str] = ()) -> Callable[[F], F]:
+    """Decorate a service so that it runs in ``atomic`` on the session that it is given."""
+
+    def decorator(service: F) -> F:
+        @wraps(service)
+        def whole(session: Executor, *args: Any, **kwargs: Any) -> Any:
+            with atomic(session, planner=planner):
+                return service(session, *args, **kwargs)
+
+        return cast(F, whole)
+
+    return decorator
+
+
+def _commits_each_statement(connection: Connection) -> bool:
+    """Whether a connection is in autocommit mode and outside a transaction, as its driver says."""
+    driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite":
+        return driver.isolation_level is None and not driver.in_transaction
+    return bool(driver.autocommit and not driver.info.transaction_status)
+
+
+@contextmanager
+def _planning(connection: Connection, planner: Sequence[str]) -> Iterator[None]:
+    planned = connection.info.get(_PLANNER)
+    if planned == planner:
+        yield
+        return
+    names = [func.current_setting(name).label(name) for name in _settings(planner)]
+    before = connection.execute(select(*names)).one()._asdict()
+    plan_without(connection, planner)
+    failed = False
+    try:
+        yield
+    except DBAPIError:
+        # The rollback that has to follow takes the settings back.
+        failed = True
+        raise
+    finally:
+        if not failed:
+            _set(connection, before)
+            if planned is not None:
+                connection.info[_PLANNER] = planned
 
 
 @contextmanager
@@ -46,12 +119,16 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
     """
     immediate = connection.dialect.name == "sqlite"
     _command(connection, "BEGIN IMMEDIATE" if immediate else _begin("BEGIN", planner))
+    connection.info[_PLANNER] = planner
     try:
         yield connection
         _command(connection, "COMMIT")
     except BaseException:
         _roll_back(connection)
         raise
+    finally:
+        if not connection.invalidated:
+            connection.info.pop(_PLANNER, None)
 
 
 @contextmanager
@@ -102,10 +179,20 @@ def once_more(connection: Connection, ask: Callable[[], T]) -> T:
 def plan_without(executor: Executor, planner: Sequence[str]) -> None:
     """Until the end of the transaction Postgres plans in all ways but these."""
     if dialect_name(executor) == "postgresql":
-        every = {*IN_ORDER, *BY_KEY}
-        settings = {f"enable_{way}": "off" if way in planner else "on" for way in sorted(every)}
-        settings |= {"jit": "off", "max_parallel_workers_per_gather": "0"}
-        executor.execute(select(*(func.set_config(*item, true()) for item in settings.items())))
+        connection = executor if isinstance(executor, Connection) else executor.connection()
+        _set(connection, _settings(planner))
+        if _PLANNER in connection.info:
+            connection.info[_PLANNER] = planner
+
+
+def _settings(planner: Sequence[str]) -> dict[str, str]:
+    every = {*IN_ORDER, *BY_KEY}
+    settings = {f"enable_{way}": "off" if way in planner else "on" for way in sorted(every)}
+    return settings | {"jit": "off", "max_parallel_workers_per_gather": "0"}
+
+
+def _set(connection: Connection, settings: Mapping[str, str]) -> None:
+    connection.execute(select(*(func.set_config(*item, true()) for item in settings.items())))
 
 
 def _begin(begin: str, planner: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from ..errors import TokenMissing
 from ..rules.roles import address_bucket
 from ..schemas import accounts as schemas
 from ..services import accounts
-from ..store.transactions import transaction
 from . import examples
 from .access import Caller, again_if_read_only, bearer, connect, guard, public
 from .base import json_response, state
@@ -88,10 +87,13 @@ def change_password(caller: Caller, body: dict[str, Any]) -> None:
     old_hash = accounts.check_current_password(
         caller.connection, caller.user_id, body["current_password"], _attempts()
     )
-    with transaction(caller.connection) as tx:
-        accounts.replace_password(
-            tx, caller.user_id, old_hash, body["new_password"], keep_session=caller.session_id
-        )
+    accounts.replace_password(
+        caller.connection,
+        caller.user_id,
+        old_hash,
+        body["new_password"],
+        keep_session=caller.session_id,
+    )
 
 
 def _attempts() -> accounts.Attempts | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import fields
 from datetime import datetime
 from functools import wraps
@@ -30,7 +29,7 @@ from ..schemas.fields import MAX_PATH_VALUE
 from ..services import job_lists, jobs, queue
 from ..services.job_rows import Scope, both, in_workspace, readable_by
 from ..store.connections import AnyRow
-from ..store.transactions import BY_KEY, snapshot, transaction
+from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import View, address, json_response, location, paginated, state
@@ -374,8 +373,7 @@ def renews_lease(view: View) -> View:
             token = lease_token()
             if token is not None:
                 report = {"job_id": job_id, "lease_token": token, "refused": refused}
-                with transaction(caller.connection, planner=BY_KEY) as tx:
-                    queue.report(tx, workspace_id, [report], backoff=state().backoff)
+                queue.report(caller.connection, workspace_id, [report], backoff=state().backoff)
             raise
 
     return renewing
@@ -411,18 +409,15 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     if token is not None and body.get("status") is not JobStatus.CANCELLED:
         return _report(caller, body, workspace_id, job_id, token)
     caller.check_role(Role.MEMBER)
-    # An end is written down in the attempts, too.
-    one = transaction(caller.connection) if "status" in body else nullcontext(caller.connection)
-    with one as connection:
-        row = jobs.edit(
-            connection,
-            workspace_id,
-            job_id,
-            body,
-            if_match=version_wanted(),
-            job=caller.job,
-            by=caller.name,
-        )
+    row = jobs.edit(
+        caller.connection,
+        workspace_id,
+        job_id,
+        body,
+        if_match=version_wanted(),
+        job=caller.job,
+        by=caller.name,
+    )
     metrics = state().metrics
     if metrics is not None and body.get("status") is JobStatus.FAILED:
         metrics.failed(workspace_id)
@@ -441,16 +436,15 @@ def _report(
             f"The job is running; {', '.join(not_for_workers)} can be changed only while it "
             "is pending."
         )
-    reports = [{"job_id": job_id, "lease_token": token, **body}]
-    with transaction(caller.connection, planner=BY_KEY) as tx:
-        answers = queue.report(tx, workspace_id, reports, backoff=state().backoff, by=caller.name)
-        problem = answers[0].problem
-        row = jobs.get(tx, workspace_id, job_id)
+    report = {"job_id": job_id, "lease_token": token, **body}
+    answer, row = queue.report_one(
+        caller.connection, workspace_id, report, backoff=state().backoff, by=caller.name
+    )
     metrics = state().metrics
     if metrics is not None:
-        metrics.reported(workspace_id, reports, answers)
-    if problem is not None:
-        raise problem
+        metrics.reported(workspace_id, [report], [answer])
+    if answer.problem is not None:
+        raise answer.problem
     return _put_back(caller, row)
 
 
@@ -472,17 +466,15 @@ def _put_back(caller: Caller, row: AnyRow) -> Response:
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=_ETAG_HEADER)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
     """Cancel a pending or running job; what it had done so far stays in `result`."""
-    # The attempt that it ends is written down, too.
-    with transaction(caller.connection) as tx:
-        row = jobs.cancel(
-            tx,
-            workspace_id,
-            job_id,
-            reason=body.get("reason"),
-            if_match=version_wanted(),
-            job=caller.job,
-            by=caller.name,
-        )
+    row = jobs.cancel(
+        caller.connection,
+        workspace_id,
+        job_id,
+        reason=body.get("reason"),
+        if_match=version_wanted(),
+        job=caller.job,
+        by=caller.name,
+    )
     return job_response(row)
 
 
@@ -515,8 +507,7 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     """Delete a job that has ended, with its attempts; one that is alive is 409."""
-    with transaction(caller.connection) as tx:
-        jobs.delete(tx, workspace_id, job_id, by=caller.name)
+    jobs.delete(caller.connection, workspace_id, job_id, by=caller.name)
 
 
 @blp.operation(

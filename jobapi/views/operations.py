@@ -13,7 +13,6 @@ from ..schemas import operations as schemas
 from ..schemas.base import PagingQuery
 from ..services import operations
 from ..services.job_lists import Filters
-from ..store.transactions import transaction
 from . import examples
 from .access import Caller, guard
 from .base import json_response, location, paginated, state
@@ -87,8 +86,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
     if body["dry_run"]:
         # Nothing is done that could be repeated; a wrong one is wrong all the same.
         idempotency_key()
-        with transaction(caller.connection) as tx:
-            planned = operations.plan(tx, workspace_id, action, filters)
+        planned = operations.plan(caller.connection, workspace_id, action, filters)
         return json_response(_object({**planned, "reason": body.get("reason")}))
 
     def create(connection: Connection) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
         )
         return _object(row._mapping)
 
-    answer, headers = replayable(caller, workspace_id, "create_operation", body, create, whole=True)
+    answer, headers = replayable(caller, workspace_id, "create_operation", body, create)
     if action is Action.RETRY:
         state().room.announce(caller.connection, workspace_id)
     url = location(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -12,7 +11,7 @@ from sqlalchemy import Connection
 
 from ..errors import ValidationFailed
 from ..services import idempotency
-from ..store.transactions import transaction
+from ..store.transactions import atomic
 from .access import Caller
 from .base import to_json
 
@@ -51,25 +50,22 @@ def replayable(
     *,
     keep: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     again: Callable[[Any], dict[str, Any]] = lambda kept: kept,
-    whole: bool = False,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Do what is asked for, or give the answer of when it was done before, with its headers.
+    """Act, or return the answer to an earlier request with the same key; and its headers.
 
-    Without a key it is done on a connection that commits by itself, unless it is
-    ``whole``: in a transaction in any case. ``keep`` says what is to be kept of
-    the answer, of which ``again`` makes it anew.
+    ``keep`` returns what to store of the answer, and ``again`` makes the answer of that.
     """
     key = idempotency_key()
     if key is None:
-        one = transaction(caller.connection) if whole else nullcontext(caller.connection)
-        with one as connection:
-            return act(connection), {}
+        return act(caller.connection), {}
     mark = idempotency.fingerprint(operation, body)
-    with transaction(caller.connection) as tx:
-        kept = idempotency.recall(tx, workspace_id, caller.name, key, mark)
+    with atomic(caller.connection):
+        kept = idempotency.recall(caller.connection, workspace_id, caller.name, key, mark)
         if kept is not None:
             return again(orjson.loads(kept)), REPLAYED
-        answer = act(tx)
+        answer = act(caller.connection)
         text = to_json(keep(answer)).decode()
-        idempotency.remember(tx, workspace_id, caller.name, key, mark, text, caller.now)
+        idempotency.remember(
+            caller.connection, workspace_id, caller.name, key, mark, text, caller.now
+        )
     return answer, {}

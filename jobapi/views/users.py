@@ -7,7 +7,6 @@ from typing import Any
 from ..schemas import accounts as schemas
 from ..schemas.base import PagingQuery
 from ..services import accounts
-from ..store.transactions import transaction
 from .access import Caller, guard
 from .base import location, paginated
 from .blueprints import Blueprint
@@ -57,5 +56,4 @@ def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
     user is disabled, the API keys that act for them do not work. The last enabled
     administrator can be neither disabled nor demoted.
     """
-    with transaction(caller.connection) as tx:
-        return accounts.edit_user(tx, user_id, body)
+    return accounts.edit_user(caller.connection, user_id, body)

@@ -6,6 +6,7 @@ import random
 import select
 import socket
 import time
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -17,8 +18,8 @@ from ..errors import ValidationFailed
 from ..rules.jobs import Outcome
 from ..rules.roles import Role
 from ..schemas import worker as schemas
-from ..services import idempotency, queue
-from ..store.transactions import BY_KEY, IN_ORDER, transaction
+from ..services import claims, queue
+from ..store.connections import AnyRow
 from . import examples
 from .access import Caller, guard
 from .base import View, json_response, state, to_json
@@ -151,21 +152,19 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
         claim.setdefault("job_types", caller.job_types)
     wait_seconds = claim.pop("wait_seconds", 0)
     key = idempotency_key()
-    token = queue.new_lease_token()
-    with transaction(caller.connection, planner=IN_ORDER) as tx:
-        if key is not None:
-            mark = idempotency.fingerprint("claim_jobs", body)
-            held = idempotency.recall(tx, workspace_id, caller.name, key, mark)
-            if held is not None:
-                leased = queue.leased(tx, workspace_id, held)
-                # To wait would change nothing: these leases have ended.
-                early = {"Retry-After": "1"} if wait_seconds and not leased else {}
-                return _claimed(leased, {**REPLAYED, **early})
-        rows = queue.claim(
-            tx, workspace_id, lease_token=token, now=caller.now, by=caller.name, **claim
+    who: dict[str, Any] = {"now": caller.now, "by": caller.name}
+    rows: Sequence[AnyRow]
+    if key is None:
+        token = queue.new_lease_token()
+        rows = queue.claim(caller.connection, workspace_id, lease_token=token, **who, **claim)
+    else:
+        rows, replayed = claims.claim(
+            caller.connection, workspace_id, key=key, body=body, **who, **claim
         )
-        if key is not None and rows:
-            idempotency.remember(tx, workspace_id, caller.name, key, mark, token, caller.now)
+        if replayed:
+            # To wait would change nothing: these leases have ended.
+            early = {"Retry-After": "1"} if wait_seconds and not rows else {}
+            return _claimed(rows, {**REPLAYED, **early})
     metrics = state().metrics
     if rows and metrics is not None:
         metrics.claimed(workspace_id, rows)
@@ -228,15 +227,14 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
                 reports.append({**lease, "refused": problem})
                 answers.append({})
     if reports:
-        with transaction(caller.connection, planner=BY_KEY) as tx:
-            judged = queue.report(
-                tx,
-                workspace_id,
-                reports,
-                backoff=state().backoff,
-                only_job_types=caller.job_types,
-                by=caller.name,
-            )
+        judged = queue.report(
+            caller.connection,
+            workspace_id,
+            reports,
+            backoff=state().backoff,
+            only_job_types=caller.job_types,
+            by=caller.name,
+        )
         if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
             state().room.announce(caller.connection, workspace_id)
         results = iter(zip(reports, judged, strict=True))

@@ -10,7 +10,6 @@ from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
 from ..services import accounts, keys, workspaces
-from ..store.transactions import transaction
 from .access import Caller, guard
 from .base import location, paginated
 from .blueprints import Blueprint
@@ -57,8 +56,7 @@ def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
 @blp.response(201, schemas.Workspace, headers=header("Location", "The new workspace's URL."))
 def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
     """Make a workspace; whoever makes it is its owner."""
-    with transaction(caller.connection) as tx:
-        row = workspaces.create(tx, body["name"], owner_id=caller.user_id)
+    row = workspaces.create(caller.connection, body["name"], owner_id=caller.user_id)
     headers = location("jobapi-workspaces.get_workspace", workspace_id=row.id)
     return _with_role(row, Role.OWNER), 201, headers
 
@@ -81,8 +79,7 @@ def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) ->
     What is not named stays as it is; `null` keeps for ever, as a new workspace
     does its jobs.
     """
-    with transaction(caller.connection) as tx:
-        row = workspaces.change(tx, workspace_id, by=caller.name, **body)
+    row = workspaces.change(caller.connection, workspace_id, by=caller.name, **body)
     return _with_role(row, caller.role)
 
 
@@ -91,8 +88,7 @@ def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @blp.response(204)
 def delete_workspace(caller: Caller, workspace_id: int) -> None:
     """Delete a workspace with all its jobs, keys and members, for good."""
-    with transaction(caller.connection) as tx:
-        workspaces.remove(tx, workspace_id)
+    workspaces.remove(caller.connection, workspace_id)
 
 
 @blp.operation(MEMBERS, summary="List members", errors=(404,))
@@ -116,8 +112,9 @@ def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     cannot enumerate users. For owners a disabled user is 404, like an unknown one.
     """
     user = _named(caller, body)
-    with transaction(caller.connection) as tx:
-        row = workspaces.add_member(tx, workspace_id, user.id, body["role"], by=caller.name)
+    row = workspaces.add_member(
+        caller.connection, workspace_id, user.id, body["role"], by=caller.name
+    )
     headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
     return row, 201, headers
 
@@ -150,8 +147,9 @@ def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
 @blp.response(200, schemas.Member)
 def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_id: int) -> Any:
     """Give a member another role, from now on."""
-    with transaction(caller.connection) as tx:
-        return workspaces.set_role(tx, workspace_id, user_id, body["role"], by=caller.name)
+    return workspaces.set_role(
+        caller.connection, workspace_id, user_id, body["role"], by=caller.name
+    )
 
 
 @blp.operation(MEMBER, "DELETE", summary="Remove member", errors=(404, 409))
@@ -164,8 +162,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
     """
     if user_id != caller.user_id and caller.role is not Role.OWNER:
         raise RoleTooLow("Only an owner can take out somebody else.")
-    with transaction(caller.connection) as tx:
-        workspaces.remove_member(tx, workspace_id, user_id, by=caller.name)
+    workspaces.remove_member(caller.connection, workspace_id, user_id, by=caller.name)
 
 
 @keys_blp.operation(KEYS, summary="List API keys", errors=(404,))
@@ -184,8 +181,9 @@ def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.response(201, schemas.NewKey)
 def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Make an API key that acts for the caller. The key is shown this once."""
-    with transaction(caller.connection) as tx:
-        row, key = keys.create(tx, workspace_id, user_id=caller.user_id, by=caller.name, **body)
+    row, key = keys.create(
+        caller.connection, workspace_id, user_id=caller.user_id, by=caller.name, **body
+    )
     return {**row._mapping, "key": key}, 201, {"Cache-Control": "no-store"}
 
 
@@ -194,5 +192,4 @@ def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.response(204)
 def revoke_key(caller: Caller, workspace_id: int, key_id: int) -> None:
     """End a key, at once and for good."""
-    with transaction(caller.connection) as tx:
-        keys.revoke(tx, workspace_id, key_id, by=caller.name)
+    keys.revoke(caller.connection, workspace_id, key_id, by=caller.name)
