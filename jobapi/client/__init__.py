@@ -1,7 +1,7 @@
-"""The Python client: ``Client`` for whoever wants work done, ``Worker`` for whoever does it.
+"""The Python client: ``Client`` creates and controls jobs, ``Worker`` runs them.
 
-It speaks plain HTTP and knows nothing of Flask. The exceptions are those of
-``jobapi.errors``; where no answer comes at all it is ``Unreachable``.
+It uses plain HTTP and needs neither Flask nor the database. It raises the exceptions of
+``jobapi.errors``, and ``Unreachable`` if the service does not answer.
 """
 
 from .client import Client
@@ -13,11 +13,12 @@ from .models import (
     EventFilter,
     Job,
     JobFilter,
+    NewJob,
     Operation,
     Progress,
 )
 from .retries import Unreachable
-from .shift import ThreadsLost
+from .runner import ThreadsLost
 from .tasks import Permanent, Task
 from .worker import Worker
 
@@ -30,6 +31,7 @@ __all__ = [
     "EventFilter",
     "Job",
     "JobFilter",
+    "NewJob",
     "Operation",
     "Permanent",
     "Progress",

@@ -23,7 +23,7 @@ from ..rules.operations import Action
 from .client import Client
 from .models import Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable
-from .shift import ThreadsLost
+from .runner import ThreadsLost
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}

@@ -1,4 +1,4 @@
-"""The thread that reports: ends, progress and heartbeats, many in a request."""
+"""The thread that reports: ends, progress and heartbeats, many in one request."""
 
 from __future__ import annotations
 
@@ -10,27 +10,19 @@ from typing import Any
 import orjson
 
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
-from .holding import MAX_AT_ONCE, Holding, Terms, is_over
+from .leased_jobs import MAX_BATCH, LeasedJobs, is_over
+from .options import Options
 from .retries import Bounds, Unreachable, asked_pause, backoff, bounded, may_pass
 from .tasks import Report, Task
 
-REPORT_SECONDS = 0.25
-"""The shortest time between progress reports; a task that runs longer is reported as begun."""
+MAX_ROUNDS_QUEUED = 3
+"""A job that no thread has taken after this many rounds is released."""
 
-MAX_LOOKS = 3
-"""A job that waits for this many rounds of ``REPORT_SECONDS`` is handed back."""
-
-CANCEL_SECONDS = 4.0
-"""The interval of heartbeats for a task that reports nothing; answers show cancellations."""
-
-GATHER_SECONDS = 0.005
-"""How long an ended job waits for others, to be reported together with them."""
-
-WRONG = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.status})
-"""A report that is refused with one of these is wrong in itself; its lease is as it was."""
+INVALID = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.status})
+"""A report that is refused with one of these is itself wrong; its lease still holds."""
 
 BEGUN: Report = {"begun": True}
-BEAT: Report = {}
+HEARTBEAT: Report = {}
 
 logger = logging.getLogger("jobapi.worker")
 
@@ -41,101 +33,103 @@ class Reporter:
     Reports that could not be sent are kept and sent again; refused ones are logged.
     """
 
-    def __init__(self, terms: Terms, jobs: Holding) -> None:
-        self.terms = terms
+    def __init__(self, options: Options, jobs: LeasedJobs) -> None:
+        self.options = options
+        self.timing = options.timing
         self.jobs = jobs
-        # No more reports will come.
-        self.over = False
-        # When the last must have been sent.
+        # Whether no more reports will be added.
+        self.finishing = False
+        # When the last report must have been sent.
         self.deadline = math.inf
         self.failures = 0
 
     def finish(self) -> None:
-        """Send what there is, and end."""
+        """Send the remaining reports, and end."""
         with self.jobs.lock:
-            self.over = True
-            self.jobs.to_report.notify()
+            self.finishing = True
+            self.jobs.reports_added.notify()
 
     def run(self) -> None:
-        """Send what has ended, progress, and heartbeats, until the shift is over."""
+        """Send ends, progress and heartbeats until the last report is sent."""
         try:
-            looked_at = time.monotonic()
-            while not (self.over and (self.failures or not self.jobs.reports)):
-                looked_at = self._round(looked_at)
+            checked_at = time.monotonic()
+            while not (self.finishing and (self.failures or not self.jobs.reports)):
+                checked_at = self._round(checked_at)
         except BaseException as error:
             # Such as a revoked key: nothing more can be reported.
             self.jobs.fail(error)
 
-    def _round(self, looked_at: float) -> float:
-        """Send what there is; returns when the running tasks were last looked at."""
+    def _round(self, checked_at: float) -> float:
+        """Send what there is. Returns when the running tasks were last checked for reports."""
         with self.jobs.lock:
             self._gather()
-            count = min(len(self.jobs.reports), MAX_AT_ONCE)
+            count = min(len(self.jobs.reports), MAX_BATCH)
             reports = [self.jobs.reports.popleft() for _ in range(count)]
         now = time.monotonic()
-        if is_over(now - looked_at, REPORT_SECONDS):
-            looked_at = now
-            self._hand_back_what_waits()
-            reports += self._news(now)
+        if is_over(now - checked_at, self.timing.report):
+            checked_at = now
+            self._release_queued()
+            reports += self._running_reports(now)
         try:
-            for start in range(0, len(reports), MAX_AT_ONCE):
-                self._send(reports[start : start + MAX_AT_ONCE])
+            for start in range(0, len(reports), MAX_BATCH):
+                self._send(reports[start : start + MAX_BATCH])
         except (Unreachable, JobApiError):
             raise
         except Exception:
             logger.exception("reporting failed; retrying in a moment")
-            time.sleep(REPORT_SECONDS)
-        return looked_at
+            time.sleep(self.timing.report)
+        return checked_at
 
     def _gather(self) -> None:
-        if not self.jobs.reports and not self.over:
-            self.jobs.to_report.wait(REPORT_SECONDS)
-        if 0 < len(self.jobs.reports) < MAX_AT_ONCE and not (
-            self.jobs.waiting.empty() or self.over
+        """Wait for reports, and then a moment for more of them."""
+        if not self.jobs.reports and not self.finishing:
+            self.jobs.reports_added.wait(self.timing.report)
+        if 0 < len(self.jobs.reports) < MAX_BATCH and not (
+            self.jobs.queued.empty() or self.finishing
         ):
-            self.jobs.to_report.wait(GATHER_SECONDS)
+            self.jobs.reports_added.wait(self.timing.gather)
 
-    def _hand_back_what_waits(self) -> None:
-        """Hand back jobs that no thread takes soon: another worker may do them."""
+    def _release_queued(self) -> None:
+        """Release jobs that no thread takes soon: another worker may do them."""
         with self.jobs.lock:
-            waiting = [t for t in self.jobs.held if t.began_at is None and not t.ended]
-        for task in waiting:
-            task.looks += 1
-        if any(task.looks >= MAX_LOOKS for task in waiting):
-            self.jobs.hand_back(MAX_LOOKS)
+            queued = [t for t in self.jobs.held if t.started_at is None and not t.ended]
+        for task in queued:
+            task.rounds_queued += 1
+        if any(task.rounds_queued >= MAX_ROUNDS_QUEUED for task in queued):
+            self.jobs.release_queued(MAX_ROUNDS_QUEUED)
 
-    def _news(self, now: float) -> list[tuple[Task, Report]]:
-        """What the running tasks report, and heartbeats.
+    def _running_reports(self, now: float) -> list[tuple[Task, Report]]:
+        """The progress of the running tasks, and heartbeats.
 
-        A heartbeat is a report of its own, so that it counts though the other one is refused.
+        A heartbeat is a report of its own, so that it counts even if the progress is refused.
         """
-        running = [t for t in self.jobs.at_work() if not (t.ended or t.cancelled)]
-        # Some are early, so that many tasks share a request.
-        every = min(self.terms.lease_seconds / 3, CANCEL_SECONDS)
-        due = any(is_over(now - task.heard_at, every) for task in running)
+        running = [t for t in self.jobs.running_tasks() if not (t.ended or t.cancelled)]
+        # Once one heartbeat is due, others are sent early, so that they share a request.
+        every = min(self.options.lease_seconds / 3, self.timing.heartbeat)
+        due = any(is_over(now - task.renewed_at, every) for task in running)
         reports: list[tuple[Task, Report]] = []
         for task in running:
-            if not task.begun and is_over(task.seconds_running(now), REPORT_SECONDS):
+            if not task.begun and is_over(task.seconds_running(now), self.timing.report):
                 reports.append((task, BEGUN))
-            elif due and is_over(now - task.heard_at, every / 2):
-                reports.append((task, BEAT))
-            reports += [(task, news) for news in task.take_news()]
+            elif due and is_over(now - task.renewed_at, every / 2):
+                reports.append((task, HEARTBEAT))
+            reports += [(task, report) for report in task.take_reports()]
         return reports
 
     def _send(self, reports: list[tuple[Task, Report]]) -> None:
         """Send up to 100 reports. Raises errors that a retry cannot fix."""
-        given = [
+        body = [
             {"job_id": task.job_id, "lease_token": task.job.lease_token, **report}
             for task, report in reports
         ]
         sent_at = time.monotonic()
         try:
             with bounded(self._report_bounds()):
-                answers = self.terms.client.report(self.terms.workspace_id, orjson.dumps(given))
-            refused = self._settle(reports, answers, sent_at)
+                answers = self.options.client.report(self.options.workspace_id, orjson.dumps(body))
+            refused = self._apply(reports, answers, sent_at)
         except (BadRequest, BodyTooLarge) as error:
             # One report that cannot be sent must not block the others.
-            self._send_smaller(reports, error)
+            self._send_in_halves(reports, error)
             return
         except (Unreachable, JobApiError) as error:
             if not may_pass(error):
@@ -149,37 +143,37 @@ class Reporter:
         self.failures = 0
         for task, report, problem in refused:
             logger.warning("report of job %s refused: %s", task.job_id, problem["detail"])
-            if problem["status"] in WRONG and "status" in report:
+            if problem["status"] in INVALID and "status" in report:
                 # It would be refused again, whichever worker does the job.
-                self._fail_for_good(task, problem["detail"])
+                self._fail_permanently(task, problem["detail"])
 
-    def _settle(
+    def _apply(
         self, reports: list[tuple[Task, Report]], answers: list[dict[str, Any]], sent_at: float
     ) -> list[tuple[Task, Report, dict[str, Any]]]:
-        """Record the answers to reports; returns the refused reports with their problems."""
-        judged = [
+        """Apply the answers to the tasks. Returns the refused reports with their problems."""
+        results = [
             (answer["accepted"], answer["problem"], answer.get("lease_expires_at"))
             for answer in answers
         ]
         refused = []
         with self.jobs.lock:
-            for (task, report), (accepted, problem, lease) in zip(reports, judged, strict=True):
+            for (task, report), (accepted, problem, lease) in zip(reports, results, strict=True):
                 if accepted or lease is not None:
-                    task.heard_at = sent_at
+                    task.renewed_at = sent_at
                 if accepted:
                     task.begun = task.begun or bool(report)
                     if "status" in report:
                         self.jobs.held.discard(task)
-                elif problem["status"] in WRONG:
+                elif problem["status"] in INVALID:
                     refused.append((task, report, problem))
                 elif not task.cancelled:
                     refused.append((task, report, problem))
-                    task.lose()
+                    task.lose_lease()
                     self.jobs.held.discard(task)
             self.jobs.freed.notify()
         return refused
 
-    def _send_smaller(self, reports: list[tuple[Task, Report]], error: JobApiError) -> None:
+    def _send_in_halves(self, reports: list[tuple[Task, Report]], error: JobApiError) -> None:
         if len(reports) > 1:
             half = len(reports) // 2
             self._send(reports[:half])
@@ -188,9 +182,9 @@ class Reporter:
         ((task, report),) = reports
         logger.warning("report of job %s cannot be sent: %s", task.job_id, error)
         if "status" in report:
-            self._fail_for_good(task, str(error))
+            self._fail_permanently(task, str(error))
 
-    def _fail_for_good(self, task: Task, why: str) -> None:
+    def _fail_permanently(self, task: Task, why: str) -> None:
         error = f"The result was refused: {why}"
         with self.jobs.lock:
             self.jobs.reports.append(
@@ -198,25 +192,25 @@ class Reporter:
             )
 
     def _keep(self, reports: list[tuple[Task, Report]], asked: float) -> None:
-        """Keep what could not be sent, and pause. Heartbeats are made again when they are due."""
+        """Keep reports that could not be sent, and pause. Heartbeats are made again when due."""
         with self.jobs.lock:
             self.jobs.reports.extendleft(
                 entry
                 for entry in reversed(reports)
-                if entry[1] is not BEAT and entry[1] is not BEGUN
+                if entry[1] is not HEARTBEAT and entry[1] is not BEGUN
             )
         self.failures += 1
-        longest = 0.5 if self.jobs.closing else self.terms.lease_seconds / 6
+        longest = 0.5 if self.jobs.closing else self.options.lease_seconds / 6
         seconds = min(max(backoff(self.failures), asked), longest)
         closing, end = self.jobs.closing, time.monotonic() + seconds
         while closing == self.jobs.closing and 0 < (left := end - time.monotonic()) <= seconds:
-            if self.over:
+            if self.finishing:
                 return
             time.sleep(min(left, 0.1))
 
     def _report_bounds(self) -> Bounds:
-        # A stop interrupts earlier pauses, but not those during the stop.
+        # A stop interrupts pauses that began before it, and not those during the stop.
         closing = self.jobs.closing
         return Bounds(
-            self.deadline, self.terms.request_seconds, lambda: self.jobs.closing != closing
+            self.deadline, self.options.request_seconds, lambda: self.jobs.closing != closing
         )

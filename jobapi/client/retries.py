@@ -1,4 +1,4 @@
-"""Retries: which answers deserve another try, and how long to wait before it."""
+"""Retries: which requests are repeated, and after how long."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from typing import Any
 from ..errors import JobApiError
 
 RETRIED = frozenset({429, 502, 503, 504})
-"""The statuses after which a request that is safe to repeat is retried."""
+"""Statuses after which a request that is safe to repeat is retried."""
 
 NOT_DONE = frozenset({429, 503})
-"""The statuses for a request that was not carried out: any request may be retried."""
+"""Statuses of requests that were not carried out: they may always be retried."""
 
 MAX_RETRY_AFTER = 60.0
 """The longest ``Retry-After`` in seconds that a request waits for; a longer one is an error."""
 
 _SLICE_SECONDS = 0.1
 _LEAST_TIMEOUT = 0.5
-_CHANCE = random.SystemRandom()
+_RANDOM = random.SystemRandom()
 
 
 class Unreachable(ConnectionError):
-    """No answer came from the service, however often the request was tried.
+    """The service did not answer, however often the request was tried.
 
-    If ``Client.create_many`` raises it, ``created`` has the jobs created before.
+    ``created`` has the jobs that ``Client.create_many`` had created when it raised this.
     """
 
     created: Sequence[Any] = ()
@@ -46,12 +46,12 @@ def may_pass(error: Unreachable | JobApiError) -> bool:
 
 def backoff(tries: int) -> float:
     """Seconds to wait after this many failed tries: exponential backoff with jitter."""
-    return min(10.0, 0.2 * 2.0 ** min(tries, 10)) * _CHANCE.uniform(0.5, 1)
+    return min(10.0, 0.2 * 2.0 ** min(tries, 10)) * _RANDOM.uniform(0.5, 1)
 
 
 def jittered(seconds: float) -> float:
-    """About this many seconds: jitter, so that many clients do not all come at once."""
-    return seconds * _CHANCE.uniform(0.75, 1.25)
+    """About this many seconds, so that many clients do not come at the same moment."""
+    return seconds * _RANDOM.uniform(0.75, 1.25)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -106,7 +106,7 @@ class Bounds:
             return False
         while not self.stopping():
             left = end - time.monotonic()
-            # The second condition is for a clock that went back.
+            # The second condition is for a clock that was set back.
             if left <= 0 or left > seconds:
                 return True
             time.sleep(min(left, _SLICE_SECONDS))

@@ -1,4 +1,4 @@
-"""A job that a worker holds, and what its task can report about it."""
+"""A job that a worker runs, and the progress that its task reports."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_DEPTH = 64
 MAX_MESSAGE = 2000
 MAX_RESULT_BYTES = 1024 * 1024
 
-# Only these can have a character, a number or a depth that the service refuses.
-_DOUBTFUL = re.compile(rb"\\u|[0-9]{19}")
+# Only these texts can have a character or a number that the service refuses.
+_SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}")
 
 Report = Mapping[str, Any]
 
@@ -32,27 +32,28 @@ class Permanent(Exception):
 
 
 class Task:
-    """A job that is being done; what a task's function gets.
+    """A job that a worker runs: the argument of a task's function.
 
-    What it says is sent in the background. Processes that the task forks cannot
-    report: their memory is a copy.
+    Progress is sent in the background. Processes that the task forks cannot report: they have
+    a copy of the worker's memory.
     """
 
     def __init__(self, job: ClaimedJob) -> None:
         self.job = job
         # Whether the service knows that the attempt has begun.
-        self.begun: bool = getattr(job, "begun", True)
+        self.begun = job.begun
         # Whether its last report has been made.
         self.ended = False
-        # In how many rounds of the reporter it has waited for a thread.
-        self.looks = 0
-        self.fetched_at = self.heard_at = time.monotonic()
-        self.fetched_wall = time.time()
-        self.began_at: float | None = None
+        # For how many rounds of the reporter it has been queued.
+        self.rounds_queued = 0
+        self.claimed_at = self.renewed_at = time.monotonic()
+        self.claimed_at_wall = time.time()
+        # When a thread took it, and when its lease was lost.
+        self.started_at: float | None = None
         self.lost_at: float | None = None
         self._process = os.getpid()
-        self._news: list[_News] = []
-        # Guards what is new, between the task's thread and the reporter.
+        self._unsent: list[_Unsent] = []
+        # Guards ``_unsent``, between the task's thread and the reporter.
         self._lock = threading.Lock()
 
     @property
@@ -67,7 +68,7 @@ class Task:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the job needs to know; empty where nothing was given."""
+        """The job's metadata; empty if it has none."""
         return self.job.metadata or {}
 
     @property
@@ -86,58 +87,58 @@ class Task:
     def progress(
         self, percent: float, message: str | None = None, *, result: Mapping[str, Any] | None = None
     ) -> None:
-        """Report how far the job is. It is sent within a second, in the background.
+        """Report the job's progress. It is sent within a second, in the background.
 
-        ``percent`` is a whole number from 0 to 100 (40.0 is one, too), ``message`` has
-        up to 2,000 characters. ``result`` is partial: it is merged into the job's, where
-        None removes a key (JSON Merge Patch, RFC 7396), and must be JSON of up to 1 MiB.
+        ``percent`` is a whole number from 0 to 100 (40.0 is one, too), ``message`` has up to
+        2,000 characters. ``result`` is a partial result: it is merged into the job's as a JSON
+        Merge Patch (RFC 7396), where None removes a key, and may have 1 MiB as JSON.
 
         Raises ``TypeError`` or ``ValueError`` for what the service would refuse, and
         ``RuntimeError`` in a process that the task has forked.
         """
         if os.getpid() != self._process:
-            raise RuntimeError("Progress is reported by the worker's own process, not by a child.")
-        told: dict[str, Any] = {"progress_percent": _whole_percent(percent)}
+            raise RuntimeError("Only the worker's own process can report progress, not a child.")
+        fields: dict[str, Any] = {"progress_percent": _whole_percent(percent)}
         if message is not None:
-            told["progress_message"] = _checked_message(message)
+            fields["progress_message"] = _checked_message(message)
         size = 0
         if result is not None:
             text = document(result)
             # A copy, because the task may change the object later.
-            told["result"] = json.loads(text)
+            fields["result"] = json.loads(text)
             size = len(text)
-            _check_progress_in(told["result"])
+            _check_progress_in(fields["result"])
         with self._lock:
-            _add(self._news, _News(told, size))
+            _add(self._unsent, _Unsent(fields, size))
 
-    def take_news(self, result: Mapping[str, Any] | None = None) -> list[Report]:
-        """The reports since the last call, in order, and a final ``result``.
+    def take_reports(self, result: Mapping[str, Any] | None = None) -> list[Report]:
+        """Take the unsent reports, in order, merged with a final ``result``.
 
         Raises ``TypeError`` or ``ValueError`` for a result that the service would refuse.
         """
-        if result is None and not self._news:
+        if result is None and not self._unsent:
             return []
         text = b"" if result is None else document(result)
         with self._lock:
-            news, self._news = self._news, []
+            unsent, self._unsent = self._unsent, []
         if result is not None:
-            if not news:
+            if not unsent:
                 return [{"result": orjson.Fragment(text)}]
-            _add(news, _News({"result": json.loads(text)}, len(text)))
-        return [each.report() for each in news]
+            _add(unsent, _Unsent({"result": json.loads(text)}, len(text)))
+        return [each.report() for each in unsent]
 
     def seconds_running(self, now: float) -> float:
-        """For how long a thread has run it at ``now`` (``time.monotonic``)."""
-        return 0.0 if self.began_at is None else now - self.began_at
+        """How long a thread has run it at ``now`` (``time.monotonic``)."""
+        return 0.0 if self.started_at is None else now - self.started_at
 
-    def lose(self) -> None:
+    def lose_lease(self) -> None:
         """Note that the lease is lost."""
         if self.lost_at is None:
             self.lost_at = time.monotonic()
 
 
-class _News:
-    """Fields of a report that is not sent yet; ``size`` is that of its result, at most."""
+class _Unsent:
+    """A report that is not sent yet; ``size`` is the upper bound of its result in bytes."""
 
     def __init__(self, fields: dict[str, Any], size: int) -> None:
         self.fields = fields
@@ -149,14 +150,18 @@ class _News:
         return {**self.fields, "result": orjson.Fragment(encode(self.fields["result"]))}
 
 
-def _add(news: list[_News], latest: _News) -> None:
-    """Merge a report into the unsent ones without changing their total effect."""
-    news.append(latest)
-    while len(news) > 1 and (both := _together(*news[-2:])) is not None:
-        news[-2:] = [both]
+def _add(unsent: list[_Unsent], latest: _Unsent) -> None:
+    """Add a report, merged with earlier ones if that has the same effect.
+
+    Not every two merge patches are one: ``{"a": null}`` and then ``{"a": {"b": 1}}`` replaces
+    the object, and the second alone would be merged into it. The size limit also ends a merge.
+    """
+    unsent.append(latest)
+    while len(unsent) > 1 and (both := _merged(*unsent[-2:])) is not None:
+        unsent[-2:] = [both]
 
 
-def _together(before: _News, after: _News) -> _News | None:
+def _merged(before: _Unsent, after: _Unsent) -> _Unsent | None:
     size = before.size + after.size
     if size > MAX_RESULT_BYTES:
         return None
@@ -166,7 +171,7 @@ def _together(before: _News, after: _News) -> _News | None:
         if composed is None:
             return None
         fields["result"] = composed
-    return _News(fields, size)
+    return _Unsent(fields, size)
 
 
 def document(value: Mapping[str, Any]) -> bytes:
@@ -179,9 +184,9 @@ def document(value: Mapping[str, Any]) -> bytes:
         raise ValueError(f"The result is nested more than {MAX_DEPTH} levels deep.") from None
     if len(text) > MAX_RESULT_BYTES:
         raise ValueError(f"The result is larger than {MAX_RESULT_BYTES} bytes as JSON.")
-    # A report is three levels around it.
+    # In a report, the result is three levels deep.
     brackets = text.count(b"[") + text.count(b"{")
-    if brackets > MAX_DEPTH - 3 or _DOUBTFUL.search(text):
+    if brackets > MAX_DEPTH - 3 or _SUSPICIOUS.search(text):
         _check_values(json.loads(text))
     return text
 

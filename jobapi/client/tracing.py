@@ -1,4 +1,4 @@
-"""OpenTelemetry, where it is installed: a job carries its creator's trace to its worker."""
+"""OpenTelemetry, if it is installed: a job carries its creator's trace to its worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 def trace_headers() -> dict[str, str]:
-    """What says in a request which span is the current one; empty where there is none."""
+    """The header that carries the current span; empty if there is none."""
     carrier: dict[str, str] = {}
     if _installed:
         _propagator.inject(carrier)
@@ -30,13 +30,12 @@ def trace_headers() -> dict[str, str]:
 
 
 def span(job: ClaimedJob) -> AbstractContextManager[Any]:
-    """A span in which to do a job, below that of its creator."""
+    """A span for running a job, a child of its creator's span."""
     if not _installed:
         return _NOTHING
-    # A service of before does not say it.
-    parent = getattr(job, HEADER, None)
+    parent = job.traceparent
     if parent is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # Nobody would hear of it.
+        # Without a provider the span would go nowhere.
         return _NOTHING
     return _tracer.start_as_current_span(
         f"jobapi {job.job_type}",

@@ -1,4 +1,4 @@
-"""The worker: does the jobs of a workspace for which it has tasks."""
+"""The worker: it claims jobs, runs them and reports."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable
 
 from ..signals import StopSignals
 from .client import Client
-from .holding import Run, Terms
+from .options import Options, Run, Timing
 from .processes import Processes
-from .shift import Shift
+from .runner import Runner
 
 MAX_TASKS = 1000
 
 
 class Worker:
-    """Does the jobs of a workspace whose types have a task.
+    """Runs the jobs of a workspace, with a function for each job type.
 
-    ``concurrency`` is how many jobs run at a time: in threads, or with ``processes``
-    in as many processes, which are replaced when they die. While a job runs, its
-    lease of ``lease_seconds`` (5 to 3600) is renewed in the background. ``name`` is
-    shown with attempts; without one it is made of the host and the process.
+    ``concurrency`` is how many jobs run at a time: in threads, or with ``processes`` in as many
+    processes, which are replaced when they die. While a job runs, heartbeats renew its lease of
+    ``lease_seconds`` (5 to 3600). ``name`` is shown with attempts; by default it is the host's
+    name and the process id.
 
-    Quick jobs are fetched and reported many at once. A job begins when a thread takes
-    it: what waits for most of a second is handed back for other workers to do.
+    Quick jobs are prefetched and reported in batches. An attempt begins when a thread takes its
+    job; a job that no thread takes within a second is released for other workers.
 
-    When the worker must stop (SIGTERM, SIGINT or ``stop``), it claims no more, hands
-    back what has not begun, and gives what runs ``grace_seconds`` in all, whatever the
-    service does; what runs even longer is handed back. A second signal ends the
-    process at once, with 128 + its number as the exit code.
+    When the worker must stop (SIGTERM, SIGINT or ``stop``), it claims no more jobs, releases
+    those that have not begun, and gives the running ones ``grace_seconds``, whatever the service
+    does; then it releases them, too. A second signal ends the process at once, with the exit
+    code 128 + the signal's number.
 
-    Tasks may start processes: forked children have the signal handlers that were
-    there before the worker's.
+    Tasks may start processes: forked children get the signal handlers that were there before
+    the worker's.
     """
 
     def __init__(
@@ -54,57 +54,57 @@ class Worker:
         self.lease_seconds = lease_seconds
         self.grace_seconds = grace_seconds
         self.tasks: dict[str, Run] = {}
+        self.timing = Timing()
         self._stopped = False
         self._signals = StopSignals()
 
     def task(self, job_type: str) -> Callable[[Run], Run]:
-        """Make a function the task for a job type.
+        """Decorate a function to make it the task of a job type.
 
-        It gets a ``Task`` and returns the job's result, a dict or None. An
-        exception fails the attempt, with its traceback as the job's error;
-        ``Permanent`` is not retried.
+        It gets a ``Task`` and returns the job's result, a dict or None. An exception fails the
+        attempt, with the traceback as the job's error; after ``Permanent`` it is not retried.
         """
 
         def decorator(run: Run) -> Run:
             if job_type in self.tasks:
-                raise ValueError(f"There is a task for {job_type!r} already.")
+                raise ValueError(f"{job_type!r} already has a task.")
             self.tasks[job_type] = run
             return run
 
         return decorator
 
     def stop(self) -> None:
-        """Let ``run`` end: no more claims; what runs is finished or handed back."""
-        # No lock, so that it may be called by a signal handler, too.
+        """Let ``run`` end: no more claims; running jobs are finished or released."""
+        # Without a lock, so that a signal handler may call it.
         self._stopped = True
 
     @property
     def stopping(self) -> bool:
-        """Whether it must stop."""
+        """Whether the worker must stop."""
         return self._stopped or self._signals.asked
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Work until stopped; with ``until_idle`` until there is no job that is due.
+        """Work until stopped; with ``until_idle`` until no job is due.
 
-        Raises one of ``jobapi.errors`` for what does not pass by itself, such as a
-        revoked key; with ``until_idle`` also ``Unreachable`` when the service was away
-        for half a minute; and ``ThreadsLost`` (a ``RuntimeError``) when all threads are
-        busy with tasks that lost their jobs and do not return within five minutes.
+        Raises one of ``jobapi.errors`` for an error that does not pass by itself, such as a
+        revoked key; with ``until_idle`` also ``Unreachable`` after an outage of half a minute;
+        and ``ThreadsLost`` (a ``RuntimeError``) if for five minutes all threads are busy with
+        tasks that lost their leases and do not return.
         """
         if self.client is None or self.workspace_id is None:
             raise ValueError("A worker needs a client and a workspace.")
         if not self.tasks:
-            raise ValueError("The worker has no task; give it some with worker.task.")
+            raise ValueError("The worker has no task; add one with worker.task.")
         if len(self.tasks) > MAX_TASKS:
             raise ValueError(
-                f"The worker has {len(self.tasks)} tasks, and {MAX_TASKS} is the most that a claim "
-                "takes; use more than one worker."
+                f"The worker has {len(self.tasks)} tasks; a claim takes at most {MAX_TASKS} job "
+                "types. Use more than one worker."
             )
         name = self.name or f"{socket.gethostname()}:{os.getpid()}"
         client, workspace_id = self.client, self.workspace_id
 
         def work(name: str, concurrency: int) -> None:
-            terms = Terms(
+            options = Options(
                 client,
                 workspace_id,
                 self.tasks,
@@ -114,8 +114,9 @@ class Worker:
                 grace_seconds=self.grace_seconds,
                 until_idle=until_idle,
                 stopping=lambda: self.stopping,
+                timing=self.timing,
             )
-            Shift(terms).work()
+            Runner(options).run()
 
         with StopSignals() as self._signals:
             if self.processes:

@@ -226,7 +226,7 @@ def test_task_uses_processes_of_its_own_succeeds(
         assert report["status"] == "success", report
         assert report["result"] == {
             "exitcode": -signal.SIGTERM,
-            "refused": "Progress is reported by the worker's own process, not by a child.",
+            "refused": "Only the worker's own process can report progress, not a child.",
             "reads": [f"job_{number}" for number in range(9)],
         }
     seconds_to_stop(process)

@@ -29,9 +29,8 @@ from jobapi.client import (
     Unreachable,
     Worker,
     claiming,
-    reporting,
-    shift,
 )
+from jobapi.client.options import Timing
 from jobapi.errors import TokenRevoked
 from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
@@ -205,10 +204,10 @@ def test_result_is_what_it_was_when_the_task_returned_it(
 
 
 def test_end_is_reported_at_once_though_other_jobs_wait(
-    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, client: Client, worker: Worker
 ) -> None:
     # Nothing but the end of a job makes it report for long.
-    monkeypatch.setattr(reporting, "REPORT_SECONDS", 20)
+    worker.timing = Timing(report=20)
     noticed = []
 
     @worker.task("a")
@@ -235,7 +234,7 @@ def test_leases_are_renewed_though_the_clock_goes_back(
     desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.lease_seconds = 5
-    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.05)
+    worker.timing = Timing(report=0.05)
     real, hours = time.monotonic, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: real() + hours[0] * 3600)
     beats = []
@@ -299,9 +298,12 @@ class Crew:
         self.desk, self.client = desk, client
         self.running: list[tuple[Worker, threading.Thread]] = []
         self.errors: list[BaseException] = []
+        # A stop waits for a waiting claim.
+        self.timing = Timing(claim_wait=1)
 
     def start(self, name: str, tasks: dict[str, Any], **kw: Any) -> Worker:
         worker = Worker(self.client, self.desk.workspace_id, name=name, **kw)
+        worker.timing = self.timing
         for job_type, run in tasks.items():
             worker.task(job_type)(run)
         thread = threading.Thread(target=self._run, args=(worker,))
@@ -327,9 +329,7 @@ class Crew:
 
 
 @pytest.fixture
-def crew(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
-    # A stop waits for a claim that waits.
-    monkeypatch.setattr(claiming, "WAIT_SECONDS", 1)
+def crew(desk: Desk, client: Client) -> Any:
     crew = Crew(desk, client)
     yield crew
     crew.close()
@@ -458,14 +458,8 @@ def test_prefetched_job_begins_when_its_task_takes_a_while(
 
 
 def test_lost_threads_are_not_counted_on_and_the_last_one_ends_the_worker(
-    desk: Desk,
-    client: Client,
-    crew: Crew,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    desk: Desk, client: Client, crew: Crew, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(shift, "LOST_SECONDS", 0.5)
-    monkeypatch.setattr(shift, "ALL_LOST_SECONDS", 2.0)
     end = threading.Event()
     hung: list[str] = []
 
@@ -474,6 +468,7 @@ def test_lost_threads_are_not_counted_on_and_the_last_one_ends_the_worker(
         task.progress(1)
         end.wait(120)
 
+    crew.timing = Timing(claim_wait=1, lost=0.5, all_lost=2)
     crew.start("w", {"hang": hang, "quick": lambda task: None}, concurrency=2, grace_seconds=2)
     try:
         client.create(desk.workspace_id, "hang")
@@ -512,10 +507,9 @@ def test_cancel_reaches_a_quiet_task_whatever_its_lease(
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_refused_progress_does_not_stop_the_heartbeats(
-    desk: Desk, client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch, status: int
+    desk: Desk, client: Client, worker: Worker, status: int
 ) -> None:
-    monkeypatch.setattr(reporting, "CANCEL_SECONDS", 0.3)
-    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.05)
+    worker.timing = Timing(heartbeat=0.3, report=0.05)
     beats: list[Any] = []
     report = client.report
 
@@ -652,7 +646,7 @@ def test_progress_that_the_service_would_refuse_raises(
     task = Task(ClaimedJob.from_json({"job_id": "job_x"}))
     with pytest.raises((TypeError, ValueError)):
         task.progress(percent, message, result=result)
-    assert task.take_news() == []
+    assert task.take_reports() == []
 
 
 def test_worker_of_a_thousand_types_does_their_jobs(
@@ -671,14 +665,12 @@ def test_worker_of_a_thousand_types_does_their_jobs(
 def test_worker_of_more_types_than_a_claim_takes_says_so(desk: Desk, worker: Worker) -> None:
     for number in range(1001):
         worker.task(f"t{number}")(lambda task: None)
-    with pytest.raises(ValueError, match="1001 tasks, and 1000 is the most"):
+    with pytest.raises(ValueError, match="1001 tasks; a claim takes at most 1000"):
         worker.run()
 
 
-def test_run_until_idle_with_a_service_that_is_away_raises(
-    desk: Desk, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(claiming, "AWAY_SECONDS", 1)
+def test_run_until_idle_with_a_service_that_is_away_raises(desk: Desk, worker: Worker) -> None:
+    worker.timing = Timing(outage=1)
     worker.task("a")(lambda task: None)
     worker.client = Client("http://127.0.0.1:9", token="x")
     with pytest.raises(Unreachable):
@@ -697,7 +689,7 @@ def test_idle_worker_claims_less_and_less_often(
         return ClaimedJobs([], retry_after=answers.pop(0))
 
     client.claim = claim
-    monkeypatch.setattr(claiming.Claimer, "_rest", lambda self, seconds: rests.append(seconds))
+    monkeypatch.setattr(claiming.Claimer, "_sleep", lambda self, seconds: rests.append(seconds))
     worker.task("a")(lambda task: None)
     worker.run()
     middles = [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 7.0, 60.0]
