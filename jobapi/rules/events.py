@@ -48,3 +48,8 @@ WORKSPACE_EVENTS = frozenset(
 
 JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 """What happens to a job."""
+
+
+def name_of(xid: int, number: int) -> str:
+    """The public id of an event, of the transaction and the number that it has in the log."""
+    return f"{xid}-{number}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, post_load, validate
 
 from ..rules.jobs import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 from .fields import Pattern, QueryInteger, Text, Whole, Word
+from .rendering import renderer
 
 MAX_SECONDS = 10 * 365 * 24 * 3600
 MAX_PAGE = 10**9
@@ -144,11 +145,24 @@ class Base(Schema):
         return {name for name, field in self.fields.items() if field.required}
 
 
-class Response(Base):
-    """A response body: a later version may add fields, so clients skip what they do not know."""
+class Response(Schema):
+    """A response body: a later version may add fields, so clients skip what they do not know.
+
+    ``renderer`` says where a field's value comes from.
+    """
 
     class Meta:
         unknown = EXCLUDE
+
+    @classmethod
+    def render(cls, row: Any) -> dict[str, Any]:
+        """The answer that shows ``row``, ready to be written as JSON."""
+        return _compiled(cls)(row)
+
+
+@cache
+def _compiled(schema: type[Schema]) -> Callable[[Any], dict[str, Any]]:
+    return renderer(schema())
 
 
 def sort_order(default: str, doc: str) -> Word:

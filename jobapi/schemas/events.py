@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from marshmallow import fields
 
-from ..rules.events import EventKind
+from ..rules.events import EventKind, name_of
 from ..rules.jobs import JobStatus
 from .base import (
     MAX_CHOICES,
@@ -90,6 +92,27 @@ class Event(Response):
         allow_none=True,
         metadata={"description": "More of it: progress, an error, a reason, what was edited."},
     )
+
+    @staticmethod
+    def get_event_id(event: Any) -> str:
+        """Its public id."""
+        return name_of(event.xid, event.id)
+
+    @staticmethod
+    def get_user_id(event: Any) -> int | None:
+        """The number of the user who acted, if it was one."""
+        return _number(event.actor, "user:")
+
+    @staticmethod
+    def get_key_id(event: Any) -> int | None:
+        """The number of the API key that acted, if it was one."""
+        return _number(event.actor, "key:")
+
+
+def _number(actor: str | None, prefix: str) -> int | None:
+    """The number in an actor such as ``user:1``, if it is of this kind."""
+    text = (actor or "").removeprefix(prefix)
+    return int(text) if text != actor and text.isascii() and text.isdigit() else None
 
 
 class EventPagination(Response):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -47,11 +47,6 @@ class Time(fields.Field[datetime]):
     after it.
     """
 
-    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kw: Any) -> Any:
-        if value is None:
-            return None
-        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> datetime:
         form = (
             _RFC3339.fullmatch(value)
@@ -86,6 +81,9 @@ class Choice(fields.Field[Any]):
     enumeration in the OpenAPI document; by default it has the name of its class.
     ``grows`` is for responses: a later version may send a label that is not
     documented, so clients must not refuse one that they do not know.
+
+    ``show`` is the label of a member. During an upgrade the database may have members that only
+    the newer version knows: they are shown as ``unknown``, or as null if the enumeration is closed.
     """
 
     def __init__(
@@ -106,9 +104,12 @@ class Choice(fields.Field[Any]):
             **kw.pop("metadata", {}),
         }
         super().__init__(metadata=metadata, **kw)
-
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kw: Any) -> Any:
-        return None if value is None else self.labels[value]
+        self.show: Callable[[Any], str | None] = self.labels.__getitem__
+        if grows:
+            shown = {**self.labels, None: None}
+            self.show = lambda value: shown.get(value, "unknown")
+        elif self.allow_none:
+            self.show = self.labels.get
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
         return self.take(value)

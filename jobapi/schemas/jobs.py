@@ -249,6 +249,19 @@ class Job(Response):
         metadata={"description": "The later of creation, or retry, and `scheduled_at`."},
     )
 
+    @staticmethod
+    def get_result(job: Any) -> Any:
+        """The result; while the job runs, with its progress in it."""
+        if job.status != JobStatus.RUNNING or (
+            job.progress_percent is None and job.progress_message is None
+        ):
+            return job.result
+        return {
+            "progress_percent": job.progress_percent or 0,
+            "progress_message": job.progress_message,
+            **(job.result or {}),
+        }
+
 
 class ListedJob(Job):
     """A job in a list; a light one has neither `metadata` nor `result`."""
@@ -264,6 +277,12 @@ class JobList(Response):
     pagination = fields.Nested(JobPagination, required=True)
 
 
+class LightJobList(JobList):
+    """A page of jobs without the fields that may be large."""
+
+    data = fields.List(fields.Nested(ListedJob, exclude=["metadata", "result"]), required=True)
+
+
 class JobProgress(Response):
     """A job's status and progress."""
 
@@ -272,6 +291,11 @@ class JobProgress(Response):
     progress_percent = fields.Integer(required=True, validate=between(0, 100))
     progress_message = fields.String(required=True, allow_none=True)
     updated_at = Time(required=True)
+
+    @staticmethod
+    def get_progress_percent(job: Any) -> int:
+        """100 once the job has succeeded, 0 before any report."""
+        return 100 if job.status == JobStatus.SUCCESS else job.progress_percent or 0
 
 
 class JobResult(Response):

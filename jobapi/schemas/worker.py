@@ -73,6 +73,11 @@ class ClaimedJob(Job):
         metadata={"description": "The W3C trace context of whoever created the job."},
     )
 
+    @staticmethod
+    def get_begun(job: Any) -> bool:
+        """Whether its attempt has begun."""
+        return not job.prefetched
+
 
 class ClaimedJobs(Response):
     """What a claim got."""

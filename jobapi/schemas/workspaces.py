@@ -35,17 +35,17 @@ class RetentionUpdate(Base):
     events = _days()
 
 
-def _kept() -> fields.Integer:
-    return fields.Integer(required=True, allow_none=True)
+def _kept(column: str) -> fields.Integer:
+    return fields.Integer(attribute=column, required=True, allow_none=True)
 
 
 class Retention(Response):
     """Days for which jobs, by how they ended, and events are kept; null: forever."""
 
-    success = _kept()
-    failed = _kept()
-    cancelled = _kept()
-    events = _kept()
+    success = _kept("keep_success")
+    failed = _kept("keep_failed")
+    cancelled = _kept("keep_cancelled")
+    events = _kept("keep_events")
 
 
 class WorkspaceUpdate(Base):
@@ -65,6 +65,11 @@ class Workspace(Response):
     created_at = Time(required=True)
     updated_at = Time(required=True)
     retention = fields.Nested(Retention, required=True)
+
+    @staticmethod
+    def get_retention(workspace: Any) -> Any:
+        """It is part of the workspace's own row."""
+        return workspace
 
 
 class WorkspaceList(Response):

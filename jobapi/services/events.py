@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from ..errors import Unavailable, ValidationFailed
-from ..rules.events import JOB_EVENTS, EventKind
+from ..rules.events import JOB_EVENTS, EventKind, name_of
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
@@ -245,11 +245,6 @@ def _xid(session: Executor) -> Any:
 def _number(xid: Any) -> Any:
     # There is no shorter way.
     return cast(cast(xid, Text), BigInteger)
-
-
-def name_of(xid: int, number: int) -> str:
-    """The public id of an event."""
-    return f"{xid}-{number}"
 
 
 def page(

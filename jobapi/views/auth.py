@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, request
+from flask import request
 
 from ..errors import TokenMissing
 from ..rules.roles import address_bucket
@@ -12,7 +12,7 @@ from ..schemas import accounts as schemas
 from ..services import accounts
 from . import examples
 from .access import Caller, again_if_read_only, bearer, connect, guard, public
-from .base import json_response, state
+from .base import state
 from .blueprints import Blueprint
 
 blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
@@ -25,7 +25,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 @public
 @blp.arguments(schemas.LoginRequest, example=examples.LOGIN)
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
-def login(body: dict[str, Any]) -> Response:
+def login(body: dict[str, Any]) -> Any:
     """Exchange a name and a password for an access token and a refresh token."""
     with connect(sure=True) as connection:
         session = again_if_read_only(
@@ -38,7 +38,7 @@ def login(body: dict[str, Any]) -> Response:
                 state().tokens.refresh_lifetime,
             ),
         )
-    return json_response(state().tokens.issue(session), headers=_NO_STORE)
+    return state().tokens.issue(session), _NO_STORE
 
 
 @blp.operation(
@@ -53,7 +53,7 @@ def login(body: dict[str, Any]) -> Response:
 )
 @public
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
-def refresh() -> Response:
+def refresh() -> Any:
     """Exchange the refresh token for new tokens."""
     token = bearer()
     if not token:
@@ -67,7 +67,7 @@ def refresh() -> Response:
                 connection, claims.session_id, claims.token_id, issuer.refresh_lifetime
             ),
         )
-    return json_response(issuer.issue(session), headers=_NO_STORE)
+    return issuer.issue(session), _NO_STORE
 
 
 @blp.operation("/auth/logout", "POST", summary="Log out")

@@ -37,18 +37,21 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
-def paginated(rows: Sequence[Any], found: Any, query: Mapping[str, Any]) -> dict[str, Any]:
-    """The envelope of every list: of what was found, these rows are shown.
+def paginated(
+    found: Any, query: Mapping[str, Any], rows: Sequence[Any] | None = None
+) -> dict[str, Any]:
+    """The envelope of every list; schemas pick what their list has.
 
     A page that a cursor led to has no number.
     """
     limit = query["limit"]
     return {
-        "data": rows,
+        "data": found.rows if rows is None else rows,
         "pagination": {
             "page": None if "cursor" in query else query.get("page", 1),
             "limit": limit,
             "total": found.total,
+            "total_is_capped": getattr(found, "total_is_capped", False),
             "total_pages": -(-found.total // limit),
             "next_cursor": found.next_cursor,
         },

@@ -1,14 +1,16 @@
-"""The blueprint of every view: bodies loaded and answers dumped by schemas, all documented."""
+"""The blueprint of every view: loads bodies and renders answers by schemas, and documents them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, cast
 
+from flask import Response
 from flask_smorest import Blueprint as SmorestBlueprint
 
-from .base import BLUEPRINT_PREFIX, JSON, View
+from .base import BLUEPRINT_PREFIX, JSON, View, json_response
 from .bodies import Parser
 from .openapi import PATH_PARAMETERS, document_errors, document_parameters
 from .problems import add_error_handlers
@@ -37,8 +39,27 @@ class Blueprint(SmorestBlueprint):
         return cast(Callable[[View], View], super().arguments(schema(), **kw))
 
     def response(self, status: int, schema: Any = None, **kw: Any) -> Callable[[View], View]:
-        """Dump what the view returns by a schema; a whole response is left as it is."""
-        return cast(Callable[[View], View], super().response(status, schema, **kw))
+        """Render what the view returns by a schema: a value, or a tuple of it and headers.
+
+        A whole response is left as it is.
+        """
+        document: Callable[[View], View] = super().response(status, schema, **kw)
+        if schema is None:
+            return document
+
+        def decorator(view: View) -> View:
+            @wraps(view)
+            def rendering(*caller: Any, **url: Any) -> Response:
+                answer = view(*caller, **url)
+                if isinstance(answer, Response):
+                    return answer
+                # Rows are tuples, too, of a type of their own.
+                value, headers = answer if type(answer) is tuple else (answer, None)
+                return json_response(schema.render(value), status, headers)
+
+            return document(rendering)
+
+        return decorator
 
     def operation(
         self,

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from flask import Response, current_app, request
+from flask import current_app, request
+
+from .openapi import header, header_parameter
+
+IF_MATCH = header_parameter(
+    "If-Match", "The `ETag` that was read; 412 if the job has changed since."
+)
+IF_NONE_MATCH = header_parameter("If-None-Match", "An `ETag`; 304 if the job is still the same.")
+ETAG = header("ETag", "The job's version.")
+NOT_MODIFIED = {"304": {"description": "Not changed since the version named.", "headers": ETAG}}
 
 
-def etag(version: int) -> str:
-    """The ETag of a job in this version."""
-    return f'"{version}"'
+def etag(version: int) -> dict[str, str]:
+    """The header ``ETag`` of a job in this version."""
+    return {"ETag": f'"{version}"'}
 
 
-def not_modified(version: int) -> Response | None:
-    """304, where the caller has this version already (RFC 9110, section 13.1.2)."""
+def tagged(job: Any) -> tuple[Any, dict[str, str]]:
+    """A job and its ``ETag``, as a view returns them."""
+    return job, etag(job.version)
+
+
+def tagged_unless_known(job: Any) -> Any:
+    """The same; 304 if the caller has this version already (RFC 9110, section 13.1.2)."""
     wanted = "If-None-Match" in request.headers and request.if_none_match
-    if wanted and wanted.contains_weak(str(version)):
-        return current_app.response_class(status=304, headers={"ETag": etag(version)})
-    return None
+    if wanted and wanted.contains_weak(str(job.version)):
+        return current_app.response_class(status=304, headers=etag(job.version))
+    return tagged(job)
 
 
 def version_wanted() -> Callable[[int], bool] | None:

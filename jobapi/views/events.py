@@ -11,8 +11,6 @@ from flask import Response, current_app, request
 
 from ..background.event_streams import Stream, Streams, position_of
 from ..errors import TooManyRequests, Unavailable
-from ..rules.events import EventKind
-from ..rules.jobs import JobStatus
 from ..rules.roles import Role
 from ..schemas import events as schemas
 from ..services import events
@@ -20,37 +18,12 @@ from ..services.events import Position
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, identify, may_still
-from .base import json_response, state, to_json
+from .base import paginated, state, to_json
 from .blueprints import Blueprint
 
 blp = Blueprint("events", "Events", "What happened, when, and by whom; as lists and as a stream.")
 
 EVENTS = "/workspace/<workspace_id>/events"
-
-_KINDS = {kind: kind.label for kind in EventKind}
-_STATUSES = {status: status.label for status in JobStatus} | {None: None}
-
-
-def event_object(row: Any) -> dict[str, Any]:
-    """An event as ``schemas.Event`` has it, from a row."""
-    who, _, text = (row.actor or "").partition(":")
-    number = int(text) if text.isascii() and text.isdigit() else None
-    return {
-        "event_id": events.name_of(row.xid, row.id),
-        "at": row.at,
-        # One that only a newer version knows, during an upgrade.
-        "kind": _KINDS.get(row.kind, "unknown"),
-        "workspace_id": row.workspace_id,
-        "job_id": row.job_id,
-        "job_type": row.job_type,
-        "from_status": _STATUSES.get(row.from_status),
-        "to_status": _STATUSES.get(row.to_status),
-        "attempt": row.attempt,
-        "user_id": number if who == "user" else None,
-        "key_id": number if who == "key" else None,
-        "worker": row.worker,
-        "data": row.data,
-    }
 
 
 def filters_of(caller: Caller, query: dict[str, Any]) -> events.EventFilters:
@@ -64,28 +37,18 @@ def filters_of(caller: Caller, query: dict[str, Any]) -> events.EventFilters:
 
 def _page(
     caller: Caller, workspace_id: int, filters: events.EventFilters, query: dict[str, Any]
-) -> Response:
+) -> Any:
     paging = {name: query[name] for name in ("limit", "order", "cursor") if name in query}
     with snapshot(caller.connection) as connection:
         found = events.page(connection, workspace_id, filters, **paging)
-    return json_response(
-        {
-            "data": [event_object(row) for row in found.rows],
-            "pagination": {
-                "limit": query["limit"],
-                "total": found.total,
-                "total_is_capped": found.total_is_capped,
-                "next_cursor": found.next_cursor,
-            },
-        }
-    )
+    return paginated(found, query)
 
 
 @blp.operation(EVENTS, summary="List events", errors=(404,))
 @guard(Role.VIEWER)
 @blp.arguments(schemas.EventQuery, location="query")
 @blp.response(200, schemas.EventList, example=examples.EVENTS)
-def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """What happened in the workspace, the newest first, for as long as it keeps events.
 
     What happened to members and keys is for owners. Progress is an event when it
@@ -100,9 +63,7 @@ def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Res
 @guard(Role.VIEWER, job="status")
 @blp.arguments(schemas.JobEventQuery, location="query")
 @blp.response(200, schemas.EventList, example=examples.EVENTS)
-def list_job_events(
-    caller: Caller, query: dict[str, Any], workspace_id: int, job_id: str
-) -> Response:
+def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """What happened to the job, in its order."""
     return _page(caller, workspace_id, events.EventFilters(job_id=job_id), query)
 
@@ -243,4 +204,7 @@ def _taken_over(
 
 def frame(row: Any, position: str) -> bytes:
     """An event as a message of a stream; its id is the position after the event."""
-    return b"id: %b\ndata: %b\n\n" % (position.encode(), to_json(event_object(row)).rstrip())
+    return b"id: %b\ndata: %b\n\n" % (
+        position.encode(),
+        to_json(schemas.Event.render(row)).rstrip(),
+    )

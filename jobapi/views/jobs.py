@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from datetime import datetime
 from functools import wraps
-from types import SimpleNamespace
 from typing import Any
 
 from flask import Response, request
@@ -21,7 +20,7 @@ from ..errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from ..rules.jobs import JobStatus, Priority
+from ..rules.jobs import JobStatus
 from ..rules.lifecycle import PENDING_FIELDS
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
@@ -35,8 +34,17 @@ from .access import Caller, guard, lease_token
 from .base import View, address, json_response, location, paginated, state
 from .blueprints import Blueprint
 from .bodies import MERGE_PATCH, query_paths
-from .conditions import etag, not_modified, version_wanted
-from .openapi import header
+from .conditions import (
+    ETAG,
+    IF_MATCH,
+    IF_NONE_MATCH,
+    NOT_MODIFIED,
+    etag,
+    tagged,
+    tagged_unless_known,
+    version_wanted,
+)
+from .openapi import header, header_parameter
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(
@@ -50,87 +58,18 @@ JOB = f"{JOBS}/<job_id>"
 # known this path otherwise.
 DEPRECATION = {"Deprecation": "@1704067200"}
 
-STATUS_LABELS = [status.label for status in JobStatus]
-PRIORITY_LABELS = [priority.label for priority in Priority]
-
-_IF_MATCH = {
-    "name": "If-Match",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "The `ETag` that was read; 412 where the job has changed since.",
-}
-_IF_NONE_MATCH = {
-    "name": "If-None-Match",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "An `ETag`; 304 where the job is still the same.",
-}
-_TRACEPARENT = {
-    "name": "traceparent",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "The creator's W3C trace context; whoever claims the job is given it.",
-}
-_LEASE_TOKEN = {
-    "name": "Lease-Token",
-    "in": "header",
-    "schema": {"type": "string"},
-    "description": "The `lease_token` of a claim: this is a report of its holder.",
-}
+_TRACEPARENT = header_parameter(
+    "traceparent", "The creator's W3C trace context; a claim of the job returns it."
+)
+_LEASE_TOKEN = header_parameter(
+    "Lease-Token", "The `lease_token` of a claim: this is a report of its holder."
+)
 _METADATA_FILTER = {
     "name": "metadata.batch_id",
     "in": "query",
     "schema": {"type": "string", "maxLength": MAX_PATH_VALUE},
     "description": "Only jobs whose metadata has this value there; any path of keys may follow.",
 }
-_ETAG_HEADER = header("ETag", "The job's version.")
-_NOT_MODIFIED = {
-    "304": {"description": "Not changed since the version named.", "headers": _ETAG_HEADER}
-}
-
-
-def job_object(row: Any) -> dict[str, Any]:
-    """The full job, as ``schemas.Job`` has it, from a row.
-
-    Written out, because a schema's dump would cost more than the query; a
-    test holds the two together.
-    """
-    result = row.result
-    if row.status == JobStatus.RUNNING and (
-        row.progress_percent is not None or row.progress_message is not None
-    ):
-        result = {
-            "progress_percent": row.progress_percent or 0,
-            "progress_message": row.progress_message,
-            **(result or {}),
-        }
-    return {
-        "job_id": row.job_id,
-        "job_type": row.job_type,
-        "status": STATUS_LABELS[row.status],
-        "priority": PRIORITY_LABELS[row.priority],
-        "workspace_id": row.workspace_id,
-        "created_by": row.created_by,
-        "metadata": row.metadata,
-        "result": result,
-        "error": row.error,
-        "estimated_duration": row.estimated_duration,
-        "actual_duration": row.actual_duration,
-        "timeout_seconds": row.timeout_seconds,
-        "retry_count": row.retry_count,
-        "max_retries": row.max_retries,
-        "created_at": row.created_at,
-        "updated_at": row.updated_at,
-        "started_at": row.started_at,
-        "completed_at": row.completed_at,
-        "scheduled_at": row.scheduled_at,
-        "due_at": row.due_at,
-    }
-
-
-def job_response(row: AnyRow, status: int = 200, **headers: str) -> Response:
-    """The full job with its ETag."""
-    return json_response(job_object(row), status, {"ETag": etag(row.version), **headers})
 
 
 @blp.operation(JOBS, summary="List jobs in workspace", errors=(404,), parameters=[_METADATA_FILTER])
@@ -161,18 +100,11 @@ def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -
     )
     with snapshot(caller.connection) as connection:
         found = job_lists.page(connection, scope, filters, **query)
-    shown = _light_object if query["light"] else job_object
-    body = paginated([shown(row) for row in found.rows], found, query)
-    body["pagination"]["total_is_capped"] = found.total_is_capped
-    return json_response(body, headers=headers)
+    schema = schemas.LightJobList if query["light"] else schemas.JobList
+    return json_response(schema.render(paginated(found, query)), headers=headers)
 
 
 _FILTERS = {field.name for field in fields(job_lists.Filters)} - {"only_job_types", "metadata"}
-
-
-def _light_object(row: Any) -> dict[str, Any]:
-    light = job_object(SimpleNamespace(**row._asdict(), metadata=None, result=None))
-    return {name: value for name, value in light.items() if name not in job_lists.LARGE}
 
 
 @blp.operation(
@@ -189,7 +121,7 @@ def _light_object(row: Any) -> dict[str, Any]:
     schemas.Job,
     example=examples.PENDING,
     headers={
-        **_ETAG_HEADER,
+        **ETAG,
         **REPLAYED_HEADER,
         **header("Location", "The new job's URL."),
     },
@@ -212,12 +144,12 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
             traceparent=request.headers.get("traceparent"),
             **body,
         )
-        return job_object(row)
+        return schemas.Job.render(row)
 
     answer, headers = replayable(caller, workspace_id, "create_job", body, create)
     state().room.announce(caller.connection, workspace_id)
     url = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=answer["job_id"])
-    return json_response(answer, 201, {"ETag": etag(1), **url, **headers})
+    return json_response(answer, 201, {**etag(1), **url, **headers})
 
 
 def _check_target(given: int, workspace_id: int, name: str) -> None:
@@ -262,7 +194,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             by=caller.name,
             traceparent=request.headers.get("traceparent"),
         )
-        return {"data": [job_object(row) for row in rows]}
+        return schemas.JobBatchCreated.render({"data": rows})
 
     def keep(answer: dict[str, Any]) -> Any:
         # The rest follows from the request, which is the same.
@@ -277,7 +209,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             now=datetime.fromisoformat(now),
             ids=ids,
         )
-        return {"data": [job_object(row) for row in rows]}
+        return schemas.JobBatchCreated.render({"data": rows})
 
     answer, headers = replayable(
         caller, workspace_id, "create_jobs", body, create, keep=keep, again=again
@@ -290,68 +222,46 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     JOB,
     summary="Get job details",
     errors=(404,),
-    parameters=[_IF_NONE_MATCH],
-    responses=_NOT_MODIFIED,
+    parameters=[IF_NONE_MATCH],
+    responses=NOT_MODIFIED,
 )
 @guard(Role.VIEWER, job="job")
-@blp.response(200, schemas.Job, example=examples.SUCCESS, headers=_ETAG_HEADER)
-def get_job(caller: Caller, workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.Job, example=examples.SUCCESS, headers=ETAG)
+def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Everything about one job."""
-    job: Any = caller.job
-    return not_modified(job.version) or job_response(job)
+    return tagged_unless_known(caller.job)
 
 
 @blp.operation(
     f"{JOB}/status",
     summary="Get job status",
     errors=(404,),
-    parameters=[_IF_NONE_MATCH],
-    responses=_NOT_MODIFIED,
+    parameters=[IF_NONE_MATCH],
+    responses=NOT_MODIFIED,
 )
 @guard(Role.VIEWER, job="status")
-@blp.response(200, schemas.JobProgress, example=examples.STATUS, headers=_ETAG_HEADER)
-def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.JobProgress, example=examples.STATUS, headers=ETAG)
+def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Where a job stands; cheap enough to be asked often."""
-    job: Any = caller.job
-    unchanged = not_modified(job.version)
-    if unchanged:
-        return unchanged
-    percent = 100 if job.status == JobStatus.SUCCESS else job.progress_percent or 0
-    body = {
-        "job_id": job.job_id,
-        "status": STATUS_LABELS[job.status],
-        "progress_percent": percent,
-        "progress_message": job.progress_message,
-        "updated_at": job.updated_at,
-    }
-    return json_response(body, headers={"ETag": etag(job.version)})
+    return tagged_unless_known(caller.job)
 
 
 @blp.operation(
     f"{JOB}/result",
     summary="Get job result",
     errors=(404, 409),
-    parameters=[_IF_NONE_MATCH],
-    responses=_NOT_MODIFIED,
+    parameters=[IF_NONE_MATCH],
+    responses=NOT_MODIFIED,
 )
 @guard(Role.VIEWER, job="result")
-@blp.response(200, schemas.JobResult, example=examples.RESULT, headers=_ETAG_HEADER)
-def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.JobResult, example=examples.RESULT, headers=ETAG)
+def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """What a job that has ended leaves; before its end 409."""
     job: Any = caller.job
     status = JobStatus(job.status)
     if not status.ended:
         raise JobNotEnded(f"The job is {status.label}; it has a result when it has ended.")
-    unchanged = not_modified(job.version)
-    if unchanged:
-        return unchanged
-    body = {
-        "job_id": job.job_id,
-        "result": job.result,
-        "status": status.label,
-        "completed_at": job.completed_at,
-    }
-    return json_response(body, headers={"ETag": etag(job.version)})
+    return tagged_unless_known(job)
 
 
 def renews_lease(view: View) -> View:
@@ -384,7 +294,7 @@ def renews_lease(view: View) -> View:
     "PATCH",
     summary="Update job",
     errors=(404, 409, 412),
-    parameters=[_IF_MATCH, _LEASE_TOKEN],
+    parameters=[IF_MATCH, _LEASE_TOKEN],
     requestBody={
         "content": {
             MERGE_PATCH: {
@@ -397,8 +307,8 @@ def renews_lease(view: View) -> View:
 @guard(Role.MEMBER, job="job", lease_role=Role.WORKER)
 @renews_lease
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
-@blp.response(200, schemas.Job, example=examples.RUNNING, headers=_ETAG_HEADER)
-def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.Job, example=examples.RUNNING, headers=ETAG)
+def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Change status, progress, result; while it is pending, also how it is to run.
 
     `result` and `metadata` are merged into what is there (RFC 7396). What is
@@ -426,7 +336,7 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
 
 def _report(
     caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str, token: str
-) -> Response:
+) -> Any:
     wanted = version_wanted()
     if wanted is not None and not wanted(caller.job.version if caller.job else 0):
         raise jobs.changed_since()
@@ -448,10 +358,10 @@ def _report(
     return _put_back(caller, row)
 
 
-def _put_back(caller: Caller, row: AnyRow) -> Response:
+def _put_back(caller: Caller, row: AnyRow) -> Any:
     if row.status == JobStatus.PENDING:
         state().room.announce(caller.connection, row.workspace_id)
-    return job_response(row)
+    return tagged(row)
 
 
 @blp.operation(
@@ -459,12 +369,12 @@ def _put_back(caller: Caller, row: AnyRow) -> Response:
     "POST",
     summary="Cancel job",
     errors=(404, 409, 412),
-    parameters=[_IF_MATCH],
+    parameters=[IF_MATCH],
 )
 @guard(Role.MEMBER, job="job")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
-@blp.response(200, schemas.Job, example=examples.CANCELLED, headers=_ETAG_HEADER)
-def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
+def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Cancel a pending or running job; what it had done so far stays in `result`."""
     row = jobs.cancel(
         caller.connection,
@@ -475,7 +385,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
         job=caller.job,
         by=caller.name,
     )
-    return job_response(row)
+    return tagged(row)
 
 
 @blp.operation(
@@ -483,12 +393,12 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     "POST",
     summary="Retry job",
     errors=(404, 409, 412),
-    parameters=[_IF_MATCH],
+    parameters=[IF_MATCH],
 )
 @guard(Role.MEMBER, job="job")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
-@blp.response(200, schemas.Job, example=examples.RETRIED, headers=_ETAG_HEADER)
-def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Response:
+@blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
+def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Put a failed or cancelled job back to pending, due now."""
     row = jobs.retry(
         caller.connection,

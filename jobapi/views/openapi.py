@@ -174,9 +174,15 @@ ERROR_RESPONSES = {
 }
 
 
-def header(name: str, description: str) -> dict[str, Any]:
+def header(name: str, description: str, **schema: Any) -> dict[str, Any]:
     """The documentation of a response header."""
-    return {name: {"schema": {"type": "string"}, "description": description}}
+    return {name: {"schema": {"type": "string", **schema}, "description": description}}
+
+
+def header_parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    """The documentation of a request header."""
+    schema = {"type": "string", **schema}
+    return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
 _RETRY_AFTER = header("Retry-After", "Seconds to wait before trying again.")

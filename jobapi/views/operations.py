@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Response
@@ -27,17 +28,15 @@ blp = Blueprint(
 OPERATIONS = "/workspace/<workspace_id>/operations"
 OPERATION = f"{OPERATIONS}/<operation_id>"
 
-_DUMP = schemas.Operation()
+# A dry run has no more than a plan.
+_BLANK = dict.fromkeys(["id", *schemas.Operation().fields])
 
 
-def _object(operation: Any) -> dict[str, Any]:
-    kept: dict[str, Any] = operation["filter"]
+def _shown(operation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema renders; of the filter only what was given."""
+    kept = operation["filter"]
     filters = Filters.from_json(kept)
-    given = {name: getattr(filters, name) for name in kept}
-    # A dry run has no more than this.
-    blank: dict[str, Any] = dict.fromkeys([*_DUMP.fields, "id"])
-    dumped: dict[str, Any] = _DUMP.dump(blank | {**operation, "filter": given})
-    return dumped
+    return {**_BLANK, **operation, "filter": {name: getattr(filters, name) for name in kept}}
 
 
 def _only_by(caller: Caller) -> str | None:
@@ -87,7 +86,9 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
         # Nothing is done that could be repeated; a wrong one is wrong all the same.
         idempotency_key()
         planned = operations.plan(caller.connection, workspace_id, action, filters)
-        return json_response(_object({**planned, "reason": body.get("reason")}))
+        return json_response(
+            schemas.Operation.render(_shown({**planned, "reason": body.get("reason")}))
+        )
 
     def create(connection: Connection) -> dict[str, Any]:
         row = operations.create(
@@ -99,7 +100,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
             by=caller.name,
             reason=body.get("reason"),
         )
-        return _object(row._mapping)
+        return schemas.Operation.render(_shown(row._asdict()))
 
     answer, headers = replayable(caller, workspace_id, "create_operation", body, create)
     if action is Action.RETRY:
@@ -116,22 +117,22 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @guard(Role.VIEWER)
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.OperationList)
-def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """The newest first; what ended more than 30 days ago is not there any more.
 
     A key for some job types sees the operations that it has begun.
     """
     found = operations.page(caller.connection, workspace_id, by=_only_by(caller), **query)
-    return json_response(paginated([_object(row._mapping) for row in found.rows], found, query))
+    return paginated(found, query, [_shown(row._asdict()) for row in found.rows])
 
 
 @blp.operation(OPERATION, summary="Get operation", errors=(404,))
 @guard(Role.VIEWER)
 @blp.response(200, schemas.Operation, example=examples.OPERATION)
-def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
+def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     """How far an operation is."""
     row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
-    return json_response(_object(row._mapping))
+    return _shown(row._asdict())
 
 
 @blp.operation(f"{OPERATION}/stop", "POST", summary="Stop operation", errors=(404, 409))
@@ -141,9 +142,9 @@ def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Respo
     schemas.Operation,
     example={**examples.OPERATION, "status": OperationStatus.STOPPED.label},
 )
-def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Response:
+def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     """Leave an operation where it is; what it has done stays. One that has ended is 409."""
     row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
     caller.check_role(_role(row.action))
     row = operations.stop(caller.connection, workspace_id, operation_id)
-    return json_response(_object(row._mapping))
+    return _shown(row._asdict())

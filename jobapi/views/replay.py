@@ -14,19 +14,17 @@ from ..services import idempotency
 from ..store.transactions import atomic
 from .access import Caller
 from .base import to_json
+from .openapi import header, header_parameter
 
-IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.MAX_KEY_LENGTH},
-    "description": "The same key with the same body gets the same answer for 24 hours.",
-}
-REPLAYED_HEADER = {
-    "Idempotency-Replayed": {
-        "schema": {"type": "string", "const": "true"},
-        "description": "The answer of an earlier request with the same key.",
-    }
-}
+IDEMPOTENCY_KEY = header_parameter(
+    "Idempotency-Key",
+    "The same key with the same body gets the same answer for 24 hours.",
+    minLength=1,
+    maxLength=idempotency.MAX_KEY_LENGTH,
+)
+REPLAYED_HEADER = header(
+    "Idempotency-Replayed", "The answer of an earlier request with the same key.", const="true"
+)
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
-
-from flask import Response
 
 from ..rules.jobs import JobStatus
 from ..rules.roles import Role
@@ -15,7 +12,6 @@ from ..services import stats as service
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard
-from .base import json_response
 from .blueprints import Blueprint
 
 blp = Blueprint("stats", "Stats", "How a workspace is doing.")
@@ -25,7 +21,7 @@ blp = Blueprint("stats", "Stats", "How a workspace is doing.")
 @guard(Role.VIEWER)
 @blp.arguments(schemas.StatsQuery, location="query")
 @blp.response(200, schemas.Stats, example=examples.STATS)
-def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
+def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """Jobs by status and type, due jobs, how long the oldest waits, rates, and durations by type.
 
     Cheap enough to be asked every few seconds, by a page or by what scales
@@ -41,21 +37,19 @@ def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
             connection, workspace_id, only_job_types=caller.job_types, wanted=wanted
         )
     oldest = max(found.oldest_due.values(), default=None)
-    return json_response(
-        {
-            "workspace_id": workspace_id,
-            "at": found.at,
-            "total": sum(found.by_status.values()),
-            "by_status": _totals(found.by_status),
-            "by_type": {name: _of_type(found, name) for name in sorted(found.by_type)},
-            "due": sum(each.jobs for each in found.due.values()),
-            "due_is_capped": any(each.is_capped for each in found.due.values()),
-            "oldest_due_seconds": oldest or 0,
-            "oldest_pending_seconds": oldest,
-            "rates": found.rates,
-            "durations": {name: asdict(each) for name, each in found.durations.items()},
-        }
-    )
+    return {
+        "workspace_id": workspace_id,
+        "at": found.at,
+        "total": sum(found.by_status.values()),
+        "by_status": _totals(found.by_status),
+        "by_type": {name: _of_type(found, name) for name in sorted(found.by_type)},
+        "due": sum(each.jobs for each in found.due.values()),
+        "due_is_capped": any(each.is_capped for each in found.due.values()),
+        "oldest_due_seconds": oldest or 0,
+        "oldest_pending_seconds": oldest,
+        "rates": found.rates,
+        "durations": found.durations,
+    }
 
 
 def _of_type(found: service.Stats, name: str) -> dict[str, Any]:
@@ -78,7 +72,7 @@ def _totals(by_status: Mapping[Any, int]) -> dict[str, int]:
 @guard(Role.VIEWER)
 @blp.arguments(schemas.HistoryQuery, location="query")
 @blp.response(200, schemas.History, example=examples.HISTORY)
-def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) -> Response:
+def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) -> Any:
     """What happened in the last hour, day or month, the oldest span first.
 
     The last span is the one under way.
@@ -86,14 +80,12 @@ def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) 
     window = query["window"]
     with snapshot(caller.connection) as connection:
         points = service.history(connection, workspace_id, window, only_job_types=caller.job_types)
-    return json_response(
-        {
-            "workspace_id": workspace_id,
-            "window": window,
-            "span_seconds": service.HISTORIES[window][1],
-            "data": [_point(point) for point in points],
-        }
-    )
+    return {
+        "workspace_id": workspace_id,
+        "window": window,
+        "span_seconds": service.HISTORIES[window][1],
+        "data": [_point(point) for point in points],
+    }
 
 
 def _point(point: service.Point) -> dict[str, Any]:

@@ -24,7 +24,7 @@ USER = "/users/<user_id>"
 def list_users(caller: Caller, query: dict[str, Any]) -> Any:
     """All users, the oldest first."""
     found = accounts.page_users(caller.connection, **query)
-    return paginated(found.rows, found, query)
+    return paginated(found, query)
 
 
 @blp.operation("/users", "POST", summary="Create user", errors=(409,))
@@ -34,7 +34,7 @@ def list_users(caller: Caller, query: dict[str, Any]) -> Any:
 def create_user(caller: Caller, body: dict[str, Any]) -> Any:
     """Add somebody who can log in."""
     row = accounts.create_user(caller.connection, **body)
-    return row, 201, location("jobapi-users.get_user", user_id=row.id)
+    return row, location("jobapi-users.get_user", user_id=row.id)
 
 
 @blp.operation(USER, summary="Get user", errors=(404,))

@@ -15,7 +15,6 @@ from marshmallow import ValidationError
 
 from ..background.long_polling import wish
 from ..errors import ValidationFailed
-from ..rules.jobs import Outcome
 from ..rules.roles import Role
 from ..schemas import worker as schemas
 from ..services import claims, queue
@@ -25,7 +24,7 @@ from .access import Caller, guard
 from .base import View, json_response, state, to_json
 from .blueprints import Blueprint
 from .bodies import Unkept, refusal
-from .jobs import JOB, JOBS, STATUS_LABELS, job_object
+from .jobs import JOB, JOBS
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
 
 blp = Blueprint(
@@ -43,8 +42,6 @@ _RETRY_AFTER = {
         "came before `wait_seconds` had passed.",
     }
 }
-
-OUTCOME_LABELS = [outcome.label for outcome in Outcome]
 
 MAX_PROBLEM_BYTES = 16 * 1024
 """How large all the problems of malformed reports in one request may be."""
@@ -176,25 +173,14 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
 
 def _claimed(rows: Any, headers: dict[str, str]) -> Response:
-    data = [
-        {
-            **job_object(row),
-            "lease_token": row.lease_token,
-            "lease_expires_at": row.lease_expires_at,
-            "attempt": row.attempt,
-            "begun": not row.prefetched,
-            "traceparent": row.traceparent,
-        }
-        for row in rows
-    ]
-    return json_response({"data": data}, headers=headers)
+    return json_response(schemas.ClaimedJobs.render({"data": rows}), headers=headers)
 
 
 @blp.operation(f"{JOBS}/report", "POST", summary="Report on claimed jobs", errors=(404,))
 @guard(Role.WORKER)
 @blp.arguments(schemas.Reports, location="reports_json", example=examples.REPORTS)
 @blp.response(200, schemas.ReportAnswers, example=examples.REPORT_ANSWERS)
-def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
+def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Heartbeats, progress, results, hand-backs and ends; each is judged alone.
 
     `running`, or no status, renews the lease for its own time; `pending` hands
@@ -245,7 +231,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     metrics = state().metrics
     if metrics is not None:
         metrics.reported(workspace_id, reports, judged, malformed=len(given) - len(reports))
-    return json_response({"data": answers})
+    return {"data": answers}
 
 
 def _lease(raw: Any) -> dict[str, Any] | None:
@@ -272,7 +258,7 @@ def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
     return {
         "job_id": job_id,
         "accepted": accepted,
-        "status": None if job is None else STATUS_LABELS[job.status],
+        "status": None if job is None else job.status,
         "lease_expires_at": job.lease_expires_at if accepted or renewed else None,
         "problem": None if problem is None else problem.problem(),
     }
@@ -281,17 +267,6 @@ def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
 @blp.operation(f"{JOB}/attempts", summary="List a job's attempts", errors=(404,))
 @guard(Role.VIEWER, job="job")
 @blp.response(200, schemas.Attempts, example=examples.ATTEMPTS)
-def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Response:
+def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Every attempt in its order: who, when, and how it ended."""
-    data = [
-        {
-            "attempt": row["attempt"],
-            "worker": row["worker"],
-            "started_at": row["started_at"],
-            "ended_at": row["ended_at"],
-            "outcome": None if row["outcome"] is None else OUTCOME_LABELS[row["outcome"]],
-            "error": row["error"],
-        }
-        for row in queue.list_attempts(caller.connection, caller.job)
-    ]
-    return json_response({"data": data})
+    return {"data": queue.list_attempts(caller.connection, caller.job)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
-from ..rules.jobs import JobStatus
 from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
@@ -25,12 +24,8 @@ KEYS = f"{WORKSPACE}/keys"
 KEY = f"{KEYS}/<key_id>"
 
 
-_KEPT = [*(status.label for status in JobStatus if status.ended), "events"]
-
-
 def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
-    kept = {name: getattr(row, f"keep_{name}") for name in _KEPT}
-    return {**row._mapping, "role": role, "retention": kept}
+    return {**row._mapping, "role": role}
 
 
 @blp.operation("/workspace", summary="List my workspaces")
@@ -47,7 +42,7 @@ def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
         **query,
     )
     items = [_with_role(row, caller.role if caller.key_id else row.role) for row in found.rows]
-    return paginated(items, found, query)
+    return paginated(found, query, items)
 
 
 @blp.operation("/workspace", "POST", summary="Create workspace")
@@ -58,7 +53,7 @@ def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
     """Make a workspace; whoever makes it is its owner."""
     row = workspaces.create(caller.connection, body["name"], owner_id=caller.user_id)
     headers = location("jobapi-workspaces.get_workspace", workspace_id=row.id)
-    return _with_role(row, Role.OWNER), 201, headers
+    return _with_role(row, Role.OWNER), headers
 
 
 @blp.operation(WORKSPACE, summary="Get workspace", errors=(404,))
@@ -98,7 +93,7 @@ def delete_workspace(caller: Caller, workspace_id: int) -> None:
 def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's members and their roles."""
     found = workspaces.page_members(caller.connection, workspace_id, **query)
-    return paginated(found.rows, found, query)
+    return paginated(found, query)
 
 
 @blp.operation(MEMBERS, "POST", summary="Add member", errors=(404, 409))
@@ -116,7 +111,7 @@ def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
         caller.connection, workspace_id, user.id, body["role"], by=caller.name
     )
     headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
-    return row, 201, headers
+    return row, headers
 
 
 def _named(caller: Caller, body: dict[str, Any]) -> Any:
@@ -172,7 +167,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
 def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """A workspace's API keys, revoked ones included. The keys themselves are not kept."""
     found = keys.page(caller.connection, workspace_id, **query)
-    return paginated(found.rows, found, query)
+    return paginated(found, query)
 
 
 @keys_blp.operation(KEYS, "POST", summary="Create API key", errors=(404,))
@@ -184,7 +179,7 @@ def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     row, key = keys.create(
         caller.connection, workspace_id, user_id=caller.user_id, by=caller.name, **body
     )
-    return {**row._mapping, "key": key}, 201, {"Cache-Control": "no-store"}
+    return {**row._mapping, "key": key}, {"Cache-Control": "no-store"}
 
 
 @keys_blp.operation(KEY, "DELETE", summary="Revoke API key", errors=(404,))
