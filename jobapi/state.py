@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from .background.event_streams import Streams
 from .background.long_polling import WaitingRoom
 from .background.maintenance import Maintenance
+from .background.periodic_tasks import periodic_tasks
 from .config import SERVED_BY, ConfigError, Settings
 from .rules.leases import Backoff
 from .services import keys
@@ -81,7 +82,7 @@ class State:
         self.streams = Streams(lambda: self.engine, frame, limit=self.settings.max_streams)
         self.streams.count = self._count_streams
         self.maintenance = Maintenance(
-            lambda: self.engine, self.backoff, self.tell, self.room.announce
+            lambda: self.engine, periodic_tasks(self.backoff, self.tell, self.room.announce)
         )
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from jobapi import accounts, jobs, keys, queue, workspaces
+from jobapi.background.periodic_tasks import periodic_tasks
+from jobapi.rules.leases import Backoff
 from jobapi.rules.roles import Role
 from jobapi.store.transactions import transaction
 
@@ -41,6 +43,23 @@ class World:
     def transaction(self) -> Any:
         """A transaction on the app's database."""
         return _Transaction(self.state.engine)
+
+    def maintain(
+        self,
+        *names: str,
+        backoff: Backoff | None = None,
+        announce: Callable[[Any, int], None] | None = None,
+    ) -> None:
+        """Run the periodic tasks, or those of these names, until there is no more to do."""
+        state = self.state
+        tasks = periodic_tasks(
+            backoff or state.backoff, state.tell, announce or state.room.announce
+        )
+        assert {*names} <= {task.name for task in tasks}
+        with state.engine.connect() as connection:
+            for task in tasks:
+                while task.name in (names or [task.name]) and task.step(connection):
+                    pass
 
     def user(self, name: str | None = None, *, password: str | None = None, **kw: Any) -> Any:
         """A user; without a password, which takes a while to hash, they use ``token``."""

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, column, inspect, select, table, update
 
 from .columns import DbNow, insert_or_ignore
 from .connections import dialect_name
-from .tables import duties
+from .tables import leader_locks
 from .transactions import transaction
 
 _WRITE_CHECK = "write-check"
@@ -42,7 +42,7 @@ def _current(connection: Connection, version_table: str) -> str | None:
 def try_to_write(connection: Connection) -> None:
     """Write a little, to find out whether the database can be written to; raises what it raises."""
     is_sqlite = dialect_name(connection) == "sqlite"
-    mark = insert_or_ignore(dialect_name(connection), duties).values(
+    mark = insert_or_ignore(dialect_name(connection), leader_locks).values(
         # On SQLite enough that the file needs two more pages, which are free again afterwards.
         name=_WRITE_CHECK,
         holder="x" * 8_000 if is_sqlite else "",
@@ -55,4 +55,5 @@ def try_to_write(connection: Connection) -> None:
     with transaction(connection) as tx:
         tx.execute(mark)
         if is_sqlite:
-            tx.execute(update(duties).where(duties.c.name == _WRITE_CHECK).values(holder=""))
+            mine = leader_locks.c.name == _WRITE_CHECK
+            tx.execute(update(leader_locks).where(mine).values(holder=""))

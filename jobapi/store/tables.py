@@ -489,8 +489,8 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
-class Duty(Base):
-    """What one process at a time does for all, until its time there runs out."""
+class LeaderLock(Base):
+    """A lock that one process at a time holds, until it expires."""
 
     __tablename__ = "jobapi_duties"
 
@@ -513,4 +513,4 @@ job_flow = Base.metadata.tables["jobapi_job_flow"]
 events = Base.metadata.tables["jobapi_events"]
 operations = Base.metadata.tables["jobapi_operations"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
-duties = Base.metadata.tables["jobapi_duties"]
+leader_locks = Base.metadata.tables["jobapi_duties"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import subprocess
 import threading
 import time
 from contextlib import closing
@@ -15,21 +13,14 @@ import httpx2
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import create_engine, select
 from sqlalchemy.exc import OperationalError
 
 from jobapi import queue
 from jobapi.background import long_polling as waiting
-from jobapi.background import maintenance
 from jobapi.background.long_polling import WaitingRoom, wish
-from jobapi.rules.leases import Backoff
-from jobapi.services import operations
-from jobapi.store.engine import normalize_url
-from jobapi.store.tables import duties
 from jobapi.views.worker import caller_is_gone
 
 from ..factories import PASSWORD, Desk, World, until
-from ..served import BIN
 
 JOBS = "/workspace/1/jobs"
 JOB = {"job_type": "a", "workspace_id": 1}
@@ -337,36 +328,6 @@ def test_claimable_says_for_many_wishes_which_have_a_job(desk: Desk) -> None:
         assert queue.claimable(connection, [*there, *missing]) == set(there)
 
 
-def test_jobs_that_become_due_in_the_background_are_announced(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    announced: list[int] = []
-
-    def announce(connection: Any, workspace_id: int) -> None:
-        assert connection.execute(select(1)).scalar() == 1
-        announced.append(workspace_id)
-
-    state = desk.world.state
-    job = desk.create(max_retries=5)
-    with state.engine.connect() as connection:
-        for backoff, wanted in ((Backoff(60, 60), []), (Backoff(0, 0), [desk.workspace_id])):
-            desk.shift(job, 3600)
-            desk.claim()
-            desk.shift(job, 3600)
-            maintenance.work(connection, backoff, announce=announce)
-            assert announced == wanted
-        desk.post(f"/{job['job_id']}/cancel")
-        monkeypatch.setattr(operations, "AT_ONCE", 1)
-        for _ in range(3):
-            desk.job_in("cancelled")
-        announced.clear()
-        path = f"/workspace/{desk.workspace_id}/operations"
-        assert desk.call("POST", path, json={"action": "retry", "filter": {}}).status_code == 201
-        maintenance.go_on(connection, 60, announce)
-        assert len(announced) >= 3
-        assert set(announced) == {desk.workspace_id}
-
-
 def test_caller_that_has_gone_away_claims_nothing(serve: Any) -> None:
     client = serve("--workers", "1").client("boss", PASSWORD)
     address = httpx2.URL(str(client.base_url))
@@ -453,66 +414,3 @@ def test_waiting_without_listening_works(serve: Any) -> None:
     count, seconds = waiter.got(began)
     assert count == 1
     assert seconds < 1
-
-
-def back_to_pending(client: httpx2.Client, job: Any) -> float:
-    """How many seconds it takes until nobody's lease holds the job."""
-    began = time.monotonic()
-    while client.get(f"{JOBS}/{job['job_id']}").json()["status"] != "pending":
-        assert time.monotonic() - began < 15
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
-def test_expired_lease_comes_back_though_the_one_that_looked_was_killed(
-    serve: Any, service_env: dict[str, str]
-) -> None:
-    first, second = serve(), serve()
-    client = second.client("boss", PASSWORD)
-    client.post(JOBS, json=JOB)
-    (job,) = client.post(f"{JOBS}/claim", json={"lease_seconds": 5}).json()["data"]
-    time.sleep(2.5)  # Somebody has the duty now.
-    first.kill()
-    time.sleep(max(0, (datetime.fromisoformat(job["lease_expires_at"]) - now()).total_seconds()))
-    back_to_pending(client, job)
-    assert client.get(f"{JOBS}/{job['job_id']}").json()["error"] == "lease expired"
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def test_maintain_command_does_it_where_no_service_does(
-    serve: Any, service_env: dict[str, str], service_url: str
-) -> None:
-    client = serve(JOBAPI_MAINTENANCE_ENABLED="false").client("boss", PASSWORD)
-    client.post(JOBS, json=JOB)
-    (job,) = client.post(f"{JOBS}/claim", json={"lease_seconds": 5}).json()["data"]
-    engine = create_engine(normalize_url(service_url))
-    with engine.connect() as connection:
-        assert connection.execute(duties.select()).all() == []
-    process = subprocess.Popen([BIN / "jobapi", "maintain"], env=service_env, cwd="/")
-    try:
-        time.sleep(5)
-        back_to_pending(client, job)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
-    with engine.connect() as connection:
-        assert connection.execute(duties.select()).all() == []
-    engine.dispose()
-
-
-def test_one_at_a_time_has_the_duty(desk: Desk, world: World) -> None:
-    from jobapi.background.maintenance import drop_duty, take_duty
-
-    with world.state.engine.connect() as connection:
-        assert take_duty(connection, "a")
-        assert take_duty(connection, "a")
-        assert not take_duty(connection, "b")
-        assert take_duty(connection, "a", seconds=-1)
-        assert take_duty(connection, "b")
-        drop_duty(connection, "a")
-        assert not take_duty(connection, "a")
-        drop_duty(connection, "b")
-        assert take_duty(connection, "a")

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import case, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from jobapi.background import maintenance
 from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import counts, operations
@@ -155,8 +154,7 @@ class History:
         assert response.status_code == 201, response.text
 
     def go_on(self) -> None:
-        with self.desk.world.state.engine.connect() as connection:
-            maintenance.go_on(connection)
+        self.desk.world.maintain("operations", "deleted workspaces")
 
     def fold(self) -> None:
         with self.desk.world.transaction() as tx:

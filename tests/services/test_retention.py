@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
-from jobapi.background import maintenance
+from jobapi.background.periodic_tasks import InTurns, delete_old_jobs, find_job_retention
+from jobapi.rules.jobs import JobStatus
 from jobapi.store.tables import attempts, job_counts
 
 from ..factories import Desk
@@ -26,8 +28,7 @@ def workspace(desk: Desk, body: Any = None) -> Any:
 
 def sweep(desk: Desk) -> int:
     before = len(left(desk))
-    with desk.world.state.engine.connect() as connection:
-        assert maintenance.sweep(connection, maintenance.steps(connection)) is False
+    desk.world.maintain("old jobs", "old events")
     return before - len(left(desk))
 
 
@@ -91,49 +92,32 @@ def test_sweep_takes_what_is_older_and_nothing_else(desk: Desk) -> None:
         assert tx.execute(failed).scalar_one() == 3
 
 
-def test_sweep_goes_on_by_turns_when_its_time_is_up(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Leases are looked after in between, however much there is to be deleted."""
-    monkeypatch.setattr(maintenance, "SWEEP_AT_ONCE", 2)
+def two_at_a_time() -> InTurns[tuple[int, JobStatus]]:
+    return InTurns(find_job_retention, partial(delete_old_jobs, limit=2))
+
+
+def test_delete_old_jobs_of_two_workspaces_takes_turns(desk: Desk) -> None:
     other = Desk(desk.world)
     for each, number in ((desk, 5), (other, 1)):
         workspace(each, {"retention": {"cancelled": 1}})
         for _ in range(number):
             age(each, each.job_in("cancelled"), 2)
     seen = []
+    step = two_at_a_time()
     with desk.world.state.engine.connect() as connection:
-        todo = maintenance.steps(connection)
-        while maintenance.sweep(connection, todo, 0):
+        while step(connection):
             seen.append((len(left(desk)), len(left(other))))
-    assert seen[:2] == [(3, 1), (3, 0)]
+    assert seen == [(3, 1), (3, 0), (1, 0)]
     assert (left(desk), left(other)) == ([], [])
 
 
-def test_step_that_fails_keeps_no_other_from_its_turn(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delete_old_jobs_after_the_owner_keeps_them_stops(desk: Desk) -> None:
     workspace(desk, {"retention": {"cancelled": 1}})
-    age(desk, desk.job_in("cancelled"), 2)
-    with desk.world.state.engine.connect() as connection:
-        todo = maintenance.steps(connection)
-        todo.appendleft(lambda connection: 1 / 0 > 0)
-        with pytest.raises(ZeroDivisionError):
-            maintenance.sweep(connection, todo)
-        assert maintenance.sweep(connection, todo) is False
-    assert left(desk) == []
-
-
-def test_sweep_that_has_begun_keeps_what_shall_be_kept_after_all(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maintenance, "SWEEP_AT_ONCE", 2)
-    workspace(desk, {"retention": {"cancelled": 1, "events": 1}})
     for _ in range(5):
         age(desk, desk.job_in("cancelled"), 2)
+    step = two_at_a_time()
     with desk.world.state.engine.connect() as connection:
-        todo = maintenance.steps(connection)
-        assert maintenance.sweep(connection, todo, 0) is True
-        workspace(desk, {"retention": {"cancelled": None, "events": None}})
-        assert maintenance.sweep(connection, todo) is False
+        assert step(connection) is True
+        workspace(desk, {"retention": {"cancelled": None}})
+        assert step(connection) is False
     assert len(left(desk)) == 3

@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
-from jobapi.background import maintenance
+from jobapi.background import periodic_tasks
+from jobapi.background.maintenance import Maintenance, PeriodicTask
 from jobapi.rules.roles import Role
 from jobapi.services import operations
 from jobapi.services.accounts import Login
@@ -435,27 +436,30 @@ def test_maintenance_survives_a_table_that_is_locked_and_says_so_once(
     on_postgres: Desk, postgres_url: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
-    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.05)
-    desk = on_postgres
+    desk, state = on_postgres, on_postgres.world.state
     late = desk.create(max_retries=0)
     desk.claim(lease_seconds=5)
     desk.shift(late, 3600)
     tries: list[float] = []
 
-    def forget(connection: Any) -> None:
+    def delete_old_answers(connection: Any) -> bool:
         tries.append(time.monotonic())
         connection.exec_driver_sql("SET lock_timeout = 50")
-        connection.exec_driver_sql("SELECT count(*) FROM jobapi_idempotency_keys")
+        return periodic_tasks.delete_old_answers(connection)
 
-    monkeypatch.setattr(maintenance, "forget", forget)
+    tasks = [
+        PeriodicTask("idempotency keys", 0.05, delete_old_answers),
+        *periodic_tasks.periodic_tasks(state.backoff, state.tell, state.room.announce),
+    ]
+    maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     with psycopg.connect(postgres_url) as other:
         other.execute("LOCK TABLE jobapi_idempotency_keys")
-        desk.world.state.maintenance.start()
+        maintained.start()
         until(lambda: desk.get(f"/{late['job_id']}").json["status"] == "failed")
         until(lambda: len(tries) >= 4)
         other.rollback()
     until(lambda: "goes on" in caplog.text)
-    desk.world.state.maintenance.stop()
+    maintained.stop()
     assert said(caplog, "has to wait") == 1
 
 
@@ -463,13 +467,15 @@ def test_maintenance_goes_on_after_the_database_was_read_only(
     brief: Desk, service_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
-    monkeypatch.setattr(maintenance, "ROUND_SECONDS", 0.05)
+    state = brief.world.state
+    tasks = periodic_tasks.periodic_tasks(state.backoff, state.tell, state.room.announce)
+    maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     late = brief.create(max_retries=0)
     brief.claim(lease_seconds=5)
     brief.shift(late, 3600)
     with read_only(brief, service_url):
-        brief.world.state.maintenance.start()
+        maintained.start()
         until(lambda: "read-only" in caplog.text)
     until(lambda: brief.get(f"/{late['job_id']}").json["status"] == "failed")
-    brief.world.state.maintenance.stop()
+    maintained.stop()
     assert said(caplog, "has to wait") == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobapi.background import maintenance
+from jobapi.background import periodic_tasks
 from jobapi.rules.roles import Role
 from jobapi.services import events
 from jobapi.store.tables import events as table
@@ -269,10 +269,7 @@ def test_key_bound_to_job_types_sees_their_events_alone(desk: Desk) -> None:
     assert desk.world.call("GET", url, key).status_code == 404
 
 
-def test_events_are_kept_as_long_as_the_workspace_says(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(maintenance, "FORGET_AT_ONCE", 2)
+def test_events_are_kept_as_long_as_the_workspace_says(desk: Desk) -> None:
     other = Desk(desk.world)
     for each in (desk, other):
         for _ in range(5):
@@ -286,7 +283,10 @@ def test_events_are_kept_as_long_as_the_workspace_says(
             update(table).where(table.c.workspace_id == other.workspace_id).values(at=long_ago)
         )
     with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection, maintenance.steps(connection))
+        for more in (True, True, False):
+            step = periodic_tasks.delete_old_events(connection, desk.workspace_id, limit=2)
+            assert step is more
+        assert not periodic_tasks.delete_old_events(connection, other.workspace_id)
     assert len(listed(desk)) == 1
     assert len(listed(other)) == 6
 
@@ -299,8 +299,7 @@ def test_event_of_a_clock_that_was_ahead_keeps_no_others(desk: Desk) -> None:
         tx.execute(update(table).values(at=now - timedelta(days=31)))
         first = select(table.c.id).order_by(table.c.id).limit(1).scalar_subquery()
         tx.execute(update(table).where(table.c.id == first).values(at=now + timedelta(days=900)))
-    with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection, maintenance.steps(connection))
+    desk.world.maintain("old events")
     assert len(listed(desk)) == 1
 
 

@@ -25,7 +25,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 
 from jobapi import create_app, jobs
-from jobapi.background import maintenance
 from jobapi.config import ConfigError
 from jobapi.services import stats
 
@@ -164,8 +163,7 @@ def test_jobs_are_counted_by_workspace_and_status(world: World, desk: Desk) -> N
             assert found[sample.format(status, other.workspace_id)] == 0
             assert sample.format(status, other.workspace_id) in found
             assert sample.format(status, gone.workspace_id) not in found
-        with world.state.engine.connect() as connection:
-            maintenance.work(connection, world.state.backoff)
+        world.maintain("counts")
     assert found["jobapi_database_up"] == 1
 
 
@@ -204,8 +202,7 @@ def test_due_and_running_jobs_are_counted_by_type(world: World, desk: Desk) -> N
         assert by_type(found, "jobapi_due_jobs", other) == {"a": 1}
         assert by_type(found, "jobapi_due_jobs", gone) == {}
         assert found["jobapi_omitted_job_types"] == 0
-        with world.state.engine.connect() as connection:
-            maintenance.work(connection, world.state.backoff)
+        world.maintain("counts")
 
 
 def test_job_types_are_bounded_by_workspace_and_by_scrape(
@@ -335,8 +332,7 @@ def test_what_runs_out_is_counted(world: World, desk: Desk) -> None:
         desk.create(**body)
     for job in desk.claim(limit=4, lease_seconds=60)[:3]:
         desk.shift(job, 30 if job["timeout_seconds"] else 100)
-    with world.state.engine.connect() as connection:
-        assert maintenance.work(connection, world.state.backoff, world.state.tell) == 3
+    world.maintain("expired leases")
     found = since.now()
     assert found["jobapi_lease_expiries_total"] == 2
     assert found["jobapi_timeouts_total"] == 1
@@ -352,8 +348,7 @@ def test_expire_before_the_begin_counts_no_retry_and_no_time(world: World, desk:
         desk.shift(job, 100)
     desk.report(released, status="pending")
     desk.report(ended, status="failed", retryable=False, error="e")
-    with world.state.engine.connect() as connection:
-        assert maintenance.work(connection, world.state.backoff, world.state.tell) == 1
+    world.maintain("expired leases")
     found = since.now()
     assert found["jobapi_lease_expiries_total"] == 1
     assert found["jobapi_retries_total"] == 0
@@ -374,8 +369,7 @@ def test_jobs_that_failed_for_good_are_counted(world: World, desk: Desk) -> None
     assert desk.report(refused, status="failed", retryable=False)["accepted"]
     for job, seconds in ((expired, 100), (timed_out, 30)):
         desk.shift(job, seconds)
-    with world.state.engine.connect() as connection:
-        assert maintenance.work(connection, world.state.backoff, world.state.tell) == 2
+    world.maintain("expired leases")
     token = {"Lease-Token": patched["lease_token"]}
     body = {"status": "failed", "error": "x"}
     assert desk.patch(patched["job_id"], body, headers=token).status_code == 200
@@ -685,13 +679,13 @@ def test_fault_of_measuring_breaks_no_request(
 def test_engine_is_made_again_after_a_first_try_that_failed(
     service_url: str, make_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobapi import extension
+    from jobapi import state
 
     def refuse(*_: Any, **kw: Any) -> None:
         raise OSError("too many open files")
 
     world = World(make_app(service_url, migrate=False))
     with monkeypatch.context() as broken:
-        broken.setattr(extension, "set_up", refuse)
+        broken.setattr(state, "set_up", refuse)
         assert world.call("GET", "/health/ready").status_code == 500
     assert world.call("GET", "/health/ready").status_code == 200

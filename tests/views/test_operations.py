@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobapi.background import maintenance
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import operations
@@ -38,9 +37,8 @@ def read(desk: Desk, operation: Any) -> Any:
     return desk.call("GET", f"{path(desk)}/{operation['operation_id']}").json
 
 
-def go_on(desk: Desk, seconds: float = 60) -> bool:
-    with desk.world.state.engine.connect() as connection:
-        return maintenance.go_on(connection, seconds)
+def go_on(desk: Desk) -> None:
+    desk.world.maintain("operations")
 
 
 def statuses(desk: Desk, query: str = "") -> dict[str, int]:
@@ -274,7 +272,7 @@ def test_operation_goes_on_in_the_background_and_comes_to_each_job_once(
     # The oldest first.
     cancelled = desk.get("?status=cancelled&order=asc").json["data"]
     assert [job["job_id"] for job in cancelled] == ids[:few]
-    assert go_on(desk) is False
+    go_on(desk)
     done = read(desk, begun)
     assert (done["status"], done["changed"]) == ("finished", 10)
     with desk.world.transaction() as tx:
@@ -332,7 +330,7 @@ def test_stopped_operation_stays_where_it_is(desk: Desk, few: int) -> None:
     assert stopped.status_code == 200
     assert (stopped.json["status"], stopped.json["changed"]) == ("stopped", few)
     assert stopped.json["ended_at"] is not None
-    assert go_on(desk) is False
+    go_on(desk)
     assert statuses(desk) == {"cancelled": few, "pending": 3}
     again = desk.call("POST", url)
     assert again.status_code == 409
@@ -395,8 +393,7 @@ def test_operations_are_forgotten_long_after_their_end(desk: Desk, few: int) -> 
         long_ago = datetime.now(UTC) - timedelta(days=operations.KEPT_DAYS + 1)
         tx.execute(update(table).values(created_at=long_ago, updated_at=long_ago))
         tx.execute(update(table).where(table.c.ended_at.is_not(None)).values(ended_at=long_ago))
-    with desk.world.state.engine.connect() as connection:
-        maintenance.sweep(connection, maintenance.steps(connection))
+    desk.world.maintain("old operations")
     left = [o["operation_id"] for o in desk.call("GET", path(desk)).json["data"]]
     assert left == [running["operation_id"]] != [ended["operation_id"]]
 
@@ -480,8 +477,9 @@ def test_claims_and_reports_go_on_while_an_operation_runs(desk: Desk, few: int) 
             ended += sum(a["accepted"] for a in answer.json["data"])
 
     with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(go_on, desk)] + [pool.submit(work, n) for n in range(3)]
-        ended = sum(future.result() for future in running)
+        operated = pool.submit(go_on, desk)
+        ended = sum(pool.map(work, range(3)))
+        operated.result()
     left = {
         status: desk.get(f"?status={status}&limit=1").json["pagination"]["total"]
         for status in STATUSES

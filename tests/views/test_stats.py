@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
-from jobapi.background import maintenance
 from jobapi.rules.jobs import JobStatus
 from jobapi.rules.roles import Role
 from jobapi.services import counts, stats, throughput
@@ -339,8 +338,8 @@ def test_flow_is_forgotten_when_it_is_old(desk: Desk) -> None:
     fold(desk)
 
     def spans() -> set[int]:
+        desk.world.maintain("old throughput")
         with desk.world.state.engine.connect() as connection:
-            maintenance.sweep(connection, maintenance.steps(connection))
             return set(connection.execute(select(job_flow.c.span)).scalars())
 
     assert spans() == {10, 60, 600}

@@ -11,7 +11,6 @@ from sqlalchemy import func, select
 
 from jobapi import accounts
 from jobapi import workspaces as workspaces_service
-from jobapi.background import maintenance
 from jobapi.rules.roles import Role
 from jobapi.store.tables import (
     api_keys,
@@ -82,12 +81,6 @@ def test_list_workspaces_are_mine_with_my_role(world: World) -> None:
     assert [(w["workspace_id"], w["role"]) for w in data] == [(shared, "viewer")]
 
 
-def clear(world: World) -> None:
-    """What the maintenance does with deleted workspaces."""
-    with world.state.engine.connect() as connection:
-        assert not maintenance.go_on(connection, seconds=60)
-
-
 def test_deleted_workspace_is_seen_by_nobody_while_its_jobs_are_there(world: World) -> None:
     desk = Desk(world)
     job = desk.create()
@@ -102,7 +95,7 @@ def test_deleted_workspace_is_seen_by_nobody_while_its_jobs_are_there(world: Wor
         assert world.call("PATCH", path, token, json={"name": "Back"}).status_code == 404
     with world.transaction() as tx:
         assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 1
-    clear(world)
+    world.maintain("deleted workspaces")
     with world.transaction() as tx:
         for table in (jobs, workspaces):
             assert tx.execute(select(func.count()).select_from(table)).scalar_one() == 0
@@ -149,7 +142,7 @@ def test_delete_workspace_takes_all_of_it_and_nothing_else(world: World) -> None
     assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 204
     assert desk.get().status_code == 404
     assert desk.call("DELETE", f"/workspace/{desk.workspace_id}").status_code == 404
-    clear(world)
+    world.maintain("deleted workspaces")
     with world.transaction() as tx:
         for table, left in ((jobs, 1), (api_keys, 1), (memberships, 2)):
             ids = tx.execute(select(table.c.workspace_id)).scalars().all()
@@ -173,7 +166,7 @@ def test_delete_workspace_while_jobs_are_created_leaves_nothing(world: World) ->
         answers = {future.result() for future in creating}
     assert deleted.status_code == 204
     assert answers <= {201, 404}
-    clear(world)
+    world.maintain("deleted workspaces")
     with world.transaction() as tx:
         assert tx.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 

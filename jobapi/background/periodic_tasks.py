@@ -1,0 +1,189 @@
+"""What maintenance does: the list of periodic tasks.
+
+A new feature adds an entry to ``periodic_tasks``: a step that does a bounded part of
+its work and says whether there is more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from ..rules.jobs import JobStatus
+from ..rules.leases import Backoff
+from ..rules.operations import Action
+from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
+from ..store.faults import judge
+from ..store.transactions import BY_KEY, IN_ORDER, transaction
+from .maintenance import PeriodicTask
+
+JOBS_AT_ONCE = 500
+"""How many old jobs one step deletes at most."""
+
+EVENTS_AT_ONCE = 5_000
+"""How many old events one step deletes at most."""
+
+T = TypeVar("T")
+
+OnReaped = Callable[[Sequence[Any]], None]
+"""Called after the commit with the jobs whose lease or time had run out."""
+
+Announce = Callable[[Connection, int], None]
+"""Called after the commit for each workspace in which jobs have become due."""
+
+logger = logging.getLogger("jobapi")
+
+
+def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) -> list[PeriodicTask]:
+    """All tasks, with a state of their own. ``backoff`` is that of automatic retries."""
+    return [
+        PeriodicTask(
+            "expired leases",
+            2,
+            partial(reap, backoff=backoff, on_reaped=on_reaped, announce=announce),
+        ),
+        PeriodicTask("counts", 2, fold_counts),
+        PeriodicTask("operations", 2, partial(advance_operation, announce=announce)),
+        PeriodicTask("deleted workspaces", 2, clear_workspace),
+        PeriodicTask("idempotency keys", 60, delete_old_answers),
+        PeriodicTask("old jobs", 60, InTurns(find_job_retention, delete_old_jobs)),
+        PeriodicTask("old events", 60, InTurns(find_event_retention, delete_old_events)),
+        PeriodicTask("old operations", 60, delete_old_operations),
+        PeriodicTask("old throughput", 60, delete_old_throughput),
+    ]
+
+
+def reap(
+    connection: Connection, *, backoff: Backoff, on_reaped: OnReaped, announce: Announce
+) -> bool:
+    """End attempts whose lease or time has run out."""
+    with transaction(connection) as tx:
+        found = queue.reap(tx, backoff=backoff)
+    on_reaped(found.jobs)
+    for workspace_id in {job.workspace_id for job in found.jobs if queue.is_due(job)}:
+        announce(connection, workspace_id)
+    for job in found.jobs:
+        logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
+    return found.more
+
+
+def fold_counts(connection: Connection) -> bool:
+    """Add the newest changes of the counts to them."""
+    with transaction(connection, planner=BY_KEY) as tx:
+        return counts.fold(tx) == counts.FOLD_AT_ONCE
+
+
+def advance_operation(connection: Connection, *, announce: Announce) -> bool:
+    """Do the next part of the operation that has waited the longest.
+
+    One that fails goes behind the others.
+    """
+    operation_id = operations.turn(connection)
+    if operation_id is None:
+        return False
+    try:
+        with transaction(connection, planner=BY_KEY) as tx:
+            advanced = operations.advance(tx, operation_id)
+    except Exception as error:
+        fault = judge(error)
+        if fault is not None and fault.reconnect:
+            raise
+        detail = None if fault is None else fault.detail
+        logger.warning("operation %s is tried again: %s", operation_id, detail, exc_info=error)
+        operations.put_off(connection, operation_id)
+        return False
+    if advanced is not None and advanced.action == Action.RETRY:
+        announce(connection, advanced.workspace_id)
+    return advanced is not None
+
+
+def clear_workspace(connection: Connection) -> bool:
+    """Delete a part of what is left of a deleted workspace."""
+    with transaction(connection, planner=BY_KEY) as tx:
+        return workspaces.clear(tx)
+
+
+def delete_old_answers(connection: Connection) -> bool:
+    """Delete answers to idempotency keys that are not kept any longer."""
+    return idempotency.forget(connection) == idempotency.FORGET_AT_ONCE
+
+
+def delete_old_operations(connection: Connection) -> bool:
+    """Delete operations that ended long ago."""
+    operations.forget(connection)
+    return False
+
+
+def delete_old_throughput(connection: Connection) -> bool:
+    """Delete throughput that is older than its charts."""
+    throughput.forget(connection)
+    return False
+
+
+class InTurns(Generic[T]):
+    """A step for a task on many items, which takes one item at a time.
+
+    ``find`` lists the items at the begin of a run; ``step`` does a bounded part of
+    one and returns whether there is more of it: then it is the item's turn again after
+    the others. For example, workspaces A and B keep failed jobs for 30 days, and A has
+    1,200 older ones. The steps are A (500 jobs), B, A (500), A (200).
+
+    An item whose step fails is left out until the next run, so that it stops no other.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[Connection], Iterable[T]],
+        step: Callable[[Connection, T], bool],
+    ) -> None:
+        self._find = find
+        self._step = step
+        self._left: deque[T] = deque()
+
+    def __call__(self, connection: Connection) -> bool:
+        """Do a part of the next item; returns whether any item is left."""
+        if not self._left:
+            self._left.extend(self._find(connection))
+        if self._left:
+            item = self._left.popleft()
+            if self._step(connection, item):
+                self._left.append(item)
+        return bool(self._left)
+
+
+def find_job_retention(connection: Connection) -> list[tuple[int, JobStatus]]:
+    """The workspaces, and the statuses of which they do not keep all jobs."""
+    return [(workspace_id, status) for workspace_id, status, _ in workspaces.retention(connection)]
+
+
+def delete_old_jobs(
+    connection: Connection, of: tuple[int, JobStatus], *, limit: int = JOBS_AT_ONCE
+) -> bool:
+    """Delete the oldest jobs that a workspace does not keep."""
+    workspace_id, status = of
+    with transaction(connection, planner=IN_ORDER) as tx:
+        # Read again: the workspace's owner may have changed it since the run began.
+        for _, limited, days in workspaces.retention(tx, workspace_id):
+            if limited is status:
+                return jobs.delete_old(tx, workspace_id, status, days, limit=limit) == limit
+    return False
+
+
+def find_event_retention(connection: Connection) -> list[int]:
+    """The workspaces that do not keep all events."""
+    return [workspace_id for workspace_id, _ in events.kept(connection)]
+
+
+def delete_old_events(
+    connection: Connection, workspace_id: int, *, limit: int = EVENTS_AT_ONCE
+) -> bool:
+    """Delete the oldest events that a workspace does not keep."""
+    with transaction(connection, planner=IN_ORDER) as tx:
+        for _, days in events.kept(tx, workspace_id):
+            return events.delete_old(tx, workspace_id, days, limit=limit) == limit
+    return False
