@@ -1,10 +1,9 @@
-"""What operators watch, for Prometheus: each process measures, and any of them answers for all.
+"""Metrics for Prometheus: each process counts, and any of them answers for all.
 
-Imported only where somebody may ask for it. Where ``PROMETHEUS_MULTIPROC_DIR``
-names a folder, prometheus-client keeps each process's numbers in files there;
-what is answered is their sum, and that of processes that have ended is in it.
-The workspace is a label only where it costs nothing and says much: it would
-multiply the histograms, and with them what each scrape carries.
+The module is only imported if ``JOBAPI_METRICS_TOKEN`` is set. If ``PROMETHEUS_MULTIPROC_DIR``
+names a folder, prometheus-client keeps the numbers of each process in files there, and an
+answer is the sum over all processes, including those that have ended. Only counters have the
+workspace as a label: in histograms it would multiply what each scrape returns.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CONNECTIONS = "jobapi_database_connections"
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 JOB_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 
-# Whatever is sent as a method would become a label.
+# Other methods, which a caller makes up, must not become labels.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OUTCOMES = {
     JobStatus.SUCCESS: Outcome.SUCCESS,
@@ -55,7 +54,7 @@ def _warn_once(process_id: int) -> None:
 
 
 def _harmless(measure: Callable[..., None]) -> Callable[..., None]:
-    """Keep errors of metrics from breaking requests: numbers may be lost."""
+    """Log errors of metrics instead of failing requests; numbers may be lost."""
 
     @wraps(measure)
     def measured(*args: Any, **kw: Any) -> None:
@@ -68,19 +67,19 @@ def _harmless(measure: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_shared() -> bool:
-    """Whether what other processes have measured is known here, too."""
-    # What the library decided when it was imported first, perhaps by a host.
+    """Whether the numbers of other processes are known, too."""
+    # The library decides it at its first import, which may be in the host application.
     return values.ValueClass is not values.MutexValue
 
 
 def new() -> Metrics:
-    """The metrics of an application, which are the process's where they are kept in files."""
+    """The metrics of an application; in files, all applications of a process share theirs."""
     return _of_process() if is_shared() else Metrics()
 
 
 @_harmless
 def note_end(process_id: int) -> None:
-    """A process has ended: nobody waits in it any more. What it has counted stays."""
+    """Remove the gauges of a process that has ended; its counters stay."""
     if is_shared():
         # prometheus-client has no types here.
         mark: Any = mark_process_dead
@@ -89,7 +88,10 @@ def note_end(process_id: int) -> None:
 
 class _Histogram(Histogram):
     def observe_all(self, amounts: Sequence[float]) -> None:
-        """``observe`` each; a hundred at once cost a tenth of a hundred calls."""
+        """``observe`` many amounts: in files, 0.02 ms for a claim of 100 jobs instead of 0.28 ms.
+
+        The library has no call for it, so this uses its private attributes.
+        """
         bounds = self._upper_bounds
         found = [0] * len(bounds)
         for amount in amounts:
@@ -97,12 +99,12 @@ class _Histogram(Histogram):
         for bucket, n in zip(self._buckets, found, strict=True):
             if n:
                 bucket.inc(n)
-        # A clock that was set back may say less than nothing.
+        # The sum may be negative if the clock was set back.
         self._sum.inc(max(0.0, sum(amounts)))
 
 
 class _Level:
-    """How many of something there are at this moment."""
+    """A gauge that goes up and down."""
 
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
@@ -132,32 +134,26 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "jobapi_http_request_seconds",
-            "How long requests took, those that wait for jobs with their wait.",
+            "Duration of requests, including the wait of claims.",
             ["method", "route"],
             buckets=REQUEST_SECONDS,
             **own,
         )
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._claimed = Counter(
-            "jobapi_claimed_jobs_total", "Jobs that were claimed.", ["workspace"], **own
-        )
-        self._claimed_in: dict[int, Counter] = {}
+        self._claimed = Counter("jobapi_claimed_jobs_total", "Claimed jobs.", ["workspace"], **own)
         self._queue_wait = _Histogram(
             "jobapi_queue_wait_seconds",
-            "How long jobs had been due when they were claimed.",
+            "Time from due to claimed.",
             buckets=JOB_SECONDS,
             **own,
         )
-        reports = Counter(
-            "jobapi_reports_total", "Reports of workers, by what they say.", ["status"], **own
-        )
+        reports = Counter("jobapi_reports_total", "Reports of workers.", ["status"], **own)
         self._reports = {
             status: reports.labels(status.label) for status in (JobStatus.RUNNING, *_OUTCOMES)
         }
         self._refused = reports.labels("refused")
         run = _Histogram(
             "jobapi_run_seconds",
-            "How long attempts had run that a report ended.",
+            "Duration of attempts that a report ended.",
             ["outcome"],
             buckets=JOB_SECONDS,
             **own,
@@ -165,57 +161,41 @@ class Metrics:
         self._run = {status: run.labels(outcome.label) for status, outcome in _OUTCOMES.items()}
         self._failed = Counter(
             "jobapi_failed_jobs_total",
-            "Jobs that failed for good: by a report, a PATCH, an expiry or a timeout.",
+            "Jobs that became failed: by a report, a PATCH, an expired lease or a timeout.",
             ["workspace"],
             **own,
         )
-        self._failed_in: dict[int, Counter] = {}
         self._expiries = Counter(
-            "jobapi_lease_expiries_total", "Attempts that ended because nobody reported.", **own
+            "jobapi_lease_expiries_total", "Attempts whose lease expired.", **own
         )
         self._timeouts = Counter(
-            "jobapi_timeouts_total", "Attempts that ended because they took too long.", **own
+            "jobapi_timeouts_total", "Attempts that ran longer than timeout_seconds.", **own
         )
-        self._retries = Counter(
-            "jobapi_retries_total", "Jobs that were put back by themselves to be retried.", **own
-        )
+        self._retries = Counter("jobapi_retries_total", "Automatic retries.", **own)
         self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
-        self.streams = _Level(
-            Gauge("jobapi_open_streams", "Streams of events that are open.", **live)
-        )
-        connections = Gauge(CONNECTIONS, "Connections of the pools.", ["state"], **live)
-        # Which of them are idle is worked out when it is asked for: a request
-        # takes and gives back, and seldom opens one.
+        self.streams = _Level(Gauge("jobapi_open_streams", "Open streams of events.", **live))
+        connections = Gauge(CONNECTIONS, "Database connections of the pools.", ["state"], **live)
+        # Idle ones are open and not in use, see ``_idle``: each request changes only in_use.
         self._in_use = _Level(connections.labels("in_use"))
         self._open = _Level(connections.labels("open"))
 
     @_harmless
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request to a route, by its rule, was answered."""
-        key = (method if method in _METHODS else "other", route, status)
-        known = self._known.get(key)
-        if known is None:
-            known = self._requests.labels(*key), self._request_seconds.labels(*key[:2])
-            self._known[key] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        """Count a request to a route, by its rule."""
+        method = method if method in _METHODS else "other"
+        self._requests.labels(method, route, status).inc()
+        self._request_seconds.labels(method, route).observe(seconds)
 
     @_harmless
     def claimed(self, workspace_id: int, jobs: Sequence[Any]) -> None:
-        """These jobs were claimed."""
-        counter = self._claimed_in.get(workspace_id)
-        if counter is None:
-            counter = self._claimed_in[workspace_id] = self._claimed.labels(workspace_id)
-        counter.inc(len(jobs))
+        """Count claimed jobs."""
+        self._claimed.labels(workspace_id).inc(len(jobs))
         self._queue_wait.observe_all([(j.started_at - j.due_at).total_seconds() for j in jobs])
 
     @_harmless
     def failed(self, workspace_id: int, n: int = 1) -> None:
-        """Count ``n`` jobs that failed for good."""
-        counter = self._failed_in.get(workspace_id)
-        if counter is None:
-            counter = self._failed_in[workspace_id] = self._failed.labels(workspace_id)
-        counter.inc(n)
+        """Count ``n`` jobs that became failed."""
+        self._failed.labels(workspace_id).inc(n)
 
     @_harmless
     def reported(
@@ -226,7 +206,7 @@ class Metrics:
         *,
         malformed: int = 0,
     ) -> None:
-        """These reports were answered so, and so many besides could not be read."""
+        """Count reports by their answers; ``malformed`` is how many others were refused unread."""
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
         others: dict[JobStatus, int] = {}
         refused, retried, lost, failed = malformed, 0, 0, JobStatus.FAILED
@@ -256,10 +236,10 @@ class Metrics:
 
     @_harmless
     def reaped(self, jobs: Iterable[Any]) -> None:
-        """The attempts of these jobs were ended, because a lease or the time had run out."""
+        """Count attempts that the reaper ended."""
         for job in jobs:
             (self._expiries if job.error == LEASE_EXPIRED else self._timeouts).inc()
-            # A suspect job's attempt had not begun: that counts no retry.
+            # A suspect job's attempt had not begun, so it was released and not retried.
             if job.status == JobStatus.PENDING and not job.suspect:
                 self._retries.inc()
             elif job.status == JobStatus.FAILED:
@@ -270,7 +250,7 @@ class Metrics:
         """Count the connections of an engine's pool from now on."""
         pool: Any = engine.pool
         if isinstance(pool, QueuePool):
-            # A host's may have some already.
+            # A host's pool may have connections already.
             self._open.inc(pool.checkedin() + pool.checkedout())
             self._in_use.inc(pool.checkedout())
         for gauge, more, fewer in (
@@ -284,17 +264,17 @@ class Metrics:
 
     @property
     def is_shared(self) -> bool:
-        """Whether what other processes have measured is known here, too."""
+        """Whether the numbers of other processes are known, too."""
         return is_shared()
 
     def text(self, backlog: Backlog | None) -> bytes:
-        """All metrics in Prometheus's format; ``backlog`` is None if the database is away."""
+        """All metrics in Prometheus's format; without ``backlog`` if the database is away."""
         return generate_latest(_Answer(self._registry, _of_database(backlog)))
 
 
 @cache
 def _of_process() -> Metrics:
-    # Two that write to one file would overwrite each other's numbers.
+    # Two objects that write to one file would overwrite each other's numbers.
     return Metrics()
 
 
@@ -309,7 +289,7 @@ class _Answer(Collector):
         if is_shared():
             own = _of_files(os.environ[METRICS_FOLDER])
         for metric in own:
-            # A host's may be in the same files.
+            # The same files may have metrics of the host application.
             if metric.name.startswith(PREFIX):
                 samples = [s for s in metric.samples if not s.name.endswith("_created")]
                 metric.samples = _idle(samples) if metric.name == CONNECTIONS else samples
@@ -317,7 +297,7 @@ class _Answer(Collector):
 
 
 def _of_files(folder: str) -> Iterable[Metric]:
-    """The sum of what all processes have written, without damaged files."""
+    """The sum of all processes' files, without damaged ones."""
     collector: Any = MultiProcessCollector
     files = glob.glob(os.path.join(glob.escape(folder), "*.db"))
     try:
@@ -347,15 +327,15 @@ def _idle(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _of_database(backlog: Backlog | None) -> list[Metric]:
-    # The same whichever process answers, so that they are in no file.
+    # Not in files: every process reads the same from the database.
     up = GaugeMetricFamily("jobapi_database_up", "Whether the database answers.")
     up.add_metric([], backlog is not None)
     if backlog is None:
         return [up]
-    count = GaugeMetricFamily("jobapi_jobs", "Jobs that there are.", labels=["workspace", "status"])
+    count = GaugeMetricFamily("jobapi_jobs", "Number of jobs.", labels=["workspace", "status"])
     oldest = GaugeMetricFamily(
         "jobapi_oldest_pending_seconds",
-        "For how long the pending job has been due that waits the longest.",
+        "Time that the oldest due job has been due.",
         labels=["workspace"],
     )
     for workspace_id, by_status in backlog.jobs.items():
@@ -364,7 +344,7 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         oldest.add_metric([str(workspace_id)], backlog.oldest.get(workspace_id, 0))
     by_type = []
     for name, doc, numbers in (
-        ("jobapi_due_jobs", "Pending jobs that could be claimed now.", backlog.due),
+        ("jobapi_due_jobs", "Pending jobs that can be claimed now.", backlog.due),
         ("jobapi_running_jobs", "Running jobs.", backlog.running),
     ):
         family = GaugeMetricFamily(name, doc, labels=["workspace", "job_type"])
@@ -372,7 +352,8 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
             family.add_metric([str(workspace_id), str(job_type)], n)
         by_type.append(family)
     omitted = GaugeMetricFamily(
-        "jobapi_omitted_job_types", "Job types left out of the metrics of due and running jobs."
+        "jobapi_omitted_job_types",
+        "Job types that jobapi_due_jobs and jobapi_running_jobs leave out.",
     )
     omitted.add_metric([], backlog.omitted)
     return [up, count, oldest, *by_type, omitted]

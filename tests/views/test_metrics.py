@@ -118,7 +118,7 @@ def test_folder_that_is_not_there_is_refused_at_start(
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "nowhere"))
     settings = {"JOBAPI_SECRET_KEY": SECRET, "JOBAPI_METRICS_TOKEN": METRICS_TOKEN}
-    with pytest.raises(ConfigError, match="PROMETHEUS_MULTIPROC_DIR must be a folder"):
+    with pytest.raises(ConfigError, match="PROMETHEUS_MULTIPROC_DIR must be an existing directory"):
         create_app(settings)
 
 
