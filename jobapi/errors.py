@@ -299,11 +299,10 @@ class ValidationFailed(JobApiError):
 
     status = 422
 
-    def __init__(self, errors: Mapping[str, list[str]], *, more: int = 0) -> None:
+    def __init__(self, errors: Mapping[str, list[str]]) -> None:
         """``errors`` maps each field (a dotted path) to its messages.
 
-        The first ``MAX_MESSAGES`` messages are kept. ``detail`` says how many there are
-        besides them, including ``more``: messages that the caller has left out.
+        The first ``MAX_MESSAGES`` messages are kept. ``detail`` says how many more there are.
         """
         messages = [(field, text) for field, texts in errors.items() for text in texts]
         self.errors: dict[str, list[str]] = {}
@@ -311,8 +310,8 @@ class ValidationFailed(JobApiError):
             kept = self.errors.setdefault(_cut(field, _MAX_FIELD), [])
             kept.append(_cut(text, _MAX_MESSAGE))
         detail = "; ".join(f"{field}: {' '.join(texts)}" for field, texts in self.errors.items())
-        more += len(messages[MAX_MESSAGES:])
-        if more:
+        more = len(messages) - MAX_MESSAGES
+        if more > 0:
             detail = f"{_cut(detail, _MAX_DETAIL - 50)}; … and {more:,} more"
         super().__init__(detail)
 

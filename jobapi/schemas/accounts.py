@@ -13,8 +13,10 @@ from ..rules.roles import (
     USERNAME_RULE,
     normal_password,
 )
-from .base import Base, Pagination, Response
+from .base import Pagination
 from .fields import Flag, Pattern, Time
+from .loading import Base
+from .rendering import Response
 
 
 class _Length(validate.Length):

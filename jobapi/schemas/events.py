@@ -8,17 +8,10 @@ from marshmallow import fields
 
 from ..rules.events import EventKind, name_of
 from ..rules.jobs import JobStatus
-from .base import (
-    MAX_CHOICES,
-    MAX_REPEATS,
-    Base,
-    Response,
-    between,
-    job_type_text,
-    length,
-    sort_order,
-)
+from .base import MAX_CHOICES, MAX_REPEATS, between, job_type_text, length, sort_order
 from .fields import Choice, Document, QueryInteger, Text, Time
+from .loading import Base
+from .rendering import Response
 
 _KIND = {"description": "Only these kinds; may be repeated."}
 _OF_JOB = {"description": "Only this job's."}

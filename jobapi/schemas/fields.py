@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from marshmallow import ValidationError, fields, validate
 
-from ..errors import MAX_MESSAGES
 from ..rules.jobs import JobStatus
 
 # Two days from the ends of what Python can hold, so that a stored time can be
@@ -25,9 +24,6 @@ _RFC3339 = re.compile(
     re.ASCII,
 )
 _MAX_TIME_LENGTH = 64
-
-MORE = "_more"
-"""In the messages of a ``ValidationError``: how many there are that are only counted."""
 
 
 class Pattern(validate.Regexp):
@@ -112,10 +108,6 @@ class Choice(fields.Field[Any]):
             self.show = self.labels.get
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
-        return self.take(value)
-
-    def take(self, value: Any) -> Any:
-        """``deserialize``, which has nothing to add."""
         if not isinstance(value, str) or value not in self.accepted:
             raise ValidationError(f"Must be one of: {', '.join(self.labels.values())}.")
         return self.accepted[value]
@@ -169,18 +161,12 @@ class Document(fields.Dict):
 class Text(fields.String):
     """A string, and nothing that only could be turned into one."""
 
-    def take(self, value: Any) -> Any:
-        """``deserialize``, at a fraction of its cost where nothing is wrong."""
-        if type(value) is not str or "\x00" in value:
-            return self.deserialize(value)
-        for validator in self.validators:
-            validator(value)
-        return value
-
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> str:
-        if isinstance(value, str) and "\x00" in value:
+        if type(value) is not str:
+            raise self.make_error("invalid")
+        if "\x00" in value:
             raise ValidationError("It must not contain the character U+0000.")
-        return super()._deserialize(value, attr, data, **kw)
+        return value
 
 
 class Flag(fields.Boolean):
@@ -246,35 +232,9 @@ class Paths(fields.Dict):
 
 
 class Unjudged(fields.Nested):
-    """Documented as nested, and taken as it is, to be loaded later by itself."""
+    """Documented as nested, but left as it is: the view loads each object by itself."""
 
     def _deserialize(
         self, value: Any, attr: str | None, data: Any, partial: Any = None, **kw: Any
     ) -> Any:
         return value
-
-
-class Many(fields.List[Any]):
-    """A list of a schema's objects, of which there may be many: see ``load_one``."""
-
-    def __init__(self, schema: Any, **kw: Any) -> None:
-        super().__init__(fields.Nested(schema), **kw)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.make_error("invalid")
-        loaded = []
-        wrong: dict[Any, Any] = {}
-        more = 0
-        load_one = cast(Any, self.inner).schema.load_one
-        for number, each in enumerate(value):
-            try:
-                loaded.append(load_one(each))
-            except ValidationError as error:
-                if len(wrong) < MAX_MESSAGES:
-                    wrong[number] = error.messages
-                else:
-                    more += 1
-        if wrong:
-            raise ValidationError({**wrong, MORE: more})
-        return loaded

@@ -11,10 +11,8 @@ from .base import (
     MAX_CHOICES,
     MAX_REPEATS,
     MAX_TEXT,
-    Base,
     Pagination,
     PagingQuery,
-    Response,
     between,
     job_type_text,
     length,
@@ -22,7 +20,9 @@ from .base import (
     seconds,
     sort_order,
 )
-from .fields import Choice, Document, Flag, Many, QueryInteger, StatusInput, Text, Time, Whole, Word
+from .fields import Choice, Document, Flag, QueryInteger, StatusInput, Text, Time, Whole, Word
+from .loading import Base
+from .rendering import Response
 
 
 class JobListQuery(PagingQuery):
@@ -318,7 +318,7 @@ class JobBatchItem(JobCreate):
 class JobBatch(Base):
     """New jobs, all or none."""
 
-    jobs = Many(JobBatchItem, required=True, validate=length(1, 1000))
+    jobs = fields.List(fields.Nested(JobBatchItem), required=True, validate=length(1, 1000))
 
 
 class JobBatchCreated(Response):

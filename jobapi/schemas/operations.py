@@ -6,8 +6,10 @@ from marshmallow import fields
 
 from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action, OperationStatus
-from .base import Base, Pagination, Response, between, job_type_text, length
+from .base import Pagination, between, job_type_text, length
 from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
+from .loading import Base
+from .rendering import Response
 
 
 class JobFilter(Base):

@@ -8,10 +8,11 @@ marshmallow's ``dump`` would cost more than the query.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from marshmallow import Schema, fields
+from marshmallow import EXCLUDE, Schema, fields
 
 from .fields import Choice
 
@@ -80,3 +81,23 @@ def _each(show: Show | None, all_of: Callable[[Show, Any], Any]) -> Show | None:
     if show is None:
         return None
     return lambda values: None if values is None else all_of(show, values)
+
+
+class Response(Schema):
+    """A response body: a later version may add fields, so clients skip what they do not know.
+
+    ``renderer`` says where a field's value comes from.
+    """
+
+    class Meta:
+        unknown = EXCLUDE
+
+    @classmethod
+    def render(cls, row: Any) -> dict[str, Any]:
+        """The answer that shows ``row``, ready to be written as JSON."""
+        return _compiled(cls)(row)
+
+
+@cache
+def _compiled(schema: type[Schema]) -> Callable[[Any], dict[str, Any]]:
+    return renderer(schema())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from .base import Base, Response, job_type_text, length
+from .base import job_type_text, length
 from .fields import Time, Word
+from .loading import Base
+from .rendering import Response
 
 
 class StatsQuery(Base):

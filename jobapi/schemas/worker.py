@@ -7,9 +7,11 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..rules.jobs import JobStatus, Outcome
-from .base import MAX_SECONDS, MAX_TEXT, Base, Response, between, job_type_text, length, percent
+from .base import MAX_SECONDS, MAX_TEXT, between, job_type_text, length, percent
 from .fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
+from .loading import Base
+from .rendering import Response
 
 MAX_REPORTS = 100
 """How many reports a request may carry."""

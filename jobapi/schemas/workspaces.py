@@ -7,8 +7,10 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..rules.roles import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
-from .base import Base, Pagination, Response, between, job_type_text, length
+from .base import Pagination, between, job_type_text, length
 from .fields import Choice, Pattern, Text, Time, Whole
+from .loading import Base
+from .rendering import Response
 
 
 def _name(**kw: Any) -> Text:

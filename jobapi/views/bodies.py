@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import marshmallow
-import orjson
 from flask import current_app, request
 from webargs import core
 from webargs.flaskparser import FlaskParser
@@ -19,7 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_content_length
 
 from .. import errors
-from ..schemas.fields import MAX_PATHS, MORE, Time, wrong_path
+from ..schemas.fields import MAX_PATHS, Time, wrong_path
 from ..schemas.worker import MAX_REPORTS, Lease, Report
 
 MAX_DEPTH = 64
@@ -30,53 +28,18 @@ MERGE_PATCH = "application/merge-patch+json"
 _REPORT_FIELDS = Report().fields.keys()
 _LEASE_FIELDS = Lease().fields.keys()
 _JSON = "application/json"
+_Read = Callable[[str], Any]
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse a body so strictly that both databases keep what comes out of it.
+    """Parse a body so strictly that both databases can keep the value.
 
-    Raises ``MalformedJson`` for what is not JSON, and for what is but no
-    database column takes: NaN, numbers out of range, U+0000, lone surrogates,
-    nesting deeper than ``MAX_DEPTH``.
+    Raises ``MalformedJson`` for what is not JSON, and for what no database column takes: NaN,
+    numbers out of range, U+0000, lone surrogates, nesting deeper than ``MAX_DEPTH``.
     """
-    # The fast parser refuses all of these but for bad characters, which need an
-    # escape, large integers and some depth. What either is in doubt about, the
-    # strict one judges, and gives the reason.
-    if not _DOUBTFUL.search(data):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            value = orjson.loads(data)
-            if data.count(b"[") + data.count(b"{") <= MAX_DEPTH or not _is_deep(value):
-                return value
-    return _parse_strictly(data)
-
-
-_DOUBTFUL = re.compile(rb"\\u|[0-9]{19}")
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        level = [
-            below
-            for item in level
-            for below in (item.values() if isinstance(item, dict) else item)
-            if isinstance(below, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _parse_strictly(data: bytes) -> Any:
     try:
         text = data.decode("utf-8")
-        value = json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_no_constant
-        )
-        # What cannot be wrong need not be walked through: only an escape can
-        # be a bad character, only many brackets can be deep.
-        if "\\u" in text or text.count("[") + text.count("{") > MAX_DEPTH:
-            _check_values(value)
+        value = _loads(text)
     except UnicodeDecodeError:
         raise errors.MalformedJson("The body is not UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -85,10 +48,30 @@ def _parse_strictly(data: bytes) -> Any:
         ) from None
     except RecursionError:
         raise errors.MalformedJson(_TOO_DEEP) from None
+    # Most bodies need no walk through their values: only an escape can be a bad character, and
+    # only many brackets can be deep.
+    if "\\u" in text:
+        _check_values(value)
+    elif text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
     return value
 
 
 _TOO_DEEP = f"The body is nested more than {MAX_DEPTH} levels deep."
+_CONTAINERS = {dict, list}
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            below
+            for item in level
+            for below in (item.values() if type(item) is dict else item)
+            if type(below) in _CONTAINERS
+        ]
+    if level:
+        raise errors.MalformedJson(_TOO_DEEP)
 
 
 class Unkept(dict[str, Any]):
@@ -116,17 +99,12 @@ def parse_reports(data: bytes) -> Any:
 def _parse_with_errors(data: bytes) -> Any:
     """Parse JSON in which a number that cannot be kept becomes its error; None if it is no JSON."""
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            parse_int=_or_error(_integer),
-            parse_float=_or_error(_number),
-            parse_constant=_or_error(_no_constant),
-        )
+        return _loads(data.decode("utf-8"), _or_error)
     except (ValueError, RecursionError):
         return None
 
 
-def _or_error(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _or_error(read: _Read) -> _Read:
     # One error for each reason: there may be as many numbers as fit into a body.
     known: dict[str, errors.MalformedJson] = {}
 
@@ -163,6 +141,15 @@ def _why_not_kept(value: Any) -> str | None:
     except errors.MalformedJson as error:
         return error.detail
     return None
+
+
+def _loads(text: str, wrap: Callable[[_Read], _Read] = lambda read: read) -> Any:
+    return json.loads(
+        text,
+        parse_int=wrap(_integer),
+        parse_float=wrap(_number),
+        parse_constant=wrap(_no_constant),
+    )
 
 
 def _integer(text: str) -> int:
@@ -375,20 +362,14 @@ def _check_content_type(mimetype: str, *accepted: str) -> None:
 def refusal(messages: Any) -> errors.ValidationFailed:
     """The error for marshmallow's nested messages: one list per field, named by its dotted path."""
     flat: dict[str, list[str]] = {}
-    return errors.ValidationFailed(flat, more=_flatten(messages, "", flat))
+    _flatten(messages, "", flat)
+    return errors.ValidationFailed(flat)
 
 
-def _flatten(messages: Any, path: str, flat: dict[str, list[str]]) -> int:
-    """Put the messages into ``flat``; returns how many more there are that are only counted."""
-    if isinstance(messages, str | list):
+def _flatten(messages: Any, path: str, flat: dict[str, list[str]]) -> None:
+    if not isinstance(messages, Mapping):
         texts = [messages] if isinstance(messages, str) else map(str, messages)
         flat.setdefault(path or "body", []).extend(texts)
-        return 0
-    more = 0
+        return
     for key, value in messages.items():
-        if key == MORE and isinstance(value, int):
-            more += value
-            continue
-        below = path if key == "_schema" else f"{path}.{key}" if path else str(key)
-        more += _flatten(value, below, flat)
-    return more
+        _flatten(value, path if key == "_schema" else f"{path}.{key}" if path else str(key), flat)

@@ -197,7 +197,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
         try:
             if isinstance(raw, Unkept):
                 raise ValidationError(dict[str, Any](raw.wrong))
-            reports.append(_REPORT.load_one(raw))
+            reports.append(_REPORT.load(raw))
             answers.append({})
         except ValidationError as error:
             problem = refusal(error.messages)
