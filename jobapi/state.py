@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .background.event_streams import Streams
-from .background.long_polling import WaitingRoom
+from .background.long_polling import Waiters
 from .background.maintenance import Maintenance
 from .background.periodic_tasks import periodic_tasks
 from .config import SERVED_BY, ConfigError, Settings
@@ -62,6 +62,9 @@ class State:
     maintain: bool = False
     """Whether the processes that serve have the maintenance's thread."""
 
+    is_stopping: Callable[[], bool] = lambda: False
+    """Whether this process is about to stop; ``jobapi serve`` asks gunicorn."""
+
     wrote_at: float = float("-inf")
     """When ``/health/ready`` last wrote to the database, on ``time.monotonic``'s clock."""
 
@@ -73,16 +76,20 @@ class State:
 
     def __post_init__(self, frame: Callable[[Any, str], bytes]) -> None:
         self._measures = self.settings.metrics_token is not None
-        self.room = WaitingRoom(
+        self.server_threads = self.settings.server_threads
+        self.waiters = Waiters(
             lambda: self.engine,
-            limit=self.settings.server_threads // 2,
+            limit=lambda: self.server_threads // 2,
             listen=self.settings.listen_enabled,
             listen_engine=lambda: self.listen_engine,
+            is_closing=lambda: self.is_stopping(),
+            on_change=self._count_waiting,
         )
         self.streams = Streams(lambda: self.engine, frame, limit=self.settings.max_streams)
         self.streams.count = self._count_streams
+        self.streams.closing = lambda: self.is_stopping()
         self.maintenance = Maintenance(
-            lambda: self.engine, periodic_tasks(self.backoff, self.tell, self.room.announce)
+            lambda: self.engine, periodic_tasks(self.backoff, self.tell, self.waiters.announce)
         )
 
     def close(self) -> None:
@@ -90,7 +97,7 @@ class State:
 
         The operating system closes what is still open when the process ends.
         """
-        self.room.close()
+        self.waiters.close()
         if self._engine is not None:
             self._engine.dispose()
 
@@ -161,6 +168,10 @@ class State:
         """Count the jobs whose leases, or time, had run out."""
         if self.metrics is not None:
             self.metrics.reaped(reaped)
+
+    def _count_waiting(self, more: int) -> None:
+        if self.metrics is not None:
+            self.metrics.waiting.inc(more)
 
     def _count_streams(self, more: int) -> None:
         if self.metrics is not None:

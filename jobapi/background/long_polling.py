@@ -1,17 +1,18 @@
 """Long polling: claims that found nothing wait, with one watcher in each process.
 
-A waiting caller holds a seat and no connection. One of the waiters is the
+A waiting claim holds a thread of the server and no connection. One of the waiters is the
 watcher: it listens to the announcements of other processes (Postgres), and every
-``POLL_SECONDS`` it looks for jobs that have become due. When the watcher leaves, another
+``POLL_SECONDS`` it asks for jobs that have become due. When the watcher leaves, another
 waiter takes over.
 
-Of the waiters for the same jobs, one at a time may claim. If it gets a job, it
-wakes the next one, so a single job does not wake all of them.
+Waiters for the same jobs share a topic. When a topic may have a job, it is ready, and one
+waiter may claim. If that waiter gets a job, it makes the topic ready again, so the next one
+tries. Example: four waiters for workspace 1, and one job is created. One of them claims it;
+the next one claims nothing; the other two sleep on.
 
-A process announces a workspace at most once in ``ANNOUNCE_SECONDS``, because each
-NOTIFY makes commits wait. No job is missed: an unannounced change happens within
-that time after an announced one, so each listener looks once more when the time
-is over.
+A process announces a workspace at most once in ``ANNOUNCE_SECONDS``, because each NOTIFY
+delays commits. No job is missed: a job that was not announced was created within that time
+after an announcement, so each listener asks once more when the time is over.
 """
 
 from __future__ import annotations
@@ -27,153 +28,205 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Condition
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..services import queue
-from ..services.queue import Wish
+from ..services.queue import Topic
 from ..store.faults import FaultLog
+
+T = TypeVar("T")
 
 CHANNEL = "jobapi_jobs"
 POLL_SECONDS = 0.75
 ANNOUNCE_SECONDS = 0.05
 """A process announces a workspace at most once in this time."""
 
-AGAIN_SECONDS = ANNOUNCE_SECONDS + 0.003
-"""How long after an announcement a listener looks once more."""
+ASK_AGAIN_SECONDS = ANNOUNCE_SECONDS + 0.003
+"""How long after an announcement a listener asks once more."""
 
 LISTEN_AGAIN_SECONDS = 30
-SEAT_SECONDS = 2.0
-"""How long a waiter at least keeps its seat if another workspace has none."""
+"""How long after a failure the next attempt to listen follows."""
 
-MANY_WORKSPACES = 10_000
+KEEP_SECONDS = 2.0
+"""How long a waiter at least may wait if another workspace has no waiter."""
+
+MAX_WORKSPACES = 10_000
 """How many workspaces a process remembers the last announcements of."""
 
 logger = logging.getLogger("jobapi")
 
 
-def wish(workspace_id: int, job_types: Sequence[str] | None) -> Wish:
-    """What a claim waits for."""
+def topic(workspace_id: int, job_types: Sequence[str] | None) -> Topic:
+    """What a claim waits for: jobs of a workspace, of these types or of all."""
     return workspace_id, None if job_types is None else tuple(sorted(set(job_types)))
 
 
 @dataclass(eq=False)
-class Seat:
-    """The seat of one waiter; ``ended`` if another workspace has taken it."""
+class Waiter:
+    """One waiting claim."""
 
-    wanted: Wish
+    topic: Topic
+
     since: float
+    """When it began to wait, on the waiters' clock."""
+
     ended: bool = False
+    """Whether a waiter of another workspace has taken its place."""
 
     @property
     def workspace_id(self) -> int:
-        """The workspace that holds it."""
-        return self.wanted[0]
+        """The workspace of the claim."""
+        return self.topic[0]
 
 
-class WaitingRoom:
-    """The waiters of this process, ``limit`` at most.
+class Waiters:
+    """The waiting claims of this process, at most ``limit()`` at a time.
 
-    ``clock`` is in seconds, as ``time.monotonic``.
+    ``is_closing`` says whether the process is about to stop; then all waits end. ``on_change``
+    is told how many claims more, or fewer, wait. ``clock`` is in seconds, as
+    ``time.monotonic``.
     """
 
     def __init__(
         self,
         engine: Callable[[], Engine],
         *,
-        limit: int,
+        limit: Callable[[], int],
         listen: bool,
         listen_engine: Callable[[], Engine] | None = None,
+        is_closing: Callable[[], bool] = lambda: False,
+        on_change: Callable[[int], None] = lambda more: None,
+        poll_seconds: float = POLL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit = limit
-        self.closing: Callable[[], bool] = lambda: False
         self._engine = engine
+        self._limit = limit
         self._listen = listen
         self._listen_engine = listen_engine or engine
+        self._is_closing = is_closing
+        self._on_change = on_change
+        self._poll_seconds = poll_seconds
         self._clock = clock
+        self._closed = False
         self._changed = Condition()
-        # The oldest first, without those that have ended.
-        self._seats: dict[Seat, None] = {}
-        self._wishes: Counter[Wish] = Counter()
-        self._turns: set[Wish] = set()
+        self._waiters: dict[Waiter, None] = {}
+        """In the order in which they came; those that have ended are not among them."""
+        self._topics: Counter[Topic] = Counter()
+        """How many claims wait for each topic, those that have ended included."""
+        self._ready: set[Topic] = set()
+        """The topics that may have a job: one waiter of each may claim."""
         self._wake: socket.socket | None = None
+        """A byte sent here wakes the watcher; None while there is no watcher."""
         self._poll_at = 0.0
-        self._again_at: dict[int, float] = {}
-        self._announced: dict[int, float] = {}
+        self._ask_again_at: dict[int, float] = {}
+        """When to ask once more for the jobs of a workspace that was announced."""
+        self._announced_at: dict[int, float] = {}
+        """When this process last announced a workspace."""
         self._id = secrets.token_hex(4)
         self._listener: Any = None
-        self._listen_again = 0.0
-        self._log = FaultLog("looking for jobs")
+        self._listen_again_at = 0.0
+        self._log = FaultLog("the poll for jobs")
 
-    def enter(self, wanted: Wish) -> Seat | None:
-        """Take a seat, to be left with ``leave``; None where there is none for the workspace.
+    def __len__(self) -> int:
+        return len(self._waiters)
 
-        Seats are shared between workspaces: where all are taken, the workspace with
-        the most gives one up for a workspace with fewer, that of its waiter who has
-        waited longest.
+    def retry(
+        self,
+        topic: Topic,
+        deadline: float,
+        is_gone: Callable[[], bool],
+        claim: Callable[[], T | None],
+    ) -> T | None:
+        """Wait for jobs, and repeat ``claim`` whenever there may be one, until it returns some.
+
+        Returns None at the deadline (on the clock), when no more claims may wait, and when
+        ``is_gone`` says that the caller has closed the connection.
+        """
+        waiter = self.join(topic)
+        if waiter is None:
+            return None
+        self._on_change(1)
+        try:
+            while self.wait(waiter, deadline, is_gone):
+                got_none = False
+                try:
+                    claimed = claim()
+                    got_none = claimed is None
+                finally:
+                    # After a job or an error, there may be a job for the next waiter.
+                    if not got_none:
+                        self._make_ready({topic})
+                if claimed is not None:
+                    return claimed
+            return None
+        finally:
+            self.leave(waiter)
+            self._on_change(-1)
+
+    def join(self, topic: Topic) -> Waiter | None:
+        """Add a waiter, to be removed with ``leave``; None if its workspace may have no more.
+
+        Workspaces share the places. If all are taken, the workspace with the most waiters
+        gives one up for a workspace with fewer: the waiter that has waited longest ends.
         """
         with self._changed:
             now = self._clock()
-            if len(self._seats) >= self.limit and not self._free(wanted[0], now):
+            if len(self._waiters) >= self._limit() and not self._make_room(topic[0], now):
                 return None
-            if not self._wishes:
-                # It looks for jobs itself; other wishes have no waiter yet.
-                self._poll_at = now + POLL_SECONDS
-            seat = Seat(wanted, now)
-            self._seats[seat] = None
-            self._wishes[wanted] += 1
-            # Jobs that came since it looked have woken no waiter.
-            self._turns.add(wanted)
-            return seat
+            if not self._topics:
+                # The claim itself has just looked for jobs; there are no other topics.
+                self._poll_at = now + self._poll_seconds
+            waiter = Waiter(topic, now)
+            self._waiters[waiter] = None
+            self._topics[topic] += 1
+            # A job created since the claim has woken no waiter.
+            self._ready.add(topic)
+            return waiter
 
-    def _free(self, workspace_id: int, now: float) -> bool:
-        held = Counter(seat.workspace_id for seat in self._seats)
+    def _make_room(self, workspace_id: int, now: float) -> bool:
+        held = Counter(waiter.workspace_id for waiter in self._waiters)
         most, mine = max(held.values(), default=0), held[workspace_id]
         if mine == most:
             return False
-        oldest = next(seat for seat in self._seats if held[seat.workspace_id] == most)
-        if most == mine + 1 and (mine or now - oldest.since < SEAT_SECONDS):
-            # It would only be the other way round then.
+        oldest = next(each for each in self._waiters if held[each.workspace_id] == most)
+        if most == mine + 1 and (mine or now - oldest.since < KEEP_SECONDS):
+            # The workspaces would only change places.
             return False
         oldest.ended = True
-        del self._seats[oldest]
-        self._stir()
+        del self._waiters[oldest]
+        self._notify()
         return True
 
-    def leave(self, seat: Seat) -> None:
-        """Wait no longer."""
+    def leave(self, waiter: Waiter) -> None:
+        """Remove a waiter."""
         with self._changed:
-            self._seats.pop(seat, None)
-            self._wishes[seat.wanted] -= 1
-            if not self._wishes[seat.wanted]:
-                del self._wishes[seat.wanted]
-                self._turns.discard(seat.wanted)
-            self._stir()
+            self._waiters.pop(waiter, None)
+            self._topics[waiter.topic] -= 1
+            if not self._topics[waiter.topic]:
+                del self._topics[waiter.topic]
+                self._ready.discard(waiter.topic)
+            self._notify()
 
-    def call(self, wanted: Wish) -> None:
-        """Give the turn to another: there was something, so that there may be more."""
-        self._give_turns({wanted})
+    def wait(self, waiter: Waiter, deadline: float, is_gone: Callable[[], bool]) -> bool:
+        """Wait until the waiter may claim; False at the deadline, when it has ended or is gone.
 
-    def wait(self, seat: Seat, deadline: float, is_gone: Callable[[], bool]) -> bool:
-        """Wait for the turn to claim; False at the deadline, when the seat has ended, or when gone.
-
-        ``deadline`` is on ``clock``.
+        ``deadline`` is on the clock.
         """
         while True:
-            if is_gone() or self.closing():
+            if is_gone() or self._closed or self._is_closing():
                 return False
             with self._changed:
-                if seat.wanted in self._turns:
-                    self._turns.remove(seat.wanted)
+                if waiter.topic in self._ready:
+                    self._ready.remove(waiter.topic)
                     return True
                 left = deadline - self._clock()
-                if left <= 0 or seat.ended:
+                if left <= 0 or waiter.ended:
                     return False
-                pause = min(left, POLL_SECONDS)
+                pause = min(left, self._poll_seconds)
                 if self._wake is not None:
                     self._changed.wait(pause)
                     continue
@@ -190,33 +243,33 @@ class WaitingRoom:
                 woken.close()
 
     def announce(self, connection: Connection, workspace_id: int) -> None:
-        """Say that a workspace has a job to be done; to be called after the commit.
+        """Tell the waiters of all processes that a workspace has a due job, after the commit.
 
-        Never fails: those who wait find out by themselves a little later.
+        Never fails: without an announcement the waiters find the job a little later.
         """
         with self._changed:
-            here = {wanted for wanted in self._wishes if wanted[0] == workspace_id}
+            here = {topic for topic in self._topics if topic[0] == workspace_id}
         if here:
-            self._give_turns(here)
+            self._make_ready(here)
         if not self._listen or connection.dialect.name != "postgresql":
             return
         now = self._clock()
-        if now - self._announced.get(workspace_id, -1.0) < ANNOUNCE_SECONDS:
+        if now - self._announced_at.get(workspace_id, -1.0) < ANNOUNCE_SECONDS:
             return
-        if len(self._announced) > MANY_WORKSPACES:
-            self._announced.clear()
-        self._announced[workspace_id] = now
+        if len(self._announced_at) > MAX_WORKSPACES:
+            self._announced_at.clear()
+        self._announced_at[workspace_id] = now
         try:
             connection.execute(select(func.pg_notify(CHANNEL, f"{workspace_id} {self._sender()}")))
         except SQLAlchemyError:
-            # What was not said must not stand for what comes next.
-            self._announced.pop(workspace_id, None)
+            # The next announcement must not be held back for one that was not sent.
+            self._announced_at.pop(workspace_id, None)
 
     def close(self) -> None:
         """End all waits, and close the connection that listens."""
-        self.closing = lambda: True
+        self._closed = True
         with self._changed:
-            self._stir()
+            self._notify()
             listener, self._listener = self._listener, None
         if listener is not None:
             with contextlib.suppress(psycopg.Error):
@@ -226,64 +279,64 @@ class WaitingRoom:
         # Processes that are forked share the id.
         return f"{self._id}-{os.getpid()}"
 
-    def _give_turns(self, wishes: Collection[Wish]) -> None:
+    def _make_ready(self, topics: Collection[Topic]) -> None:
         with self._changed:
-            self._turns.update(wanted for wanted in wishes if wanted in self._wishes)
-            self._stir()
+            self._ready.update(topic for topic in topics if topic in self._topics)
+            self._notify()
 
-    def _stir(self) -> None:
-        """Wake all who wait, the watcher too; to be called with the lock held."""
+    def _notify(self) -> None:
+        """Wake all waiters, the watcher too; call it with the lock held."""
         self._changed.notify_all()
         if self._wake is not None:
             with contextlib.suppress(OSError):
                 self._wake.send(b"x")
 
     def _watch(self, seconds: float, woken: socket.socket) -> None:
-        """Listen for so long at most, or until woken; then ask for what is due."""
+        """Listen until woken, for so many seconds at most; then ask for due jobs."""
         engine = self._engine()
         listens = self._listen and engine.dialect.driver == "psycopg"
         with self._changed:
-            until = min([self._poll_at, *self._again_at.values()])
+            until = min([self._poll_at, *self._ask_again_at.values()])
         pause = max(0.0, min(seconds, until - self._clock()))
-        heard = self._hear(pause, woken, listens=listens)
-        wishes = self._due(heard, self._clock())
-        if not wishes:
+        announced = self._hear(pause, woken, listens=listens)
+        topics = self._to_ask(announced, self._clock())
+        if not topics:
             return
         try:
             with engine.connect() as connection:
-                found: Collection[Wish] = queue.claimable(connection, wishes)
+                found: Collection[Topic] = queue.claimable(connection, topics)
             self._log.worked()
         except SQLAlchemyError as error:
             self._log.failed(error)
             return
-        self._give_turns(found)
+        self._make_ready(found)
 
-    def _due(self, heard: Iterable[int], now: float) -> list[Wish]:
-        """Give turns for what was heard of; returns which wishes to ask for now."""
+    def _to_ask(self, announced: Iterable[int], now: float) -> list[Topic]:
+        """Make the topics of announced workspaces ready; returns the topics to ask for now."""
         with self._changed:
-            announced = set(heard)
-            if announced:
-                self._turns.update(wanted for wanted in self._wishes if wanted[0] in announced)
-                self._stir()
-            again = {w for w, at in self._again_at.items() if at <= now} - announced
+            heard = set(announced)
+            if heard:
+                self._ready.update(topic for topic in self._topics if topic[0] in heard)
+                self._notify()
+            again = {w for w, at in self._ask_again_at.items() if at <= now} - heard
             for workspace_id in again:
-                del self._again_at[workspace_id]
-            if len(self._again_at) > MANY_WORKSPACES:
-                self._again_at.clear()
-            # What the same process says within the time after that is not announced.
-            self._again_at.update(dict.fromkeys(announced, now + AGAIN_SECONDS))
+                del self._ask_again_at[workspace_id]
+            if len(self._ask_again_at) > MAX_WORKSPACES:
+                self._ask_again_at.clear()
+            # The sender does not announce what it creates within this time.
+            self._ask_again_at.update(dict.fromkeys(heard, now + ASK_AGAIN_SECONDS))
             if now >= self._poll_at:
-                self._poll_at = now + POLL_SECONDS
-                return list(self._wishes)
-            return [wanted for wanted in self._wishes if wanted[0] in again]
+                self._poll_at = now + self._poll_seconds
+                return list(self._topics)
+            return [topic for topic in self._topics if topic[0] in again]
 
     def _hear(self, seconds: float, woken: socket.socket, *, listens: bool) -> set[int]:
         """The workspaces that other processes announce within so many seconds."""
         listener = self._listener
-        if listens and listener is None and self._clock() >= self._listen_again:
+        if listens and listener is None and self._clock() >= self._listen_again_at:
             self._listener = self._new_listener()
             if self._listener is not None:
-                # What came before has been announced to others only.
+                # Earlier announcements went to others only.
                 self._poll_at = 0.0
                 return set()
         try:
@@ -294,19 +347,19 @@ class WaitingRoom:
                 selector.select(seconds)
             if listener is None:
                 return set()
-            return self._of_others(listener.notifies(timeout=0))
+            return self._from_others(listener.notifies(timeout=0))
         except psycopg.Error:
             self._drop_listener()
             return set()
 
-    def _of_others(self, notices: Iterable[Any]) -> set[int]:
-        heard = set()
+    def _from_others(self, notices: Iterable[Any]) -> set[int]:
+        announced = set()
         for notice in notices:
             workspace_id, _, sender = notice.payload.partition(" ")
-            # Its own waiters a process calls itself.
+            # The sender has woken its own waiters already.
             if workspace_id.isdigit() and sender != self._sender():
-                heard.add(int(workspace_id))
-        return heard
+                announced.add(int(workspace_id))
+        return announced
 
     def _new_listener(self) -> Any:
         try:
@@ -321,13 +374,13 @@ class WaitingRoom:
     def _connect(self) -> Any:
         pooled = self._listen_engine().raw_connection()
         listener = pooled.driver_connection
-        # Out of the pool: it stays as long as the process.
+        # Taken out of the pool: it stays as long as the process.
         pooled.detach()
         return listener
 
     def _drop_listener(self) -> None:
-        logger.warning("cannot listen for jobs; looking for them instead", exc_info=True)
-        self._listen_again = self._clock() + LISTEN_AGAIN_SECONDS
+        logger.warning("cannot listen for jobs; polling for them instead", exc_info=True)
+        self._listen_again_at = self._clock() + LISTEN_AGAIN_SECONDS
         if self._listener is not None:
             with contextlib.suppress(psycopg.Error):
                 self._listener.close()

@@ -128,7 +128,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
     state = _state()
     app, settings = state.app, state.settings
-    state.room.limit = threads // 2
+    state.server_threads = threads
 
     class ServingWorker(Worker):
         live_path = f"{state.url_prefix}/health/live"
@@ -143,7 +143,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
             with suppress(OSError):
                 os.makedirs(folder, 0o700, exist_ok=True)
         # Those who wait for jobs are not waited for when the process shall end.
-        state.room.closing = state.streams.closing = lambda: not worker.alive
+        state.is_stopping = lambda: not worker.alive
         if state.maintain:
             state.maintenance.start()
 

@@ -60,8 +60,8 @@ MAX_CLAIMED = 100
 REAP_AT_ONCE = 500
 """How many jobs one round of reaping takes at most."""
 
-Wish = tuple[int, tuple[str, ...] | None]
-"""What a claim asks for: a workspace, and job types or all."""
+Topic = tuple[int, tuple[str, ...] | None]
+"""What a claim waits for: jobs of a workspace, of some types or (None) of all."""
 
 _ENDED_BY = {
     JobStatus.FAILED: (Outcome.FAILED,),
@@ -244,13 +244,13 @@ def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
     return OneOf(jobs.c.job_type, bindparam("types", type_=Texts))
 
 
-def claimable(session: Executor, wishes: Collection[Wish]) -> set[Wish]:
-    """The wishes for which a claim would find a job now. One statement.
+def claimable(session: Executor, topics: Collection[Topic]) -> set[Topic]:
+    """The topics for which a claim would find a job now. One statement.
 
     It reads one index entry for each workspace and job type among them, however
-    many callers have the same wish.
+    many callers wait for the same topic.
     """
-    parts = {each: [(each[0], name) for name in _names(each[1])] for each in wishes}
+    parts = {each: [(each[0], name) for name in _names(each[1])] for each in topics}
     wanted = set(chain.from_iterable(parts.values()))
     if not wanted:
         return set()

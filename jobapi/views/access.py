@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flask import g, request
 from sqlalchemy import Connection, and_, bindparam, select
@@ -34,6 +34,8 @@ from ..store.transactions import once_more
 from .base import View, state
 from .bodies import read_body
 from .problems import RaisedByHost
+
+T = TypeVar("T")
 
 NUMBERS = frozenset({"workspace_id", "user_id", "key_id", "operation_id"})
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}")
@@ -138,24 +140,9 @@ def guard(
     workspace 404, no member 403, role too low 403, an unknown job 404.
     """
 
-    def decorator(view: View) -> View:
-        def answer(connection: Connection, identity: Identity, url: dict[str, Any]) -> Any:
-            workspace_id = url.get("workspace_id")
-            caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
-            g.jobapi_caller = caller.name
-            if caller.key_id is not None and (admin or not keys):
-                raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
-            if admin and not caller.is_admin:
-                raise errors.AdministratorOnly("Only an administrator may do this.")
-            caller.check_role(lease_role if lease_role and lease_token() else role)
-            if job is not None and (
-                caller.job is None
-                or caller.job.job_id is None
-                or (caller.job_types is not None and caller.job.job_type not in caller.job_types)
-            ):
-                raise not_found()
-            return view(caller, **url)
+    access = _Access(role, job, admin, keys, lease_role)
 
+    def decorator(view: View) -> View:
         @wraps(view)
         def guarded(**url: Any) -> Any:
             identity = identify()
@@ -169,8 +156,7 @@ def guard(
                     raise
             for name in NUMBERS & url.keys():
                 url[name] = _number(url[name])
-            with connect() as connection:
-                return again_if_read_only(connection, lambda: answer(connection, identity, url))
+            return _with_access(access, identity, url, lambda caller: view(caller, **url))
 
         apidoc = guarded.__dict__["_apidoc"] = {**view.__dict__.get("_apidoc", {})}
         apidoc["jobapi"] = {
@@ -182,6 +168,55 @@ def guard(
         return guarded
 
     return decorator
+
+
+class _Access(NamedTuple):
+    """What is required of a caller; the arguments of ``guard``."""
+
+    role: Role | None = None
+    job: str | None = None
+    admin: bool = False
+    keys: bool = True
+    lease_role: Role | None = None
+
+
+def with_access(role: Role, workspace_id: int, act: Callable[[Caller], T]) -> T:
+    """Check the access of this request's caller again, and act on a connection of its own.
+
+    For a view that has waited: the role may have been revoked meanwhile. Raises as ``guard``.
+    """
+    url = {"workspace_id": workspace_id}
+    return _with_access(_Access(role), identify(), url, act)
+
+
+def _with_access(
+    access: _Access, identity: Identity, url: Mapping[str, Any], act: Callable[[Caller], T]
+) -> T:
+    def checked() -> T:
+        return act(_check(connection, access, identity, url))
+
+    with connect() as connection:
+        return again_if_read_only(connection, checked)
+
+
+def _check(
+    connection: Connection, access: _Access, identity: Identity, url: Mapping[str, Any]
+) -> Caller:
+    workspace_id, job = url.get("workspace_id"), access.job
+    caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
+    g.jobapi_caller = caller.name
+    if caller.key_id is not None and (access.admin or not access.keys):
+        raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
+    if access.admin and not caller.is_admin:
+        raise errors.AdministratorOnly("Only an administrator may do this.")
+    caller.check_role(access.lease_role if access.lease_role and lease_token() else access.role)
+    if job is not None and (
+        caller.job is None
+        or caller.job.job_id is None
+        or (caller.job_types is not None and caller.job.job_type not in caller.job_types)
+    ):
+        raise not_found()
+    return caller
 
 
 def _number(text: str) -> int:
@@ -212,17 +247,19 @@ def connect(*, sure: bool = False) -> Connection:
     return connection
 
 
-def again_if_read_only(connection: Connection, ask: Callable[[], Any]) -> Any:
+def again_if_read_only(connection: Connection, ask: Callable[[], T]) -> T:
     """Ask, and again on another connection where the database refused to be written to.
 
     Nothing was written on the first one, and it has been dropped: the database may be writable
-    by now, or another server may have taken over.
+    by now, or another server may have taken over. What has closed the connection is not asked
+    again.
     """
     try:
         return ask()
     except DBAPIError as error:
         fault = judge(error)
-        if fault is None or not fault.read_only or not error.connection_invalidated:
+        again = fault is not None and fault.read_only and error.connection_invalidated
+        if not again or connection.closed:
             raise
     connection.rollback()
     return ask()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from flask import Response, current_app, request
 
 from ..background.event_streams import Stream, Streams, position_of
+from ..background.server_socket import give_up, plain_socket, response_head, take_over
 from ..errors import TooManyRequests, Unavailable
 from ..rules.roles import Role
 from ..schemas import events as schemas
@@ -115,7 +115,7 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
         position = (
             events.resume(connection, given) if given else events.begin(connection, workspace_id)
         )
-    sock = _socket()
+    sock = plain_socket(request.environ)
     most = streams.limit if sock else min(streams.limit, _threads_for_streams())
     if not most:
         raise Unavailable(
@@ -155,14 +155,8 @@ def _threads_for_streams() -> int:
     """
     if not request.environ.get("wsgi.multithread"):
         return 0
-    threads = state().settings.server_threads
+    threads = state().server_threads
     return min(max(1, threads // 4), threads - threads // 2 - 1)
-
-
-def _socket() -> socket.socket | None:
-    """The connection itself, where gunicorn lets us have it."""
-    sock = request.environ.get("gunicorn.socket")
-    return sock if type(sock) is socket.socket else None
 
 
 def _first(position: Position) -> bytes:
@@ -192,14 +186,9 @@ def _taken_over(
     streams: Streams, stream: Stream, first: bytes, response: Response, sock: socket.socket
 ) -> Iterator[bytes]:
     yield from ()  # not before the server has asked for the body
-    # The connection is taken out of the server's hands, so that no thread of its
-    # own has to look after it. To the server it has been closed.
-    lines = [f"HTTP/1.1 {response.status}", *(f"{k}: {v}" for k, v in response.headers)]
-    if stream.chunked:
-        lines.append("Transfer-Encoding: chunked")
-    head = "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
-    streams.add(socket.socket(fileno=sock.detach()), stream, head=head, first=first)
-    raise ConnectionResetError(errno.ECONNRESET, "the stream goes on elsewhere")
+    head = response_head(response.status, response.headers, chunked=stream.chunked)
+    streams.add(take_over(sock), stream, head=head, first=first)
+    give_up()
 
 
 def frame(row: Any, position: str) -> bytes:

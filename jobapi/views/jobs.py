@@ -147,7 +147,7 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
         return schemas.Job.render(row)
 
     answer, headers = replayable(caller, workspace_id, "create_job", body, create)
-    state().room.announce(caller.connection, workspace_id)
+    state().waiters.announce(caller.connection, workspace_id)
     url = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=answer["job_id"])
     return json_response(answer, 201, {**etag(1), **url, **headers})
 
@@ -214,7 +214,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     answer, headers = replayable(
         caller, workspace_id, "create_jobs", body, create, keep=keep, again=again
     )
-    state().room.announce(caller.connection, workspace_id)
+    state().waiters.announce(caller.connection, workspace_id)
     return json_response(answer, 201, headers)
 
 
@@ -360,7 +360,7 @@ def _report(
 
 def _put_back(caller: Caller, row: AnyRow) -> Any:
     if row.status == JobStatus.PENDING:
-        state().room.announce(caller.connection, row.workspace_id)
+        state().waiters.announce(caller.connection, row.workspace_id)
     return tagged(row)
 
 

@@ -104,7 +104,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 
     answer, headers = replayable(caller, workspace_id, "create_operation", body, create)
     if action is Action.RETRY:
-        state().room.announce(caller.connection, workspace_id)
+        state().waiters.announce(caller.connection, workspace_id)
     url = location(
         "jobapi-operations.get_operation",
         workspace_id=workspace_id,

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import random
-import select
-import socket
 import time
 from collections.abc import Sequence
-from functools import wraps
+from functools import partial
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response, request
 from marshmallow import ValidationError
 
-from ..background.long_polling import wish
+from ..background.long_polling import topic
+from ..background.server_socket import caller_is_gone
 from ..errors import ValidationFailed
 from ..rules.roles import Role
 from ..schemas import worker as schemas
 from ..services import claims, queue
 from ..store.connections import AnyRow
 from . import examples
-from .access import Caller, guard
-from .base import View, json_response, state, to_json
+from .access import Caller, guard, with_access
+from .base import json_response, state, to_json
 from .blueprints import Blueprint
 from .bodies import Unkept, refusal
 from .jobs import JOB, JOBS
@@ -52,70 +51,6 @@ _REPORT = schemas.Report()
 _LEASE = schemas.Lease()
 
 
-def waits(view: View) -> View:
-    """Long-poll an empty claim: repeat it, access check included, when a job may be available."""
-
-    @wraps(view)
-    def waiting(**url: Any) -> Any:
-        deadline = time.monotonic()
-        g.jobapi_wait = None
-        response = view(**url)
-        if g.jobapi_wait is None:
-            return response
-        seconds, wanted = g.jobapi_wait
-        deadline += seconds
-        room = state().room
-        seat = None
-        if seconds and request.environ.get("wsgi.multithread"):
-            seat = room.enter(wanted)
-        if seat is not None:
-            metrics = state().metrics
-            try:
-                if metrics is not None:
-                    metrics.waiting.inc()
-                while room.wait(seat, deadline, caller_is_gone):
-                    g.jobapi_wait = None
-                    found = True
-                    try:
-                        response = view(**url)
-                        found = g.jobapi_wait is None
-                    finally:
-                        if found:
-                            room.call(wanted)
-                    if found:
-                        return response
-            finally:
-                room.leave(seat)
-                if metrics is not None:
-                    metrics.waiting.dec()
-        if time.monotonic() < deadline:
-            # Random, so that claims refused together do not all come back together.
-            response.headers["Retry-After"] = str(_CHANCE.randint(1, RETRY_SECONDS))
-        return response
-
-    return waiting
-
-
-def caller_is_gone() -> bool:
-    """Whether the sender of this request has closed the connection."""
-    environ = request.environ
-    connection: Any = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-    if connection is None:
-        return False
-    try:
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        # Where there is nothing to read a socket may wait in spite of MSG_DONTWAIT: gevent's does.
-        if not poll.poll(0):
-            return False
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except (OSError, ValueError) as error:
-        # A TLS socket takes no flags, so its state is unknown; a closed one has no number.
-        return not isinstance(error, ValueError) or connection.fileno() < 0
-
-
 @blp.operation(
     f"{JOBS}/claim",
     "POST",
@@ -123,7 +58,6 @@ def caller_is_gone() -> bool:
     errors=(404, 409),
     parameters=[IDEMPOTENCY_KEY],
 )
-@waits
 @guard(Role.WORKER)
 @blp.arguments(schemas.Claim, location="optional_json", required=False, example=examples.CLAIM)
 @blp.response(
@@ -142,34 +76,68 @@ def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
     `wait_seconds` the claim waits for a first job; if too many claims wait already,
     it is answered at once, with `Retry-After`.
     """
-    claim = {name: value for name, value in body.items() if value is not None}
-    for job_type in claim.get("job_types", ()):
+    wait_seconds = body.get("wait_seconds") or 0
+    deadline = time.monotonic() + wait_seconds
+    claim = partial(_claim, body=body, workspace_id=workspace_id)
+    response = claim(caller)
+    if response is None and wait_seconds and request.environ.get("wsgi.multithread"):
+        # A waiting claim holds no connection.
+        caller.connection.close()
+        response = state().waiters.retry(
+            topic(workspace_id, _job_types(caller, body)),
+            deadline,
+            lambda: caller_is_gone(request.environ),
+            lambda: with_access(Role.WORKER, workspace_id, claim),
+        )
+    if response is not None:
+        return response
+    # At random, so that claims that were refused together do not all come back together.
+    early = {"Retry-After": str(_CHANCE.randint(1, RETRY_SECONDS))}
+    return _claimed([], early if time.monotonic() < deadline else {})
+
+
+def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response | None:
+    """Claim once; None if there was no job, and a later claim may get one."""
+    for job_type in body.get("job_types") or ():
         caller.check_job_type(job_type)
-    if caller.job_types is not None:
-        claim.setdefault("job_types", caller.job_types)
-    wait_seconds = claim.pop("wait_seconds", 0)
+    wanted = {name: value for name, value in body.items() if value is not None}
+    wanted["job_types"] = _job_types(caller, body)
+    wait_seconds = wanted.pop("wait_seconds", 0)
     key = idempotency_key()
-    who: dict[str, Any] = {"now": caller.now, "by": caller.name}
     rows: Sequence[AnyRow]
     if key is None:
-        token = queue.new_lease_token()
-        rows = queue.claim(caller.connection, workspace_id, lease_token=token, **who, **claim)
+        rows = queue.claim(
+            caller.connection,
+            workspace_id,
+            lease_token=queue.new_lease_token(),
+            now=caller.now,
+            by=caller.name,
+            **wanted,
+        )
     else:
         rows, replayed = claims.claim(
-            caller.connection, workspace_id, key=key, body=body, **who, **claim
+            caller.connection,
+            workspace_id,
+            key=key,
+            body=body,
+            now=caller.now,
+            by=caller.name,
+            **wanted,
         )
         if replayed:
-            # To wait would change nothing: these leases have ended.
+            # The leases of the first claim have ended: waiting would not change that.
             early = {"Retry-After": "1"} if wait_seconds and not rows else {}
             return _claimed(rows, {**REPLAYED, **early})
     metrics = state().metrics
     if rows and metrics is not None:
         metrics.claimed(workspace_id, rows)
-    if not rows:
-        if wait_seconds:
-            state().end_host_reads()
-        g.jobapi_wait = (wait_seconds, wish(workspace_id, claim.get("job_types")))
-    return _claimed(rows, {})
+    if not rows and wait_seconds:
+        state().end_host_reads()
+    return _claimed(rows, {}) if rows else None
+
+
+def _job_types(caller: Caller, body: dict[str, Any]) -> Sequence[str] | None:
+    return body.get("job_types") or caller.job_types
 
 
 def _claimed(rows: Any, headers: dict[str, str]) -> Response:
@@ -222,7 +190,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
             by=caller.name,
         )
         if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
-            state().room.announce(caller.connection, workspace_id)
+            state().waiters.announce(caller.connection, workspace_id)
         results = iter(zip(reports, judged, strict=True))
         for number, answer in enumerate(answers):
             if not answer:

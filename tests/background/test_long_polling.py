@@ -12,13 +12,11 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from flask import Flask
 from sqlalchemy.exc import OperationalError
 
 from jobapi import queue
-from jobapi.background import long_polling as waiting
-from jobapi.background.long_polling import WaitingRoom, wish
-from jobapi.views.worker import caller_is_gone
+from jobapi.background.long_polling import Waiters, topic
+from jobapi.background.server_socket import caller_is_gone
 
 from ..factories import PASSWORD, Desk, World, until
 
@@ -60,17 +58,17 @@ class Patched:
 @pytest.mark.parametrize("wrap", [lambda inner: inner, Patched])
 @pytest.mark.parametrize("name", ["gunicorn.socket", "werkzeug.socket"])
 def test_caller_is_gone_when_the_connection_is_closed_and_not_before(wrap: Any, name: str) -> None:
-    app = Flask("any")
     server, caller = socket.socketpair()
-    with server, app.test_request_context(environ_overrides={name: wrap(server)}):
-        assert not caller_is_gone()
+    environ = {name: wrap(server)}
+    with server:
+        assert not caller_is_gone(environ)
         caller.send(b"the next request")
-        assert not caller_is_gone()
+        assert not caller_is_gone(environ)
         assert server.recv(100) == b"the next request"
         caller.close()
-        assert caller_is_gone()
-    with app.test_request_context(environ_overrides={name: wrap(server)}):
-        assert caller_is_gone()
+        assert caller_is_gone(environ)
+    assert caller_is_gone(environ)
+    assert not caller_is_gone({})
 
 
 def test_waiter_gets_a_job_created_by_another_node_within_a_second(serve: Any) -> None:
@@ -133,7 +131,7 @@ def test_only_half_of_the_threads_wait_and_the_others_serve(serve: Any) -> None:
     assert "Retry-After" not in client.post(f"{JOBS}/claim").headers
 
 
-def test_waiters_of_one_workspace_leave_a_seat_to_those_of_another(serve: Any) -> None:
+def test_waiters_of_one_workspace_leave_a_place_to_those_of_another(serve: Any) -> None:
     client = serve("--workers", "1", "--threads", "6").client("boss", PASSWORD)
     other = client.post("/workspace", json={"name": "other"}).json()["workspace_id"]
     waiters = [Waiter(client) for _ in range(3)]
@@ -169,7 +167,7 @@ def test_claim_that_cannot_wait_says_when_to_come_again(desk: Desk) -> None:
 
 
 class Clock:
-    """What a room takes for the time."""
+    """What the waiters take for the time."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -178,49 +176,79 @@ class Clock:
         return self.now
 
 
-def room(desk: Desk, clock: Any, *, limit: int = 4, listen: bool = True) -> WaitingRoom:
+def waiters(desk: Desk, clock: Any, *, limit: int = 4, **kw: Any) -> Waiters:
     engine = desk.world.state.engine
-    return WaitingRoom(lambda: engine, limit=limit, listen=listen, clock=clock)
+    return Waiters(lambda: engine, limit=lambda: limit, clock=clock, **{"listen": True, **kw})
 
 
-def test_seats_are_shared_between_workspaces(desk: Desk) -> None:
+def test_join_with_all_places_taken_shares_them_between_workspaces(desk: Desk) -> None:
     clock = Clock()
-    here = room(desk, clock)
-    a, b, c, d, e = (wish(number, None) for number in range(5))
-    seats = {wanted: [] for wanted in (a, b, c, d, e)}
+    here = waiters(desk, clock)
+    a, b, c, d, e = (topic(number, None) for number in range(5))
+    joined = {each: [] for each in (a, b, c, d, e)}
 
-    def enter(wanted: Any) -> bool:
-        seat = here.enter(wanted)
-        seats[wanted] += [] if seat is None else [seat]
+    def join(each: Any) -> bool:
+        waiter = here.join(each)
+        joined[each] += [] if waiter is None else [waiter]
         clock.now += 0.01
-        return seat is not None
+        return waiter is not None
 
-    assert [enter(a) for _ in range(5)] == [True] * 4 + [False]
-    assert [enter(b) for _ in range(3)] == [True, True, False]
-    assert [seat.ended for seat in seats[a]] == [True, True, False, False]
-    assert [enter(wanted) for wanted in (c, d, e)] == [True, True, False]
-    assert [seat.ended for seat in seats[a] + seats[b]] == [True] * 3 + [False, True, False]
+    assert [join(a) for _ in range(5)] == [True] * 4 + [False]
+    assert [join(b) for _ in range(3)] == [True, True, False]
+    assert [waiter.ended for waiter in joined[a]] == [True, True, False, False]
+    assert [join(each) for each in (c, d, e)] == [True, True, False]
+    assert [waiter.ended for waiter in joined[a] + joined[b]] == [True] * 3 + [False, True, False]
     # None has more than one, but those who have none have their turn, too.
     clock.now += 3
-    assert enter(e)
-    assert seats[a][3].ended
-    assert here.wait(seats[a][3], clock.now + 20, lambda: False)  # what it was called for
-    assert not here.wait(seats[a][3], clock.now + 20, lambda: False)
-    for seat in [each for some in seats.values() for each in some]:
-        here.leave(seat)
-    assert not here._wishes
-    assert not here._seats
-    assert room(desk, clock, limit=0).enter(a) is None
+    assert join(e)
+    assert joined[a][3].ended
+    assert here.wait(joined[a][3], clock.now + 20, lambda: False)  # its topic was ready
+    assert not here.wait(joined[a][3], clock.now + 20, lambda: False)
+    for waiter in [each for some in joined.values() for each in some]:
+        here.leave(waiter)
+    assert not here._topics
+    assert len(here) == 0
+    assert waiters(desk, clock, limit=0).join(a) is None
 
 
-def watched(here: WaitingRoom, seconds: float = 0.0) -> Any:
-    """Whose turn it is after the watcher has listened and asked."""
+def test_retry_repeats_the_claim_until_it_gets_a_job(desk: Desk) -> None:
+    desk.create()
+    changes: list[int] = []
+    here = waiters(desk, time.monotonic, listen=False, poll_seconds=0.02, on_change=changes.append)
+    wanted = topic(desk.workspace_id, None)
+    answers = iter([None, None, "a job"])
+    deadline = time.monotonic() + 60
+    assert here.retry(wanted, deadline, lambda: False, lambda: next(answers)) == "a job"
+    assert changes == [1, -1]
+    assert len(here) == 0
+
+
+def test_retry_that_fails_lets_the_next_waiter_claim(desk: Desk) -> None:
+    clock = Clock()
+    here = waiters(desk, clock, listen=False)
+    wanted = topic(1, None)
+    other = here.join(wanted)
+    assert other is not None
+    with pytest.raises(ZeroDivisionError):
+        here.retry(wanted, clock.now + 9, lambda: False, lambda: 1 / 0)
+    assert here.wait(other, clock.now, lambda: False)
+    assert not here.wait(other, clock.now, lambda: False)
+    here.leave(other)
+
+
+def test_waiters_of_a_process_that_stops_wait_no_longer(desk: Desk) -> None:
+    here = waiters(desk, Clock(), is_closing=lambda: True)
+    assert here.retry(topic(1, None), 1e9, lambda: False, lambda: "a job") is None
+
+
+def watched(here: Waiters, seconds: float = 0.0) -> Any:
+    """The topics that are ready after the watcher has listened and asked."""
     wake, woken = socket.socketpair()
     with wake, woken:
         here._watch(seconds, woken)
-    turns = set(here._turns)
-    here._turns.clear()
-    return turns
+    ready = set(here._ready)
+    here._ready.clear()
+    return ready
 
 
 def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Desk) -> None:
@@ -229,11 +257,11 @@ def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Des
     if engine.dialect.name == "sqlite":
         return  # nothing is announced
     clock = Clock()
-    here, there = room(desk, clock), room(desk, clock)
-    wanted = wish(desk.workspace_id, None)
-    seat = here.enter(wanted)
-    assert seat is not None
-    assert here.wait(seat, clock.now + 9, lambda: False)
+    here, there = waiters(desk, clock), waiters(desk, clock)
+    wanted = topic(desk.workspace_id, None)
+    waiter = here.join(wanted)
+    assert waiter is not None
+    assert here.wait(waiter, clock.now + 9, lambda: False)
     assert watched(here) == set()  # it begins to listen
     with closing(here._listener), engine.connect() as connection:
         there.announce(connection, desk.workspace_id)
@@ -251,14 +279,14 @@ def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Des
         assert watched(here) == {wanted}
         # What a process announces itself has called its own waiters already.
         here.announce(connection, desk.workspace_id)
-        here._turns.clear()
+        here._ready.clear()
         assert watched(here, 0.2) == set()
-    here.leave(seat)
+    here.leave(waiter)
 
 
 def test_announcement_that_failed_does_not_count(desk: Desk) -> None:
     engine = desk.world.state.engine
-    here = room(desk, Clock())
+    here = waiters(desk, Clock())
 
     class Broken:
         dialect = engine.dialect
@@ -268,63 +296,60 @@ def test_announcement_that_failed_does_not_count(desk: Desk) -> None:
 
     broken: Any = Broken()
     here.announce(broken, 1)
-    assert here._announced == {}
+    assert here._announced_at == {}
     with engine.connect() as connection:
         here.announce(connection, 1)
-    assert len(here._announced) == (1 if engine.dialect.name == "postgresql" else 0)
+    assert len(here._announced_at) == (1 if engine.dialect.name == "postgresql" else 0)
 
 
 def test_announcements_do_not_keep_the_watcher_from_what_is_due(desk: Desk) -> None:
     clock = Clock()
-    here = room(desk, clock)
-    one, other = wish(1, None), wish(2, ("a",))
+    here = waiters(desk, clock)
+    one, other = topic(1, None), topic(2, ("a",))
     for wanted in (one, other):
-        assert here.enter(wanted) is not None
+        assert here.join(wanted) is not None
     asked = []
     for _ in range(10):
         clock.now += 0.1
-        asked += here._due([1], clock.now)
+        asked += here._to_ask([1], clock.now)
     assert other in asked
 
 
-def test_only_waiter_is_woken_by_its_own_process(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_waiter_is_woken_by_its_own_process(desk: Desk) -> None:
     """It is the watcher, which sleeps until the next poll."""
-    monkeypatch.setattr(waiting, "POLL_SECONDS", 60)
-    here = room(desk, time.monotonic, listen=False)
-    wanted = wish(desk.workspace_id, None)
-    seat = here.enter(wanted)
-    assert seat is not None
-    assert here.wait(seat, time.monotonic() + 60, lambda: False)
+    here = waiters(desk, time.monotonic, listen=False, poll_seconds=60)
+    wanted = topic(desk.workspace_id, None)
+    waiter = here.join(wanted)
+    assert waiter is not None
+    assert here.wait(waiter, time.monotonic() + 60, lambda: False)
     found: list[bool] = []
-    waiter = threading.Thread(
-        target=lambda: found.append(here.wait(seat, time.monotonic() + 60, lambda: False))
+    thread = threading.Thread(
+        target=lambda: found.append(here.wait(waiter, time.monotonic() + 60, lambda: False))
     )
-    waiter.start()
+    thread.start()
     deadline = time.monotonic() + 20
     while here._wake is None and time.monotonic() < deadline:
         time.sleep(0.01)
     with desk.world.state.engine.connect() as connection:
         here.announce(connection, desk.workspace_id)
-    waiter.join(20)
+    thread.join(20)
     assert found == [True]
 
 
-def test_claimable_says_for_many_wishes_which_have_a_job(desk: Desk) -> None:
+def test_claimable_returns_the_topics_that_have_a_job(desk: Desk) -> None:
     other = Desk(desk.world)
     w, v = desk.workspace_id, other.workspace_id
     with desk.world.state.engine.connect() as connection:
-        nothing = [wish(w, None), wish(w, ["a"]), wish(v, None)]
+        nothing = [topic(w, None), topic(w, ["a"]), topic(v, None)]
         assert queue.claimable(connection, nothing) == set()
         assert queue.claimable(connection, []) == set()
         desk.create(job_type="a", priority="urgent")
         other.create(job_type="b", priority="low")
         later = datetime.now(UTC) + timedelta(hours=1)
         desk.create(job_type="c", scheduled_at=later.isoformat())
-        many = wish(w, [f"t{number}" for number in range(1000)])
-        there = [wish(w, None), wish(w, ["a", "x"]), wish(v, None), wish(v, ["b"])]
-        missing = [wish(w, ["b", "c"]), wish(v, ["a"]), wish(v + 1, None), many, wish(w, [])]
+        many = topic(w, [f"t{number}" for number in range(1000)])
+        there = [topic(w, None), topic(w, ["a", "x"]), topic(v, None), topic(v, ["b"])]
+        missing = [topic(w, ["b", "c"]), topic(v, ["a"]), topic(v + 1, None), many, topic(w, [])]
         assert queue.claimable(connection, [*there, *missing]) == set(there)
 
 

@@ -973,8 +973,7 @@ def test_host_s_connection_is_free_while_a_claim_waits(embed: Any) -> None:
             json={"wait_seconds": 10},
             environ_overrides={"wsgi.multithread": True},
         )
-        room = host.world.state.room
-        while not room._wishes and not waiting.done():
+        while not len(host.world.state.waiters) and not waiting.done():
             time.sleep(0.02)
         while pool.checkedout() and not waiting.done():
             time.sleep(0.02)
