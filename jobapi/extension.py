@@ -175,7 +175,6 @@ def _install(
         standalone=standalone,
         current_user=current_user,
         spec=api.spec,
-        frame=events.frame,
         maintain=maintain,
     )
     app.extensions["jobapi"] = private.extensions["jobapi"] = state

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,6 @@ class State:
     standalone: bool
     current_user: Callable[[], Any] | None
     spec: APISpec
-    frame: InitVar[Callable[[Any, str], bytes]]
 
     maintain: bool = False
     """Whether the processes that serve have the maintenance's thread."""
@@ -74,7 +73,7 @@ class State:
     _metrics: Metrics | None = None
     _lock: RLock = field(default_factory=RLock)
 
-    def __post_init__(self, frame: Callable[[Any, str], bytes]) -> None:
+    def __post_init__(self) -> None:
         self._measures = self.settings.metrics_token is not None
         self.server_threads = self.settings.server_threads
         self.waiters = Waiters(
@@ -85,9 +84,12 @@ class State:
             is_closing=lambda: self.is_stopping(),
             on_change=self._count_waiting,
         )
-        self.streams = Streams(lambda: self.engine, frame, limit=self.settings.max_streams)
-        self.streams.count = self._count_streams
-        self.streams.closing = lambda: self.is_stopping()
+        self.streams = Streams(
+            lambda: self.engine,
+            limit=self.settings.max_streams,
+            is_closing=lambda: self.is_stopping(),
+            on_change=self._count_streams,
+        )
         self.maintenance = Maintenance(
             lambda: self.engine, periodic_tasks(self.backoff, self.tell, self.waiters.announce)
         )

@@ -151,11 +151,15 @@ def database(request: Any) -> str:
 
 
 @pytest.fixture
-def app(_apps: dict[str, Flask], database: str) -> Flask:
+def app(_apps: dict[str, Flask], database: str) -> Any:
     """The standalone application on an empty database."""
     app = _apps[database]
     empty(app)
-    return app
+    state = app.extensions["jobapi"]
+    streams = state.streams
+    yield app
+    # A test may have replaced them.
+    state.streams = streams
 
 
 def empty(app: Flask) -> None:

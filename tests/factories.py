@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 
 from jobapi import accounts, jobs, keys, queue, workspaces
+from jobapi.background.event_streams import StreamOptions, Streams
 from jobapi.background.periodic_tasks import periodic_tasks
 from jobapi.rules.leases import Backoff
 from jobapi.rules.roles import Role
@@ -39,6 +40,11 @@ class World:
         self.app = app
         self.state = app.extensions["jobapi"]
         self.client: FlaskClient = app.test_client()
+
+    def set_stream_options(self, **options: Any) -> None:
+        """Serve streams with other times and sizes from now on."""
+        engine = self.state.engine
+        self.state.streams = Streams(lambda: engine, limit=1000, options=StreamOptions(**options))
 
     def transaction(self) -> Any:
         """A transaction on the app's database."""

@@ -1,9 +1,17 @@
-"""Streams of events: one thread in each process for all that are open there.
+"""Streams of events: one thread in each process serves all streams that are open there.
 
-It looks for new events of the workspaces that somebody listens to every
-``POLL_SECONDS``, and at once when this process has changed something; that
-works the same on both databases, through a pooler and over any number of
-nodes. A stream is a socket here, and no thread of the server's.
+A stream is a socket here and takes no thread of the server. The thread polls the database
+every tenth of a second, and at once when this process has changed something. That works the
+same on both databases, through a pooler and over any number of nodes.
+
+One poll reads each workspace once for all streams that are at the same position. Example:
+ten dashboards listen to workspace 1, and all have been given its events up to position P.
+A client that was away resumes workspace 1 from an older position Q. If nothing was written on
+the database server since the last poll, the poll ends after one query. Otherwise it reads the
+events after P first, for the ten; then a batch of those after Q, for the one. What a stream's
+filters match is appended to its ``unsent`` bytes, and its position moves on in any case. If
+there is more after Q, the next poll follows at once. A listener that reads too slowly is left
+out until it has read what is unsent, so it never costs more memory than ``max_unsent``.
 """
 
 from __future__ import annotations
@@ -29,122 +37,163 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import Unavailable
 from ..services import events
 from ..services.events import EventFilters, Found, Position, Snapshot
+from ..store.connections import AnyRow
 from ..store.faults import FaultLog
 from ..store.transactions import snapshot
 
 if sys.platform != "win32":  # where a host may be developed
     import resource
 
-POLL_SECONDS = 0.1
-WAKE_SECONDS = 0.02
-"""How long after a look the next one is at the earliest, however much happens."""
-
-AGAIN_SECONDS = 2.0
-"""How long after a look that failed."""
-
-HEARTBEAT_SECONDS = 15.0
-"""How often a stream shows that all is well, and it is asked whether it still may be."""
-
-THREAD_SECONDS = 300.0
-"""How long a stream lasts that holds a thread of the server; the listener reopens it.
-
-Where the server does not say that a listener has gone, it holds a thread no longer.
-"""
-
 STOP_SECONDS = 1.0
+"""How long ``Streams.stop`` waits for the streams to end."""
 
-_HEARTBEAT = b":\n"
 _CHANCE = random.SystemRandom()
-AT_ONCE = 500
-"""How many events of a workspace are read at a time; where there are more, at once again."""
-
-LOOK_SECONDS = 0.1
-"""How long a look goes on with those who are behind, before what was found is sent."""
-
-MAX_BEHIND = 256 * 1024
-"""How many bytes wait for a slow listener, before it gets nothing new until it has read them."""
-
-SEND_SECONDS = 60.0
-"""How long a listener may read nothing of what waits, before it is given up."""
 
 logger = logging.getLogger("jobapi")
 
 
-def position_of(position: Position) -> bytes:
-    """A heartbeat with the ``id`` from which to resume."""
-    return b"id: %b\n%b" % (position.name.encode(), _HEARTBEAT)
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """How often streams poll and send heartbeats, and how much they read and hold."""
+
+    poll_seconds: float = 0.1
+    """Time between two polls, if this process changes nothing meanwhile."""
+
+    wake_seconds: float = 0.02
+    """Least time between two polls, however much changes."""
+
+    retry_seconds: float = 2.0
+    """Time to the next poll after one that failed."""
+
+    heartbeat_seconds: float = 15.0
+    """Time between two heartbeats of a stream. With each its access is checked again."""
+
+    thread_seconds: float = 300.0
+    """How long a stream lasts that holds a thread of the server; its client reconnects.
+
+    A server that does not notice that a client has gone loses the thread no longer than this.
+    """
+
+    send_seconds: float = 60.0
+    """How long a client may read nothing of what is unsent, before its connection is closed."""
+
+    batch: int = 500
+    """How many events of a workspace are read at a time."""
+
+    batches_seconds: float = 0.1
+    """How long one poll reads for streams that are behind, before what it read is sent."""
+
+    max_unsent: int = 256 * 1024
+    """How many unsent bytes a stream may have and still be given new events."""
 
 
-def _next_beat(share: float = 1.0) -> float:
-    return time.monotonic() + share * HEARTBEAT_SECONDS
+def heartbeat(position: Position | None = None) -> bytes:
+    """A comment that shows that the stream is alive; with the ``id`` from which to resume."""
+    return b":\n" if position is None else b"id: %b\n:\n" % position.name.encode()
 
 
 @dataclass(eq=False)
 class Stream:
-    """One listener: what to send, from where on, and whether the caller still has access.
-
-    ``position`` says which events have been read for it, wanted or not.
-    ``chunked`` is the framing of HTTP/1.1. ``ends_at`` is when it ends at the
-    latest, on ``time.monotonic``'s clock.
-    """
+    """One client's stream: what it is to be sent, and what it has been sent."""
 
     workspace_id: int
     user_id: int
+
     filters: EventFilters
+    """Which events the client asked for and may see."""
+
     position: Position
-    may: Callable[[Connection], bool]
+    """Which events have been read for it, matching or not."""
+
+    frame: Callable[[AnyRow, str], bytes]
+    """Makes the message of an event and the name of the position after it."""
+
+    is_allowed: Callable[[Connection], bool]
+    """Whether the client still has the access that it had when the stream began."""
+
     chunked: bool = False
+    """Whether the response has the chunked framing of HTTP/1.1."""
+
+    unsent: bytearray = field(default_factory=bytearray)
+    """What the socket has not taken yet."""
+
+    known: tuple[int, int] = field(init=False)
+    """The ``xid`` and ``id`` of the position that the client knows: the last that was sent."""
+
+    sent_at: float = 0.0
+    """When the socket last took something, or had nothing to take."""
+
+    heartbeat_at: float = 0.0
+    """When the next heartbeat is due."""
+
     ends_at: float = math.inf
-    waiting: bytearray = field(default_factory=bytearray)
-    read_at: float = field(default_factory=time.monotonic)
-    beat_at: float = field(default_factory=lambda: _next_beat(_CHANCE.random()))
-    named: tuple[int, int] = field(init=False)
-    """The position of the last event that was sent, or up to which none matched."""
+    """When the stream ends at the latest."""
 
     def __post_init__(self) -> None:
-        self.named = self.position[:2]
+        self.known = self.position[:2]
 
-    def say(self, data: bytes) -> None:
-        """Queue data to be sent, as one chunk if the response is chunked."""
-        self.waiting += b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+    def append(self, data: bytes) -> None:
+        """Append data to be sent, as one chunk if the response is chunked."""
+        self.unsent += b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
-    def takes_a_thread(self) -> None:
-        """Let it end after ``THREAD_SECONDS``."""
-        self.ends_at = time.monotonic() + THREAD_SECONDS
-
-    def end(self) -> None:
-        """Mark the end of the response, so that it does not look cut off."""
+    def append_end(self) -> None:
+        """Append the end of the response, so that it does not look cut off."""
         if self.chunked:
-            self.waiting += b"0\r\n\r\n"
+            self.unsent += b"0\r\n\r\n"
+
+
+@dataclass
+class _Process:
+    """The streams of one process; a process that is forked from it begins with none."""
+
+    wake: socket.socket
+    """A byte sent here ends the pause of the thread."""
+
+    pid: int = field(default_factory=os.getpid)
+
+    reserved: set[Stream] = field(default_factory=set)
+    """Streams that have a place and no socket yet."""
+
+    new: list[tuple[socket.socket, Stream]] = field(default_factory=list)
+    """Streams with a socket that the thread has not taken over yet."""
+
+    by_user: Counter[int] = field(default_factory=Counter)
+    """How many streams each user has, those in ``reserved`` and ``new`` included."""
+
+    number: int = 0
+    """How many streams there are in all."""
 
 
 class Streams:
-    """Those that are open in this process, ``limit`` at most.
+    """The streams of this process.
 
-    That is also at most half of the files that the process may open. A user has
-    half of them at most, or two. ``frame`` makes of an event, and the name of the
-    position after it, what is sent.
+    ``limit`` of them may be open, and at most half as many as the process may open files; a
+    user may have half of them, or two. ``is_closing`` says whether the process is about to
+    stop, ``on_change`` is told how many streams more, or fewer, are open. ``clock`` is in
+    seconds, as ``time.monotonic``; ``chance`` returns a number from 0 to 1.
     """
 
     def __init__(
-        self, engine: Callable[[], Engine], frame: Callable[[Any, str], bytes], *, limit: int
+        self,
+        engine: Callable[[], Engine],
+        *,
+        limit: int,
+        is_closing: Callable[[], bool] = lambda: False,
+        on_change: Callable[[int], None] = lambda more: None,
+        options: StreamOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = _CHANCE.random,
     ) -> None:
-        self.closing: Callable[[], bool] = lambda: False
-        self.count: Callable[[int], None] = lambda more: None
-        self._limit = limit
-        self._log = FaultLog("looking for events")
+        self.options = options or StreamOptions()
         self._engine = engine
-        self._frame = frame
+        self._limit = limit
+        self._is_closing = is_closing
+        self._on_change = on_change
+        self._clock = clock
+        self._chance = chance
         self._lock = threading.Lock()
-        self._process: int | None = None
-        self._admitted: set[Stream] = set()
-        self._open: dict[socket.socket, Stream] = {}
-        self._new: list[tuple[socket.socket, Stream]] = []
-        self._of_user: Counter[int] = Counter()
-        self._number = 0
-        self._wake: socket.socket | None = None
-        self._seen: Snapshot | None = None
-        """What the last look saw, if all streams have been given all of it."""
+        self._process: _Process | None = None
+        self._stopped = False
 
     @property
     def limit(self) -> int:
@@ -155,253 +204,301 @@ class Streams:
         return self._limit if files == resource.RLIM_INFINITY else min(self._limit, files // 2)
 
     def __len__(self) -> int:
-        return self._number if self._process == os.getpid() else 0
+        process = self._process
+        return process.number if process is not None and process.pid == os.getpid() else 0
 
-    def admit(self, stream: Stream, most: int) -> bool:
-        """Keep a place for a stream; False where ``most`` are open, or half of them by its user.
+    def reserve(self, stream: Stream, limit: int) -> bool:
+        """Reserve a place for a stream; False if ``limit`` are open, or half of them by its user.
 
-        It is to be taken by ``add``, or given back by ``dismiss``.
+        ``add`` uses the place, ``release`` gives it back.
         """
         with self._lock:
-            self._start()
-            if len(self) >= most or self._of_user[stream.user_id] >= max(2, most // 2):
+            process = self._started()
+            if process.number >= limit or process.by_user[stream.user_id] >= max(2, limit // 2):
                 return False
-            self._of_user[stream.user_id] += 1
-            self._number += 1
-            self._admitted.add(stream)
+            process.by_user[stream.user_id] += 1
+            process.number += 1
+            process.reserved.add(stream)
             return True
 
-    def dismiss(self, stream: Stream) -> None:
-        """Give back the place of a stream that was admitted and not added; else nothing."""
+    def release(self, stream: Stream) -> None:
+        """Give back the place of a stream that was reserved and not added; otherwise nothing."""
         with self._lock:
-            if stream in self._admitted:
-                self._admitted.remove(stream)
-                self._leave(stream)
+            process = self._process
+            if process is not None and stream in process.reserved:
+                process.reserved.remove(stream)
+                self._forget(process, stream)
 
     def add(
-        self, sock: socket.socket, stream: Stream, *, head: bytes = b"", first: bytes = _HEARTBEAT
+        self,
+        sock: socket.socket,
+        stream: Stream,
+        *,
+        head: bytes = b"",
+        first: bytes = b"",
+        holds_thread: bool = False,
     ) -> None:
         """Serve a stream on a socket from now on; it is closed here.
 
-        It begins with ``head``, which has its own framing, and ``first``.
+        The socket is sent ``head``, which has its own framing, and then ``first`` or a
+        heartbeat. ``holds_thread`` says that a thread of the server waits for the stream.
         """
         sock.setblocking(False)
-        # Something to read at once, so that a proxy does not wait for more.
-        stream.waiting += head
-        stream.say(first)
+        now = self._clock()
+        stream.sent_at = now
+        # At random, so that streams that were opened together are not all checked together.
+        stream.heartbeat_at = now + self._chance() * self.options.heartbeat_seconds
+        if holds_thread:
+            stream.ends_at = now + self.options.thread_seconds
+        stream.unsent += head
+        # A proxy may wait for the first bytes of the body before it sends the head on.
+        stream.append(first or heartbeat())
         with self._lock:
-            self._admitted.remove(stream)
-            self._new.append((sock, stream))
-        self.count(1)
+            process = self._started()
+            process.reserved.remove(stream)
+            process.new.append((sock, stream))
+        self._on_change(1)
         self.wake()
 
-    def _leave(self, stream: Stream) -> None:
-        self._number -= 1
-        self._of_user[stream.user_id] -= 1
-        if not self._of_user[stream.user_id]:
-            del self._of_user[stream.user_id]
-
     def wake(self) -> None:
-        """Look at once: something has been changed here."""
-        if len(self) and self._wake is not None:
+        """Poll at once: this process has changed something."""
+        process = self._process
+        if len(self) and process is not None:
             with contextlib.suppress(OSError):
-                self._wake.send(b"x")
+                process.wake.send(b"x")
 
     def stop(self) -> None:
-        """End all streams, because the process ends; waits for a moment until they have."""
-        self.closing = lambda: True
+        """End all streams, because the process ends; wait for a moment until they have ended."""
+        self._stopped = True
         self.wake()
         deadline = time.monotonic() + STOP_SECONDS
         while len(self) and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _start(self) -> None:
-        if self._process == os.getpid():
-            return
-        # Of a process that was forked: what is open is the other's.
-        self._process = os.getpid()
-        self._admitted, self._open, self._new = set(), {}, []
-        self._of_user.clear()
-        self._number = 0
-        self._wake, woken = socket.socketpair()
-        for end in (self._wake, woken):
-            end.setblocking(False)
-        threading.Thread(
-            target=self._run, args=(woken,), name="jobapi-streams", daemon=True
-        ).start()
+    def _started(self) -> _Process:
+        """This process's streams, with a thread that serves them; call it with the lock held."""
+        process = self._process
+        if process is None or process.pid != os.getpid():
+            wake, woken = socket.socketpair()
+            for end in (wake, woken):
+                end.setblocking(False)
+            self._process = process = _Process(wake)
+            loop = _Loop(self, process, woken)
+            threading.Thread(target=loop.run, name="jobapi-streams", daemon=True).start()
+        return process
 
-    def _run(self, woken: socket.socket) -> None:
+    def _forget(self, process: _Process, stream: Stream) -> None:
+        process.number -= 1
+        process.by_user[stream.user_id] -= 1
+        if not process.by_user[stream.user_id]:
+            del process.by_user[stream.user_id]
+
+
+def deliver(found: Found, streams: Sequence[Stream], *, max_unsent: int) -> None:
+    """Append the events that were found to streams at the position where the search began.
+
+    A stream that has ``max_unsent`` bytes after one of them gets no more, and stays at that
+    event's position.
+    """
+    frames: dict[tuple[Any, int], bytes] = {}
+    for stream in streams:
+        for event, position in found.events:
+            stream.position = position
+            if stream.filters.matches(event):
+                key = stream.frame, event.id
+                if key not in frames:
+                    frames[key] = stream.frame(event, position.name)
+                stream.append(frames[key])
+                stream.known = position[:2]
+                if len(stream.unsent) >= max_unsent:
+                    break
+        else:
+            stream.position = found.end
+
+
+class _Loop:
+    """The thread of one process: wait, poll, deliver, send heartbeats, send what is unsent."""
+
+    def __init__(self, streams: Streams, process: _Process, woken: socket.socket) -> None:
+        self._streams = streams
+        self._process = process
+        self._woken = woken
+        self._options = streams.options
+        self._clock = streams._clock
+        self._open: dict[Any, Stream] = {}
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
+        self._poll_log = FaultLog("the poll for events")
+        self._caught_up: Snapshot | None = None
+        """What the last poll saw, if all streams have been given all of it."""
+
+    def run(self) -> None:
+        """Serve the streams until the process ends; after a fault all of them end."""
         while True:
-            with selectors.DefaultSelector() as selector:
-                selector.register(woken, selectors.EVENT_READ)
+            with selectors.DefaultSelector() as self._selector:
+                self._selector.register(self._woken, selectors.EVENT_READ)
                 try:
-                    self._serve(selector, woken)
+                    self._serve()
                 except Exception:
-                    # Whoever listens comes back, and goes on where they were.
+                    # The clients reconnect, and resume where they were.
                     logger.exception("the streams have failed; all of them end")
                     with contextlib.suppress(Exception):
-                        self._take_new(selector)
+                        self._take_new()
                     for sock in list(self._open):
                         with contextlib.suppress(Exception):
-                            self._drop(selector, sock)
-            time.sleep(AGAIN_SECONDS)
+                            self._close(sock)
+            time.sleep(self._options.retry_seconds)
 
-    def _serve(self, selector: selectors.BaseSelector, woken: socket.socket) -> None:
-        look_at = beat_at = looked_at = 0.0
+    def _serve(self) -> None:
+        options = self._options
+        poll_at = heartbeats_at = polled_at = 0.0
         while True:
-            now = time.monotonic()
-            pause = max(0.0, min(look_at, beat_at) - now) if len(self) else None
-            for key, _ in selector.select(pause):
-                if key.fileobj is woken:
+            pause = max(0.0, min(poll_at, heartbeats_at) - self._clock())
+            for key, _ in self._selector.select(pause if len(self._streams) else None):
+                if key.fileobj is self._woken:
                     with contextlib.suppress(BlockingIOError):
-                        woken.recv(4096)
-                    if look_at <= looked_at + POLL_SECONDS:
-                        look_at = min(look_at, looked_at + WAKE_SECONDS)
-                elif not self._listens(key.fileobj):
-                    self._drop(selector, key.fileobj)
-            self._take_new(selector)
-            if self.closing():
-                self._end(selector, list(self._open))
-            now = time.monotonic()
-            if now >= look_at:
-                looked_at = now
-                look_at = now + self._look(selector)
-            if now >= beat_at:
-                # Those that were opened together do not all have their turn together.
-                beat_at = now + HEARTBEAT_SECONDS / 15
-                self._beat(selector, now)
+                        self._woken.recv(4096)
+                    if poll_at <= polled_at + options.poll_seconds:
+                        poll_at = min(poll_at, polled_at + options.wake_seconds)
+                elif not _is_connected(key.fileobj):
+                    self._close(key.fileobj)
+            self._take_new()
+            if self._streams._stopped or self._streams._is_closing():
+                self._end(list(self._open))
+            now = self._clock()
+            if now >= poll_at:
+                polled_at = now
+                poll_at = now + self._poll()
+            if now >= heartbeats_at:
+                heartbeats_at = now + options.heartbeat_seconds / 15
+                self._send_heartbeats(now)
             for sock, stream in list(self._open.items()):
-                self._send(selector, sock, stream)
+                self._send(sock, stream)
 
-    def _take_new(self, selector: selectors.BaseSelector) -> None:
-        with self._lock:
-            new, self._new = self._new, []
+    def _take_new(self) -> None:
+        with self._streams._lock:
+            new, self._process.new = self._process.new, []
             self._open.update(new)
         for sock, stream in new:
-            selector.register(sock, selectors.EVENT_READ)
-            self._seen = None
-            # However long the database takes for the first look.
-            self._send(selector, sock, stream)
+            self._selector.register(sock, selectors.EVENT_READ)
+            self._caught_up = None
+            # However long the database takes for the first poll.
+            self._send(sock, stream)
 
-    def _listens(self, sock: Any) -> bool:
-        """Whether whoever is at the other end has not gone; nothing that they send counts."""
-        try:
-            return bool(sock.recv(4096))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def _look(self, selector: selectors.BaseSelector) -> float:
-        """Read what is new, once for all who are at the same position; when to look again, in s."""
-        listening = [each for each in self._open.values() if len(each.waiting) < MAX_BEHIND]
-        if not listening:
-            return POLL_SECONDS
-        pause, end = POLL_SECONDS, time.monotonic() + LOOK_SECONDS
+    def _poll(self) -> float:
+        """Read what is new and append it to the streams; returns the seconds to the next poll."""
+        options = self._options
+        reading = [each for each in self._open.values() if len(each.unsent) < options.max_unsent]
+        if not reading:
+            return options.poll_seconds
+        pause, end = options.poll_seconds, self._clock() + options.batches_seconds
         at: dict[tuple[int, Position], list[Stream]] = defaultdict(list)
-        for stream in listening:
+        for stream in reading:
             at[stream.workspace_id, stream.position].append(stream)
         try:
-            with self._engine().connect() as connection, snapshot(connection):
+            with self._streams._engine().connect() as connection, snapshot(connection):
                 seen = events.current_snapshot(connection)
-                if seen == self._seen:
-                    return POLL_SECONDS
-                self._seen = None
-                # Whoever goes on from long ago comes after those who have nearly everything.
+                if seen == self._caught_up:
+                    return options.poll_seconds
+                self._caught_up = None
+                # Streams that are far behind come last, so that they delay no others.
                 for workspace_id, position in sorted(at, key=lambda key: key[1][:2], reverse=True):
-                    if time.monotonic() >= end:
-                        return WAKE_SECONDS
+                    if self._clock() >= end:
+                        return options.wake_seconds
                     found = events.after(
-                        connection, workspace_id, position, seen=seen, most=AT_ONCE
+                        connection, workspace_id, position, seen=seen, most=options.batch
                     )
-                    self._give(found, at[workspace_id, position])
+                    deliver(found, at[workspace_id, position], max_unsent=options.max_unsent)
                     if found.more:
-                        pause = WAKE_SECONDS
-            self._log.worked()
+                        pause = options.wake_seconds
+            self._poll_log.worked()
         except (SQLAlchemyError, Unavailable) as error:
-            self._log.failed(error)
-            return AGAIN_SECONDS
-        if seen.numbered and all(len(each.waiting) < MAX_BEHIND for each in self._open.values()):
-            # While nothing is written on the whole server, there is nothing to read.
-            self._seen = seen if pause == POLL_SECONDS else None
-        # A server that has lost what it had committed numbers other transactions alike.
-        for sock in [s for s, each in self._open.items() if each.position.xid >= seen.xmax]:
-            self._drop(selector, sock)
+            self._poll_log.failed(error)
+            return options.retry_seconds
+        behind = any(len(each.unsent) >= options.max_unsent for each in self._open.values())
+        if seen.numbered and not behind and pause == options.poll_seconds:
+            # Until something is written on the whole server, there is nothing to read.
+            self._caught_up = seen
+        self._end_lost(seen)
         return pause
 
-    def _give(self, found: Found, listening: list[Stream]) -> None:
-        frames: dict[int, bytes] = {}
-        for stream in listening:
-            for event, position in found.events:
-                stream.position = position
-                if stream.filters.matches(event):
-                    if event.id not in frames:
-                        frames[event.id] = self._frame(event, position.name)
-                    stream.say(frames[event.id])
-                    stream.named = position[:2]
-                    if len(stream.waiting) >= MAX_BEHIND:
-                        break
-            else:
-                stream.position = found.end
+    def _end_lost(self, seen: Snapshot) -> None:
+        """Close the streams that are ahead of the database server.
 
-    def _beat(self, selector: selectors.BaseSelector, now: float) -> None:
-        """Show that all is well, and end the streams of those who may not listen any more."""
-        self._end(selector, [sock for sock, each in self._open.items() if each.ends_at <= now])
-        due = [(sock, stream) for sock, stream in self._open.items() if stream.beat_at <= now]
+        A replica that took over, or a server that crashed without durable commits, has lost
+        transactions that it had shown, and gives their numbers to new ones. A stream that has
+        passed those numbers would miss the new events without a sign. Its client reconnects,
+        and 422 tells it to start without a position.
+        """
+        for sock in [s for s, each in self._open.items() if each.position.xid >= seen.xmax]:
+            self._close(sock)
+
+    def _send_heartbeats(self, now: float) -> None:
+        """Send the heartbeats that are due, and end the streams whose client lost its access."""
+        self._end([sock for sock, each in self._open.items() if each.ends_at <= now])
+        due = [(sock, stream) for sock, stream in self._open.items() if stream.heartbeat_at <= now]
         if not due:
             return
         for _, stream in due:
-            if not stream.waiting:
-                if stream.named != stream.position[:2]:
-                    # Whoever wants little goes on from here, and not from long ago.
-                    stream.say(position_of(stream.position))
-                    stream.named = stream.position[:2]
-                else:
-                    stream.say(_HEARTBEAT)
-            # Soon again, where it cannot be asked.
-            stream.beat_at = _next_beat(1 / 15)
+            if not stream.unsent:
+                # A client whose filters match little resumes from here, not from long ago.
+                moved = stream.known != stream.position[:2]
+                stream.append(heartbeat(stream.position if moved else None))
+                stream.known = stream.position[:2]
+            # Soon again, if the access cannot be checked.
+            stream.heartbeat_at = now + self._options.heartbeat_seconds / 15
         over = []
         try:
-            with self._engine().connect() as connection:
+            with self._streams._engine().connect() as connection:
                 for sock, stream in due:
-                    if not stream.may(connection):
+                    if not stream.is_allowed(connection):
                         over.append(sock)
-                    stream.beat_at = _next_beat()
+                    stream.heartbeat_at = now + self._options.heartbeat_seconds
         except SQLAlchemyError as error:
-            self._log.failed(error)
-        # When the connection is back: whoever sees the end may take the database away.
-        self._end(selector, over)
+            self._poll_log.failed(error)
+        # After the connection is back in its pool: a client that sees the end may be a test
+        # that removes the database.
+        self._end(over)
 
-    def _end(self, selector: selectors.BaseSelector, socks: Sequence[Any]) -> None:
-        """End streams properly, so that their listeners know that nothing was cut off."""
+    def _end(self, socks: Sequence[Any]) -> None:
+        """End streams properly, so that their clients know that nothing was cut off."""
         for sock in socks:
-            self._open[sock].end()
-            self._send(selector, sock, self._open[sock])
-            self._drop(selector, sock)
+            self._open[sock].append_end()
+            self._send(sock, self._open[sock])
+            self._close(sock)
 
-    def _send(self, selector: selectors.BaseSelector, sock: socket.socket, stream: Stream) -> None:
-        now = time.monotonic()
-        if not stream.waiting:
-            stream.read_at = now
+    def _send(self, sock: Any, stream: Stream) -> None:
+        now = self._clock()
+        if not stream.unsent:
+            stream.sent_at = now
             return
         try:
-            sent = sock.send(stream.waiting)
-            del stream.waiting[:sent]
-            stream.read_at = now
+            sent = sock.send(stream.unsent)
+            del stream.unsent[:sent]
+            stream.sent_at = now
         except BlockingIOError:
-            if now - stream.read_at > SEND_SECONDS:
-                self._drop(selector, sock)
+            if now - stream.sent_at > self._options.send_seconds:
+                self._close(sock)
         except OSError:
-            self._drop(selector, sock)
+            self._close(sock)
 
-    def _drop(self, selector: selectors.BaseSelector, sock: Any) -> None:
+    def _close(self, sock: Any) -> None:
         stream = self._open.pop(sock, None)
         if stream is None:
             return
-        with self._lock:
-            self._leave(stream)
+        with self._streams._lock:
+            self._streams._forget(self._process, stream)
         with contextlib.suppress(KeyError, ValueError):  # where it was not registered
-            selector.unregister(sock)
-        # Whoever sees the end can open another.
+            self._selector.unregister(sock)
+        # Last, because a client that sees the end may open another stream.
         sock.close()
-        self.count(-1)
+        self._streams._on_change(-1)
+
+
+def _is_connected(sock: Any) -> bool:
+    """Whether the client has not closed the connection; what it sends is ignored."""
+    try:
+        return bool(sock.recv(4096))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

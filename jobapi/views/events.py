@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response, current_app, request
 
-from ..background.event_streams import Stream, Streams, position_of
+from ..background.event_streams import Stream, Streams, heartbeat
 from ..background.server_socket import give_up, plain_socket, response_head, take_over
 from ..errors import TooManyRequests, Unavailable
 from ..rules.roles import Role
@@ -77,7 +77,7 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
             "name": "Last-Event-ID",
             "in": "header",
             "schema": {"type": "string"},
-            "description": "The `id` of a stream after which to go on.",
+            "description": "The last `id` that was received: the stream resumes after it.",
         }
     ],
     responses={
@@ -101,7 +101,7 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
 @guard(Role.VIEWER)
 @blp.arguments(schemas.StreamQuery, location="query")
 def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """What happens from now on, or after `Last-Event-ID`, as Server-Sent Events.
+    """Events from now on, or after `Last-Event-ID`, as Server-Sent Events.
 
     Each `data` line is an event as in the list; none is left out or sent twice. Its
     `id` is the position after it: the `event_id`, with a suffix while other
@@ -116,8 +116,8 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
             events.resume(connection, given) if given else events.begin(connection, workspace_id)
         )
     sock = plain_socket(request.environ)
-    most = streams.limit if sock else min(streams.limit, _threads_for_streams())
-    if not most:
+    limit = streams.limit if sock else min(streams.limit, _threads_for_streams())
+    if not limit:
         raise Unavailable(
             "This server process has no thread for streams; list the events instead."
             if streams.limit
@@ -129,20 +129,21 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
         user_id=caller.user_id,
         filters=filters_of(caller, query),
         position=position,
-        may=may_still(identify(), workspace_id, caller.role, caller.job_types),
-        # Readers of whole blocks hand on what they have at the end of each chunk.
+        frame=_frame,
+        is_allowed=may_still(identify(), workspace_id, caller.role, caller.job_types),
+        # Clients that read whole blocks pass on what they have at the end of each chunk.
         chunked=sock is not None and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.1",
     )
-    if not streams.admit(stream, most):
+    if not streams.reserve(stream, limit):
         raise TooManyRequests("Too many streams are open; try again.", retry_after=5)
     response = current_app.response_class(mimetype="text/event-stream")
     response.headers["Last-Event-ID"] = position.name
-    # nginx would keep back what it has until there is more.
+    # Otherwise nginx buffers the events.
     response.headers["X-Accel-Buffering"] = "no"
-    response.call_on_close(lambda: streams.dismiss(stream))
+    response.call_on_close(lambda: streams.release(stream))
     first = _first(position)
     if sock is None:
-        response.response = _passed_on(streams, stream, first)
+        response.response = _relayed(streams, stream, first)
     else:
         response.response = _taken_over(streams, stream, first, response, sock)
     return response
@@ -164,20 +165,20 @@ def _first(position: Position) -> bytes:
 
     ``EventSource``, in browsers and in Node, keeps an ``id`` only from an event with data,
     and dispatches events by type. Its requests have ``Sec-Fetch-Mode``, like all
-    requests of a browser. Other readers would take that event for one that happened,
-    so they get the ``id`` with a comment.
+    requests of a browser. Other clients could take that event for one about a job, so
+    they get the ``id`` with a comment.
     """
     accepts = "text/event-stream" in request.headers.get("Accept", "")
     if accepts and "Sec-Fetch-Mode" in request.headers:
         return b"id: %b\nevent: start\ndata: {}\n\n" % position.name.encode()
-    return position_of(position)
+    return heartbeat(position)
 
 
-def _passed_on(streams: Streams, stream: Stream, first: bytes) -> Iterator[bytes]:
-    stream.takes_a_thread()
+def _relayed(streams: Streams, stream: Stream, first: bytes) -> Iterator[bytes]:
+    """The stream's bytes, relayed by this thread of the server."""
     ours, theirs = socket.socketpair()
     with ours:
-        streams.add(theirs, stream, first=first)
+        streams.add(theirs, stream, first=first, holds_thread=True)
         while data := ours.recv(65536):
             yield data
 
@@ -185,14 +186,15 @@ def _passed_on(streams: Streams, stream: Stream, first: bytes) -> Iterator[bytes
 def _taken_over(
     streams: Streams, stream: Stream, first: bytes, response: Response, sock: socket.socket
 ) -> Iterator[bytes]:
-    yield from ()  # not before the server has asked for the body
+    """An empty body; when the server asks for it, the stream goes on without the server."""
+    yield from ()
     head = response_head(response.status, response.headers, chunked=stream.chunked)
     streams.add(take_over(sock), stream, head=head, first=first)
     give_up()
 
 
-def frame(row: Any, position: str) -> bytes:
-    """An event as a message of a stream; its id is the position after the event."""
+def _frame(row: Any, position: str) -> bytes:
+    """An event as a message of a stream; its ``id`` is the name of the position after it."""
     return b"id: %b\ndata: %b\n\n" % (
         position.encode(),
         to_json(schemas.Event.render(row)).rstrip(),

@@ -38,7 +38,6 @@ from werkzeug.exceptions import (
 from werkzeug.local import LocalProxy
 
 from jobapi import JobAPI, accounts, jobs, workspaces
-from jobapi.background import event_streams
 from jobapi.config import ConfigError
 from jobapi.rules.roles import Role
 from jobapi.store.tables import Base
@@ -240,9 +239,9 @@ def test_current_user_of_the_host_is_ours(embed: Any) -> None:
 def test_stream_of_a_host_user_ends_so_that_the_host_is_asked_again(
     embed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_streams, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(access, "HOST_SECONDS", 0.5)
     world = embed(current_user=who).world
+    world.set_stream_options(heartbeat_seconds=0.1)
     made = as_host_user(world, "POST", "/workspace", "u-17", json={"name": "Mine"}).json
     path = f"/workspace/{made['workspace_id']}/events/stream"
     response = as_host_user(world, "GET", path, "u-17")
