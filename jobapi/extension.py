@@ -28,6 +28,7 @@ from .views import (
     events,
     health,
     hooks,
+    job_lists,
     jobs,
     metrics,
     operations,
@@ -180,6 +181,7 @@ def _install(
     app.extensions["jobapi"] = private.extensions["jobapi"] = state
     api.describe_security(current_user is not None)
     blueprints = [
+        job_lists.blp,
         jobs.blp,
         operations.blp,
         stats.blp,

@@ -11,6 +11,9 @@ from .fields import Pattern, QueryInteger, Text, Whole, Word
 from .loading import Base
 from .rendering import Response
 
+MAX_ID = 2**31 - 1
+"""The largest id of a user, a workspace and the like: what their columns hold."""
+
 MAX_SECONDS = 10 * 365 * 24 * 3600
 MAX_PAGE = 10**9
 MAX_TEXT = 65_536
@@ -37,12 +40,12 @@ def job_type_text(**kw: Any) -> Text:
     )
 
 
-def seconds(least: int, doc: str) -> Whole:
-    """A number of seconds, ten years at most, or null."""
+def seconds(least: int, doc: str, **metadata: Any) -> Whole:
+    """A number of seconds, at most ten years, or null."""
     return Whole(
         allow_none=True,
         validate=between(least, MAX_SECONDS),
-        metadata={"description": doc},
+        metadata={"description": doc, **metadata},
     )
 
 

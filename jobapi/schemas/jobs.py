@@ -9,6 +9,7 @@ from marshmallow import ValidationError, fields
 from ..rules.jobs import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_CHOICES,
+    MAX_ID,
     MAX_REPEATS,
     MAX_TEXT,
     Pagination,
@@ -37,7 +38,7 @@ class JobListQuery(PagingQuery):
     created_before = Time(metadata={"description": "Only jobs created before this time."})
     updated_after = Time(metadata={"description": "Only jobs changed at this time or later."})
     created_by = QueryInteger(
-        validate=between(1, 2**31 - 1), metadata={"description": "Only this user's jobs."}
+        validate=between(1, MAX_ID), metadata={"description": "Only this user's jobs."}
     )
     status = fields.List(
         StatusInput(),
@@ -67,7 +68,7 @@ class LegacyJobListQuery(JobListQuery):
     """The same over all workspaces, or one."""
 
     workspace_id = QueryInteger(
-        validate=between(1, 2**31 - 1), metadata={"description": "Only this workspace."}
+        validate=between(1, MAX_ID), metadata={"description": "Only this workspace."}
     )
 
 
@@ -90,26 +91,39 @@ class JobPagination(Pagination):
 class JobCreate(Base):
     """A new job."""
 
-    job_type = job_type_text(required=True, metadata={"description": "Type of job to create."})
+    job_type = job_type_text(
+        required=True,
+        metadata={"description": "Type of job to create.", "example": "data_processing"},
+    )
     workspace_id = Whole(
         required=True,
-        metadata={"description": "Target workspace; must match the URL."},
+        metadata={"description": "Target workspace; must match the URL.", "example": 1},
     )
-    priority = Choice(Priority, allow_none=True, metadata={"default": "normal"})
+    priority = Choice(Priority, allow_none=True, metadata={"default": "normal", "example": "high"})
     metadata = Document(
         allow_none=True,
-        metadata={"description": "What the job needs to know; given back as it is."},
+        metadata={
+            "description": "Input of the job, stored unchanged.",
+            "example": {
+                "source_file": "dataset.csv",
+                "output_format": "parquet",
+                "filters": {"column": "value"},
+            },
+        },
     )
-    estimated_duration = seconds(0, "Expected duration in seconds.")
+    estimated_duration = seconds(0, "Expected duration in seconds.", example=600)
     scheduled_at = Time(
         allow_none=True,
-        metadata={"description": "Not to be started before; a time in the past means now."},
+        metadata={
+            "description": "The job does not start before this time. A time in the past means now.",
+            "example": "2024-01-15T15:00:00Z",
+        },
     )
     max_retries = Whole(
         allow_none=True,
         validate=between(0, MAX_RETRIES_LIMIT),
         metadata={
-            "description": "How often a failed attempt is retried by itself.",
+            "description": "How many times a failed attempt is retried automatically.",
             "default": DEFAULT_MAX_RETRIES,
         },
     )
@@ -215,20 +229,22 @@ class Reason(Base):
 class Job(Response):
     """A job, whole."""
 
-    job_id = fields.String(required=True)
+    job_id = fields.String(required=True, metadata={"example": "job_01hm5vq2k8d7t3n6b1r9c4f0ga"})
     job_type = fields.String(required=True)
-    status = Choice(JobStatus, required=True)
+    status = Choice(JobStatus, required=True, metadata={"example": "pending"})
     priority = Choice(Priority, required=True)
     workspace_id = fields.Integer(required=True)
-    created_by = fields.Integer(required=True, metadata={"description": "The creator's user id."})
+    created_by = fields.Integer(
+        required=True, metadata={"description": "The creator's user id.", "example": 123}
+    )
     metadata = Document(required=True, allow_none=True)
     result = Document(
         required=True,
         allow_none=True,
-        metadata={"description": "While the job runs, with its progress in it."},
+        metadata={"description": "Includes the progress while the job is running."},
     )
     error = fields.String(
-        required=True, allow_none=True, metadata={"description": "The last attempt's."}
+        required=True, allow_none=True, metadata={"description": "Error of the last attempt."}
     )
     estimated_duration = fields.Integer(required=True, allow_none=True)
     actual_duration = fields.Integer(
@@ -237,16 +253,20 @@ class Job(Response):
         metadata={"description": "Whole seconds from `due_at` to the end."},
     )
     timeout_seconds = fields.Integer(required=True, allow_none=True)
-    retry_count = fields.Integer(required=True)
-    max_retries = fields.Integer(required=True)
-    created_at = Time(required=True)
-    updated_at = Time(required=True)
+    retry_count = fields.Integer(required=True, metadata={"example": 0})
+    max_retries = fields.Integer(required=True, metadata={"example": DEFAULT_MAX_RETRIES})
+    created_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
+    updated_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
     started_at = Time(required=True, allow_none=True)
     completed_at = Time(required=True, allow_none=True)
     scheduled_at = Time(required=True, allow_none=True)
     due_at = Time(
         required=True,
-        metadata={"description": "The later of creation, or retry, and `scheduled_at`."},
+        metadata={
+            "description": "When the job may start: the later of its creation, or its last retry, "
+            "and `scheduled_at`.",
+            "example": "2024-01-15T15:00:00Z",
+        },
     )
 
     @staticmethod

@@ -6,7 +6,7 @@ from marshmallow import fields
 
 from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action, OperationStatus
-from .base import Pagination, between, job_type_text, length
+from .base import MAX_ID, Pagination, between, job_type_text, length
 from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
 from .loading import Base
 from .rendering import Response
@@ -21,7 +21,7 @@ class JobFilter(Base):
     created_after = Time()
     created_before = Time()
     updated_after = Time()
-    created_by = Whole(validate=between(1, 2**31 - 1))
+    created_by = Whole(validate=between(1, MAX_ID))
     metadata = Paths(
         metadata={"description": 'Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'},
     )

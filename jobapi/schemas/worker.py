@@ -58,21 +58,33 @@ class Claim(Base):
 class ClaimedJob(Job):
     """A job and the lease under which its holder works."""
 
-    lease_token = fields.String(required=True, metadata={"description": "Reports need it."})
-    lease_expires_at = Time(required=True)
-    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    lease_token = fields.String(
+        required=True,
+        metadata={
+            "description": "Reports need it.",
+            "example": "8f14e45fceea167a5a36dedd4bea2543",
+        },
+    )
+    lease_expires_at = Time(required=True, metadata={"example": "2024-01-15T15:01:01Z"})
+    attempt = fields.Integer(
+        required=True, metadata={"description": "Number of the attempt, from 1.", "example": 1}
+    )
     begun = fields.Boolean(
         required=True,
         metadata={
+            "example": True,
             "description": "Whether the attempt has begun. A job whose last lease expired before "
             "its attempt began is claimed without other jobs, and its attempt begins with the "
-            "claim, even if `begin` is `false`."
+            "claim, even if `begin` is `false`.",
         },
     )
     traceparent = fields.String(
         required=True,
         allow_none=True,
-        metadata={"description": "The W3C trace context of whoever created the job."},
+        metadata={
+            "description": "The W3C trace context of the request that created the job.",
+            "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        },
     )
 
     @staticmethod

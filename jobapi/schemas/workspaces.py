@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..rules.roles import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
-from .base import Pagination, between, job_type_text, length
+from .base import MAX_ID, Pagination, between, job_type_text, length
 from .fields import Choice, Pattern, Text, Time, Whole
 from .loading import Base
 from .rendering import Response
@@ -89,7 +89,7 @@ class MemberAdd(Base):
         metadata={"description": "The exact name. Send either this or `user_id`."},
     )
     user_id = Whole(
-        validate=between(1, 2**31 - 1),
+        validate=between(1, MAX_ID),
         metadata={"description": "For administrators only. Give this, or `username`, not both."},
     )
     role = Choice(Role, required=True)

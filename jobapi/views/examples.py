@@ -1,48 +1,30 @@
-"""The examples in the API's documentation, with the guide's names and numbers."""
+"""The examples in the API's documentation, with the guide's names and numbers.
+
+Those of a job come from its schemas, so that a new field has its example there.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-JOB_ID = "job_01hm5vq2k8d7t3n6b1r9c4f0ga"
+from marshmallow import Schema
 
-CREATE: dict[str, Any] = {
-    "job_type": "data_processing",
-    "workspace_id": 1,
-    "priority": "high",
-    "metadata": {
-        "source_file": "dataset.csv",
-        "output_format": "parquet",
-        "filters": {"column": "value"},
-    },
-    "estimated_duration": 600,
-    "scheduled_at": "2024-01-15T15:00:00Z",
-}
+from ..schemas.jobs import Job, JobCreate, JobResult
+from ..schemas.worker import ClaimedJob
 
-_METADATA = CREATE["metadata"]
 
-PENDING: dict[str, Any] = {
-    "job_id": JOB_ID,
-    "job_type": "data_processing",
-    "status": "pending",
-    "priority": "high",
-    "workspace_id": 1,
-    "created_by": 123,
-    "metadata": _METADATA,
-    "result": None,
-    "error": None,
-    "estimated_duration": 600,
-    "actual_duration": None,
-    "timeout_seconds": None,
-    "retry_count": 0,
-    "max_retries": 3,
-    "created_at": "2024-01-15T11:00:00Z",
-    "updated_at": "2024-01-15T11:00:00Z",
-    "started_at": None,
-    "completed_at": None,
-    "scheduled_at": "2024-01-15T15:00:00Z",
-    "due_at": "2024-01-15T15:00:00Z",
-}
+def _example(schema: type[Schema]) -> dict[str, Any]:
+    """The examples that the fields of a schema have; null for a required field without one."""
+    return {
+        name: field.metadata.get("example")
+        for name, field in schema().fields.items()
+        if field.required or "example" in field.metadata
+    }
+
+
+CREATE = _example(JobCreate)
+PENDING = _example(Job) | CREATE
+JOB_ID = PENDING["job_id"]
 
 RUNNING: dict[str, Any] = PENDING | {
     "job_type": "data_analysis",
@@ -118,12 +100,7 @@ STATUS: dict[str, Any] = {
     "updated_at": "2024-01-15T10:03:30Z",
 }
 
-RESULT: dict[str, Any] = {
-    "job_id": JOB_ID,
-    "result": SUCCESS["result"],
-    "status": "success",
-    "completed_at": "2024-01-15T10:04:45Z",
-}
+RESULT: dict[str, Any] = {name: SUCCESS[name] for name in JobResult().fields}
 
 LOGIN = {"username": "your_username", "password": "your_password"}
 
@@ -141,24 +118,21 @@ CLAIM: dict[str, Any] = {
     "worker": "etl-1",
 }
 
-_LEASE_TOKEN = "8f14e45fceea167a5a36dedd4bea2543"
-
-CLAIMED: dict[str, Any] = PENDING | {
-    "status": "running",
-    "updated_at": "2024-01-15T15:00:01Z",
-    "started_at": "2024-01-15T15:00:01Z",
-    "lease_token": _LEASE_TOKEN,
-    "lease_expires_at": "2024-01-15T15:01:01Z",
-    "attempt": 1,
-    "begun": True,
-    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-}
+CLAIMED: dict[str, Any] = (
+    _example(ClaimedJob)
+    | CREATE
+    | {
+        "status": "running",
+        "updated_at": "2024-01-15T15:00:01Z",
+        "started_at": "2024-01-15T15:00:01Z",
+    }
+)
 
 REPORTS: dict[str, Any] = {
     "reports": [
         {
             "job_id": JOB_ID,
-            "lease_token": _LEASE_TOKEN,
+            "lease_token": CLAIMED["lease_token"],
             "status": "success",
             "result": {"output_file": "dataset.parquet", "rows_processed": 50000},
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from datetime import datetime
 from functools import wraps
 from typing import Any
@@ -24,16 +23,13 @@ from ..rules.jobs import JobStatus
 from ..rules.lifecycle import PENDING_FIELDS
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
-from ..schemas.fields import MAX_PATH_VALUE
-from ..services import job_lists, jobs, queue
-from ..services.job_rows import Scope, both, in_workspace, readable_by
+from ..services import jobs, queue
 from ..store.connections import AnyRow
-from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, lease_token
-from .base import View, address, json_response, location, paginated, state
+from .base import View, json_response, location, state
 from .blueprints import Blueprint
-from .bodies import MERGE_PATCH, query_paths
+from .bodies import MERGE_PATCH
 from .conditions import (
     ETAG,
     IF_MATCH,
@@ -54,57 +50,12 @@ blp = Blueprint(
 JOBS = "/workspace/<workspace_id>/jobs"
 JOB = f"{JOBS}/<job_id>"
 
-# RFC 9745 wants the moment since when: the year of the guide, which has never
-# known this path otherwise.
-DEPRECATION = {"Deprecation": "@1704067200"}
-
 _TRACEPARENT = header_parameter(
     "traceparent", "The creator's W3C trace context; a claim of the job returns it."
 )
 _LEASE_TOKEN = header_parameter(
     "Lease-Token", "The `lease_token` of a claim: this is a report of its holder."
 )
-_METADATA_FILTER = {
-    "name": "metadata.batch_id",
-    "in": "query",
-    "schema": {"type": "string", "maxLength": MAX_PATH_VALUE},
-    "description": "Only jobs whose metadata has this value there; any path of keys may follow.",
-}
-
-
-@blp.operation(JOBS, summary="List jobs in workspace", errors=(404,), parameters=[_METADATA_FILTER])
-@guard(Role.VIEWER)
-@blp.arguments(schemas.JobListQuery, location="query")
-@blp.response(200, schemas.JobList, example=examples.LIST)
-def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """The jobs that match every filter given; status, type and priority may be repeated.
-
-    `metadata.batch_id=3` finds the jobs whose metadata has that value, as a
-    number or as a text; a path goes deeper, `metadata.file.name=a.csv`.
-    `pagination.next_cursor`, given as `cursor`, leads to the next page however
-    deep it lies and whatever is added meanwhile. Without `page`, an answer may have
-    fewer jobs than `limit`, and the cursor continues: it ends at 8 MiB, and with
-    filters without an index (`created_by`, metadata with many matches,
-    `updated_after` in another order) after reading 100,000 jobs. With `page`, more
-    than 8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a
-    cursor. A page behind more than 100,000 jobs is 422 `validation-failed`: use a
-    cursor or more filters.
-    """
-    return _page(caller, in_workspace(workspace_id), query)
-
-
-def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -> Response:
-    where = {name: query.pop(name) for name in _FILTERS & query.keys()}
-    filters = job_lists.Filters(
-        **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
-    )
-    with snapshot(caller.connection) as connection:
-        found = job_lists.page(connection, scope, filters, **query)
-    schema = schemas.LightJobList if query["light"] else schemas.JobList
-    return json_response(schema.render(paginated(found, query)), headers=headers)
-
-
-_FILTERS = {field.name for field in fields(job_lists.Filters)} - {"only_job_types", "metadata"}
 
 
 @blp.operation(
@@ -418,34 +369,3 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     """Delete a job that has ended, with its attempts; one that is alive is 409."""
     jobs.delete(caller.connection, workspace_id, job_id, by=caller.name)
-
-
-@blp.operation(
-    "/jobs", summary="List all user jobs", deprecated=True, parameters=[_METADATA_FILTER]
-)
-@guard()
-@blp.arguments(schemas.LegacyJobListQuery, location="query")
-@blp.response(
-    200,
-    schemas.JobList,
-    example=examples.LIST,
-    headers={
-        **header("Deprecation", "When the operation was deprecated (RFC 9745)."),
-        **header("Link", "The operation to use instead."),
-    },
-)
-def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
-    """Jobs across all workspaces that the caller may read. Use `/workspace/{id}/jobs`."""
-    workspace_id = query.pop("workspace_id", None)
-    if caller.key_workspace_id is not None:
-        scope = in_workspace(caller.key_workspace_id)
-    else:
-        scope = readable_by(caller.user_id, is_admin=caller.is_admin)
-    if workspace_id is not None:
-        scope = both(scope, in_workspace(workspace_id))
-    successor = address("jobapi-workspaces.list_workspaces")
-    if workspace_id is not None:
-        successor = address("jobapi-jobs.list_jobs", workspace_id=workspace_id)
-    return _page(
-        caller, scope, query, **DEPRECATION, Link=f'<{successor}>; rel="successor-version"'
-    )

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from marshmallow import RAISE, ValidationError
 
 import jobapi.schemas
+from jobapi.schemas import base
 from jobapi.schemas.jobs import JobBatch, JobCreate, JobUpdate
 from jobapi.schemas.loading import Base
 from jobapi.schemas.operations import OperationCreate
 from jobapi.schemas.worker import Claim, Report, Reports
+from jobapi.store import tables
 
 TIME = "2024-01-15T10:00:00Z"
 LEASE = {"job_id": "job_1", "lease_token": "t"}
@@ -112,3 +114,7 @@ def test_load_list_that_is_too_long_is_refused_before_its_items(
     for name in path:
         messages = messages[name]
     assert messages[0].startswith("Length must be between 1 and")
+
+
+def test_largest_id_of_schemas_is_that_of_the_database() -> None:
+    assert base.MAX_ID == tables.MAX_ID
