@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from .labels import Labelled
 
 
-class EventKind(IntEnum):
+class EventKind(Labelled):
     """What can happen to a job, or to a workspace. The database stores the numbers."""
 
     CREATED = 0
@@ -27,11 +27,6 @@ class EventKind(IntEnum):
     KEY_CREATED = 23
     KEY_REVOKED = 24
     WORKSPACE_CHANGED = 25
-
-    @property
-    def label(self) -> str:
-        """The kind's name as the API writes it."""
-        return self.name.lower()
 
 
 WORKSPACE_EVENTS = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from .labels import Labelled
 
 JOB_TYPE_PATTERN = r"[A-Za-z0-9_.:\-]{1,100}"
 JOB_TYPE_RULE = "Use 1 to 100 letters, digits and the characters _ . : -"
@@ -10,7 +10,7 @@ DEFAULT_MAX_RETRIES = 3
 MAX_RETRIES_LIMIT = 100
 
 
-class JobStatus(IntEnum):
+class JobStatus(Labelled):
     """The states of a job. The database stores the numbers."""
 
     PENDING = 0
@@ -18,11 +18,6 @@ class JobStatus(IntEnum):
     SUCCESS = 2
     FAILED = 3
     CANCELLED = 4
-
-    @property
-    def label(self) -> str:
-        """The status's name as the API writes it."""
-        return self.name.lower()
 
     @property
     def ended(self) -> bool:
@@ -43,7 +38,7 @@ STATUS_ORDER = (
 """The order of ``sort=status``. Lists read an index that sorts by number, so the numbers ascend."""
 
 
-class Priority(IntEnum):
+class Priority(Labelled):
     """How soon a job is wanted; the number is its rank."""
 
     LOW = 0
@@ -51,13 +46,8 @@ class Priority(IntEnum):
     HIGH = 2
     URGENT = 3
 
-    @property
-    def label(self) -> str:
-        """The priority's name as the API writes it."""
-        return self.name.lower()
 
-
-class Outcome(IntEnum):
+class Outcome(Labelled):
     """How an attempt ended."""
 
     SUCCESS = 0
@@ -66,8 +56,3 @@ class Outcome(IntEnum):
     RELEASED = 3
     EXPIRED = 4
     TIMED_OUT = 5
-
-    @property
-    def label(self) -> str:
-        """The outcome's name as the API writes it."""
-        return self.name.lower()

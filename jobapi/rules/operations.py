@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from .jobs import ENDED, STATUS_ORDER, JobStatus
+from .labels import Labelled
 from .lifecycle import TRANSITIONS
 
 
-class Action(IntEnum):
+class Action(Labelled):
     """What is done to the jobs."""
 
     CANCEL = 0
     RETRY = 1
     DELETE = 2
-
-    @property
-    def label(self) -> str:
-        """The action's name as the API writes it."""
-        return self.name.lower()
 
     @property
     def takes(self) -> list[JobStatus]:
@@ -27,14 +21,9 @@ class Action(IntEnum):
         return [status for status in STATUS_ORDER if status in takes]
 
 
-class OperationStatus(IntEnum):
+class OperationStatus(Labelled):
     """Where an operation stands."""
 
     RUNNING = 0
     FINISHED = 1
     STOPPED = 2
-
-    @property
-    def label(self) -> str:
-        """The status's name as the API writes it."""
-        return self.name.lower()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from ..errors import ValidationFailed
+from .labels import Labelled
 
 USERNAME_PATTERN = r"[A-Za-z0-9_.@+\-]{1,100}"
 USERNAME_RULE = "Use 1 to 100 letters, digits and the characters _ . @ + -"
@@ -82,7 +82,7 @@ def _parsed(text: str) -> IPv4Address | IPv6Address | None:
     return address
 
 
-class Role(IntEnum):
+class Role(Labelled):
     """What a member of a workspace, or an API key, may do there.
 
     Each role includes those below it.
@@ -92,8 +92,3 @@ class Role(IntEnum):
     WORKER = 1
     MEMBER = 2
     OWNER = 3
-
-    @property
-    def label(self) -> str:
-        """The role's name as the API writes it."""
-        return self.name.lower()
