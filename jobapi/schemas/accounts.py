@@ -1,4 +1,4 @@
-"""Users and log-ins."""
+"""Users and logins."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LoginRequest(Base):
 
 
 class Tokens(Response):
-    """What a log-in gives."""
+    """The tokens of a login."""
 
     access_token = fields.String(required=True)
     refresh_token = fields.String(required=True)
@@ -56,7 +56,7 @@ class Tokens(Response):
 
 
 class PasswordChange(Base):
-    """One's own password, old and new."""
+    """The caller's password, old and new."""
 
     current_password = fields.String(required=True, metadata={"format": "password"})
     new_password = _new_password(required=True)
@@ -74,7 +74,7 @@ class UserCreate(Base):
 
 
 class UserUpdate(Base):
-    """What to change of a user."""
+    """Changes of a user."""
 
     password = _new_password()
     is_admin = Flag()

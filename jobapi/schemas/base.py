@@ -1,4 +1,4 @@
-"""What all shapes have in common, and those that are everybody's."""
+"""Parts that several schemas share: bounds, job types, paging, errors."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ MAX_CHOICES = 100
 
 
 def length(least: int, most: int) -> validate.Length:
-    """A text or list has so many characters or items."""
+    """Accept ``least`` to ``most`` characters of a text, or items of a list."""
     return validate.Length(min=least, max=most)
 
 
 def between(least: int, most: int) -> validate.Range:
-    """A number lies there, its ends included."""
+    """Accept numbers from ``least`` to ``most``."""
     return validate.Range(min=least, max=most)
 
 
 def job_type_text(**kw: Any) -> Text:
-    """A type of job."""
+    """A job type."""
     return Text(
         validate=Pattern(f"^{JOB_TYPE_PATTERN}$", error=JOB_TYPE_RULE),
         **kw,
@@ -55,7 +55,7 @@ def sort_order(default: str, doc: str) -> Word:
 
 
 class PagingQuery(Base):
-    """Which page of a list."""
+    """The page of a list."""
 
     # Without a documented default: generated clients would send it with each cursor.
     page = QueryInteger(
@@ -71,20 +71,20 @@ class PagingQuery(Base):
     )
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
-        """A page is led to in one way."""
+        """Refuse a cursor together with a page number."""
         if "cursor" in data and "page" in data:
             raise ValidationError("Give either cursor or page.", "cursor")
         return data
 
 
 class Pagination(Response):
-    """Where in a list a page lies, and where it goes on."""
+    """The position of a page in its list, and the cursor of the next page."""
 
     page = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "null where a cursor led here."}
+        required=True, allow_none=True, metadata={"description": "null if `cursor` was given."}
     )
     limit = fields.Integer(required=True)
-    total = fields.Integer(required=True, metadata={"description": "How many items there are."})
+    total = fields.Integer(required=True, metadata={"description": "Number of items in the list."})
     total_pages = fields.Integer(required=True)
     next_cursor = fields.String(
         required=True, allow_none=True, metadata={"description": "null on the last page."}
@@ -92,28 +92,33 @@ class Pagination(Response):
 
 
 def percent() -> Whole:
-    """0 to 100, or null."""
+    """A percentage from 0 to 100, or null."""
     return Whole(allow_none=True, validate=between(0, 100))
 
 
 class Health(Response):
-    """That the service is well."""
+    """The state of the service."""
 
     status = fields.String(required=True, metadata={"description": "Always `ok`."})
 
 
 class Problem(Response):
-    """An error, as RFC 9457 has it."""
+    """An error, as a problem details object (RFC 9457)."""
 
     type = fields.String(
         required=True,
-        metadata={"format": "uri-reference", "description": "The stable name of this kind."},
+        metadata={
+            "format": "uri-reference",
+            "description": "Stable identifier of the kind of error.",
+        },
     )
     title = fields.String(required=True)
     status = fields.Integer(required=True)
-    detail = fields.String(required=True, metadata={"description": "What to do about it."})
+    detail = fields.String(
+        required=True, metadata={"description": "What is wrong, and how to correct it."}
+    )
     errors = fields.Dict(
         keys=fields.String(),
         values=fields.List(fields.String()),
-        metadata={"description": "For 422: what is wrong with each field."},
+        metadata={"description": "For 422: the messages for each invalid field."},
     )

@@ -1,4 +1,4 @@
-"""What happened."""
+"""Events: queries and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OF_TYPE = {"description": "Only of jobs of these types; may be repeated."}
 
 
 class JobEventQuery(Base):
-    """Which of a job's events."""
+    """The page of a list of a job's events."""
 
     limit = QueryInteger(
         load_default=100, validate=between(1, 100), metadata={"description": "Items per page."}
@@ -31,7 +31,7 @@ class JobEventQuery(Base):
 
 
 class EventQuery(JobEventQuery):
-    """Which events."""
+    """Filters and page of a list of events."""
 
     limit = QueryInteger(
         load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
@@ -43,7 +43,7 @@ class EventQuery(JobEventQuery):
 
 
 class StreamQuery(Base):
-    """Which events a stream has."""
+    """Filters of a stream of events, and where it resumes."""
 
     kind = fields.List(Choice(EventKind), validate=length(1, MAX_CHOICES), metadata=_KIND)
     job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
@@ -55,7 +55,7 @@ class StreamQuery(Base):
 
 
 class Event(Response):
-    """Something that happened."""
+    """An event."""
 
     event_id = fields.String(required=True)
     at = Time(required=True)
@@ -74,21 +74,21 @@ class Event(Response):
     to_status = Choice(JobStatus, required=True, allow_none=True)
     attempt = fields.Integer(required=True, allow_none=True)
     user_id = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "The user who did it."}
+        required=True, allow_none=True, metadata={"description": "The user who acted."}
     )
     key_id = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "Or the API key that did it."}
+        required=True, allow_none=True, metadata={"description": "The API key that acted."}
     )
     worker = fields.String(required=True, allow_none=True)
     data = Document(
         required=True,
         allow_none=True,
-        metadata={"description": "More of it: progress, an error, a reason, what was edited."},
+        metadata={"description": "Details: progress, an error, a reason, the edited fields."},
     )
 
     @staticmethod
     def get_event_id(event: Any) -> str:
-        """Its public id."""
+        """The public id."""
         return name_of(event.xid, event.id)
 
     @staticmethod
@@ -109,11 +109,11 @@ def _number(actor: str | None, prefix: str) -> int | None:
 
 
 class EventPagination(Response):
-    """Where in a list of events a page lies."""
+    """The size of a list of events, and the cursor of the next page."""
 
     limit = fields.Integer(required=True)
     total = fields.Integer(
-        required=True, metadata={"description": "How many there are, up to 10,000."}
+        required=True, metadata={"description": "Number of events, counted up to 10,000."}
     )
     total_is_capped = fields.Boolean(required=True)
     next_cursor = fields.String(required=True, allow_none=True)

@@ -1,4 +1,4 @@
-"""The kinds of values in requests and responses that marshmallow does not have."""
+"""Fields that marshmallow does not have: times, enumerations, documents, strict scalars."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any, cast
 from marshmallow import ValidationError, fields, validate
 
 from ..rules.jobs import JobStatus
+from ..rules.labels import Labelled
 
 # Two days from the ends of what Python can hold, so that a stored time can be
 # read back in every time zone.
 EARLIEST = datetime(1, 1, 3, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
-# RFC 3339, section 5.6. What the numbers may be, datetime says.
+# RFC 3339, section 5.6. The ranges of the numbers are checked by datetime.
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d[Tt ]([01]\d|2[0-3]):[0-5]\d:)([0-5]\d|60)(\.\d+)?"
     r"([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)",
@@ -27,20 +28,20 @@ _MAX_TIME_LENGTH = 64
 
 
 class Pattern(validate.Regexp):
-    """The whole text matches; written as JSON Schema wants it, from ``^`` to ``$``."""
+    """Accepts a text that matches as a whole. JSON Schema needs ``^`` and ``$`` in the pattern."""
 
     def __call__(self, value: Any) -> Any:
-        """Raises ``ValidationError`` otherwise."""
+        """Check a text. Raises ``ValidationError``."""
         if self.regex.fullmatch(value) is None:
             raise ValidationError(self._format_error(value))
         return value
 
 
 class Time(fields.Field[datetime]):
-    """A moment: RFC 3339 with an offset in, UTC in whole seconds out.
+    """A time: RFC 3339 with an offset on input, UTC in whole seconds in answers.
 
-    Taken to the microsecond; a leap second (``23:59:60`` at the end of a month) as the second
-    after it.
+    It is stored to the microsecond. A leap second (``23:59:60`` at the end of a month) becomes
+    the second after it.
     """
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> datetime:
@@ -51,7 +52,7 @@ class Time(fields.Field[datetime]):
         )
         if form is None:
             raise ValidationError(
-                "Not a time; write it as 2024-01-15T10:00:00Z, with Z or an offset."
+                "Not a valid time. Use the form 2024-01-15T10:00:00Z, with Z or an offset."
             )
         until_minute, _, second, fraction, offset, _ = form.groups()
         leap = second == "60"
@@ -59,24 +60,24 @@ class Time(fields.Field[datetime]):
             # Python knows neither leap seconds nor nanoseconds.
             text = f"{until_minute}{59 if leap else second}{(fraction or '')[:7]}{offset}"
             moment = datetime.fromisoformat(text.upper()).astimezone(UTC)
-            # As POSIX has it, a leap second is the second after it.
+            # POSIX counts a leap second as the second after it.
             moment += timedelta(seconds=leap)
         except (ValueError, OverflowError):
-            raise ValidationError("There is no such time.") from None
+            raise ValidationError("This time does not exist.") from None
         if leap and (moment.day, moment.hour, moment.minute, moment.second) != (1, 0, 0, 0):
-            raise ValidationError("There is no such time.")
+            raise ValidationError("This time does not exist.")
         if not EARLIEST <= moment < LATEST:
-            raise ValidationError("It is too near to the end of the calendar.")
+            raise ValidationError("Out of range. Use a time from 0001-01-03 to 9999-12-29.")
         return moment
 
 
 class Choice(fields.Field[Any]):
-    """One of an enumeration's labels.
+    """A label of an enumeration.
 
-    ``also`` are other names that are accepted on input. ``component`` names the
+    ``also`` maps other labels that are accepted on input. ``component`` names the
     enumeration in the OpenAPI document; by default it has the name of its class.
-    ``grows`` is for responses: a later version may send a label that is not
-    documented, so clients must not refuse one that they do not know.
+    ``grows`` is for responses: a later version may send labels that are not
+    documented, so clients must accept unknown ones.
 
     ``show`` is the label of a member. During an upgrade the database may have members that only
     the newer version knows: they are shown as ``unknown``, or as null if the enumeration is closed.
@@ -84,26 +85,25 @@ class Choice(fields.Field[Any]):
 
     def __init__(
         self,
-        enum: Any,
+        enum: type[Labelled] | Sequence[Labelled],
         *,
-        also: Mapping[str, Any] | None = None,
+        also: Mapping[str, Labelled] | None = None,
         component: str | None = None,
         grows: bool = False,
         **kw: Any,
     ) -> None:
-        self.labels: dict[Any, str] = {member: member.label for member in enum}
+        self.labels: dict[int, str] = {member: member.label for member in enum}
         self.accepted = {member.label: member for member in enum} | dict(also or {})
         metadata = {
             "enum": list(self.accepted),
-            "component": component or enum.__name__,
+            "component": component or getattr(enum, "__name__", None),
             "grows": grows,
             **kw.pop("metadata", {}),
         }
         super().__init__(metadata=metadata, **kw)
         self.show: Callable[[Any], str | None] = self.labels.__getitem__
         if grows:
-            shown = {**self.labels, None: None}
-            self.show = lambda value: shown.get(value, "unknown")
+            self.show = lambda value: value if value is None else self.labels.get(value, "unknown")
         elif self.allow_none:
             self.show = self.labels.get
 
@@ -114,7 +114,7 @@ class Choice(fields.Field[Any]):
 
 
 class StatusInput(Choice):
-    """A job's status as callers may write it; ``completed`` means ``success``."""
+    """A job's status on input, where ``completed`` also means ``success``."""
 
     def __init__(self, **kw: Any) -> None:
         super().__init__(
@@ -134,7 +134,7 @@ class Word(fields.String):
 
 
 class Whole(fields.Integer):
-    """A whole number: no text, no truth value, and 5.0 as JSON Schema has it."""
+    """An integer. As in JSON Schema, 5.0 is one; texts and booleans are not."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> int:
         if isinstance(value, float) and value.is_integer():
@@ -145,32 +145,32 @@ class Whole(fields.Integer):
 
 
 class Document(fields.Dict):
-    """A JSON object with anything in it."""
+    """A JSON object with any content."""
 
     def __init__(self, *, metadata: Mapping[str, Any] | None = None, **kw: Any) -> None:
         documented = {"component": "JsonObject", "additionalProperties": True}
         super().__init__(keys=fields.String(), metadata={**documented, **(metadata or {})}, **kw)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
-        # Its keys are texts, as JSON has them: there is nothing to go through.
+        # The keys of JSON are texts, so they need no check.
         if not isinstance(value, dict):
             raise self.make_error("invalid")
         return value
 
 
 class Text(fields.String):
-    """A string, and nothing that only could be turned into one."""
+    """A text without U+0000, which Postgres cannot store."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> str:
         if type(value) is not str:
             raise self.make_error("invalid")
         if "\x00" in value:
-            raise ValidationError("It must not contain the character U+0000.")
+            raise ValidationError("Must not contain the character U+0000.")
         return value
 
 
 class Flag(fields.Boolean):
-    """true or false, and not what only looks like them."""
+    """A JSON boolean; texts and numbers are refused."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> bool:
         if not isinstance(value, bool):
@@ -179,7 +179,7 @@ class Flag(fields.Boolean):
 
 
 class QueryInteger(fields.Integer):
-    """A whole number in a query string, in digits alone."""
+    """An integer in a query string, written in digits only."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kw: Any) -> Any:
         if not re.fullmatch(r"[0-9]{1,18}", str(value)):
@@ -193,18 +193,18 @@ _PATH = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}")
 
 
 def wrong_path(path: str, value: str) -> str | None:
-    """What is wrong with a path of keys in a document, or the text to be found there."""
+    """Say what is wrong with a path of keys, or with the text wanted there, if anything."""
     if not _PATH.fullmatch(path):
-        return "Use keys of letters, digits, _ and -, with a dot between two."
+        return "Use keys of letters, digits, _ and -, separated by dots."
     if len(value) > MAX_PATH_VALUE or "\x00" in value:
-        return f"Use {MAX_PATH_VALUE} characters at most, and not U+0000."
+        return f"Use at most {MAX_PATH_VALUE} characters, without U+0000."
     return None
 
 
 class Paths(fields.Dict):
-    """Paths of keys, each with the value to be found there; loaded as texts.
+    """Paths of keys, each with the value wanted there.
 
-    As a query would write it: 3 and "3" look for the same.
+    Values are loaded as texts, as a query string has them: 3 and "3" mean the same.
     """
 
     def __init__(self, *, metadata: Mapping[str, Any], **kw: Any) -> None:
@@ -216,14 +216,14 @@ class Paths(fields.Dict):
         if not isinstance(value, dict):
             raise self.make_error("invalid")
         if len(value) > MAX_PATHS:
-            raise ValidationError(f"Give {MAX_PATHS} of these at most.")
+            raise ValidationError(f"Give at most {MAX_PATHS} of these.")
         texts = {}
         wrong = {}
         for path, wanted in value.items():
             texts[path] = wanted if isinstance(wanted, str) else json.dumps(wanted)
             problem = wrong_path(path, texts[path])
             if isinstance(wanted, dict | list):
-                problem = "Give a text, a number, true, false or null."
+                problem = "Use a text, a number, true, false or null."
             if problem is not None:
                 wrong[path] = [problem]
         if wrong:

@@ -1,4 +1,4 @@
-"""Jobs, as their callers see them."""
+"""Jobs: queries, bodies and answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class JobListQuery(PagingQuery):
     PATHS = "metadata"
 
     light = fields.Boolean(
-        load_default=False, metadata={"description": "Whether metadata and result are left out."}
+        load_default=False, metadata={"description": "Leave out `metadata` and `result`."}
     )
     created_after = Time(metadata={"description": "Only jobs created at this time or later."})
     created_before = Time(metadata={"description": "Only jobs created before this time."})
@@ -59,13 +59,15 @@ class JobListQuery(PagingQuery):
         "JobSort",
         ["created_at", "updated_at", "priority", "status"],
         load_default="created_at",
-        metadata={"description": "Field to sort by; equal values stay in the order of creation."},
+        metadata={
+            "description": "Field to sort by; jobs with equal values are sorted by creation."
+        },
     )
     order = sort_order("desc", "Sort order.")
 
 
 class LegacyJobListQuery(JobListQuery):
-    """The same over all workspaces, or one."""
+    """Filters, order and page of a list of the jobs of all workspaces, or one."""
 
     workspace_id = QueryInteger(
         validate=between(1, MAX_ID), metadata={"description": "Only this workspace."}
@@ -73,14 +75,14 @@ class LegacyJobListQuery(JobListQuery):
 
 
 class JobPagination(Pagination):
-    """Where in a list of jobs a page lies, and where it goes on."""
+    """The position of a page in its list of jobs, and the cursor of the next page."""
 
     total = fields.Integer(
         required=True,
         metadata={
-            "description": "How many jobs match. Exact for filters by status, job_type and "
-            "priority; with others it is counted up to 10,000, among the 100,000 jobs that a "
-            "page reads at most."
+            "description": "Number of matching jobs. Exact with filters by status, job_type and "
+            "priority; with other filters it is counted up to 10,000, among the at most 100,000 "
+            "jobs that are read for a page."
         },
     )
     total_is_capped = fields.Boolean(
@@ -130,7 +132,7 @@ class JobCreate(Base):
     timeout_seconds = seconds(1, "How long an attempt may run, in seconds.")
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
-        """A null is the same as absence."""
+        """Treat null as absent."""
         return {name: value for name, value in data.items() if value is not None}
 
 
@@ -158,7 +160,7 @@ def run_id_text() -> Text:
 
 
 class JobUpdate(Base):
-    """What to change of a job; what is left out stays."""
+    """Changes of a job; absent fields stay as they are."""
 
     status = StatusInput(metadata={"description": "`completed` means `success`."})
     progress_percent = percent()
@@ -194,12 +196,12 @@ class JobUpdate(Base):
     run_id = run_id_text()
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Progress is taken out of the result."""
+        """Move progress out of the result."""
         return progress_out_of_result(data)
 
 
 def progress_out_of_result(data: dict[str, Any]) -> dict[str, Any]:
-    """Progress inside a sent result is progress, and is no part of the result."""
+    """Move ``progress_percent`` and ``progress_message`` out of a sent result."""
     result = data.get("result")
     if not result:
         return data
@@ -227,7 +229,7 @@ class Reason(Base):
 
 
 class Job(Response):
-    """A job, whole."""
+    """A job with all its fields."""
 
     job_id = fields.String(required=True, metadata={"example": "job_01hm5vq2k8d7t3n6b1r9c4f0ga"})
     job_type = fields.String(required=True)
@@ -271,7 +273,7 @@ class Job(Response):
 
     @staticmethod
     def get_result(job: Any) -> Any:
-        """The result; while the job runs, with its progress in it."""
+        """Merge progress into the result of a running job."""
         if job.status != JobStatus.RUNNING or (
             job.progress_percent is None and job.progress_message is None
         ):
@@ -284,7 +286,7 @@ class Job(Response):
 
 
 class ListedJob(Job):
-    """A job in a list; a light one has neither `metadata` nor `result`."""
+    """A job in a list. Light lists leave out ``metadata`` and ``result``."""
 
     metadata = Document(allow_none=True)
     result = Document(allow_none=True)
@@ -319,7 +321,7 @@ class JobProgress(Response):
 
 
 class JobResult(Response):
-    """What a job that has ended leaves."""
+    """The result of a job that has ended."""
 
     job_id = fields.String(required=True)
     result = Document(required=True, allow_none=True)
@@ -330,18 +332,16 @@ class JobResult(Response):
 class JobBatchItem(JobCreate):
     """A new job of a batch."""
 
-    workspace_id = Whole(
-        allow_none=True, metadata={"description": "May be left out; must match the URL."}
-    )
+    workspace_id = Whole(allow_none=True, metadata={"description": "Optional; must match the URL."})
 
 
 class JobBatch(Base):
-    """New jobs, all or none."""
+    """Jobs to create, all or none."""
 
     jobs = fields.List(fields.Nested(JobBatchItem), required=True, validate=length(1, 1000))
 
 
 class JobBatchCreated(Response):
-    """The new jobs, in the order in which they were given."""
+    """The new jobs, in the order of the request."""
 
     data = fields.List(fields.Nested(Job), required=True)

@@ -13,7 +13,7 @@ from .rendering import Response
 
 
 class JobFilter(Base):
-    """What jobs have to be like: all of what is given."""
+    """Conditions on jobs, all of which must hold."""
 
     status = fields.List(StatusInput(), validate=length(1, 5))
     job_type = fields.List(job_type_text(), validate=length(1, 1000))
@@ -28,7 +28,7 @@ class JobFilter(Base):
 
 
 class OperationCreate(Base):
-    """What to do to which jobs."""
+    """An action, and the filter of the jobs that it applies to."""
 
     action = Choice(Action, required=True)
     filter = fields.Nested(
@@ -37,11 +37,11 @@ class OperationCreate(Base):
     reason = Text(
         validate=length(1, 1000),
         allow_none=True,
-        metadata={"description": "For cancel and retry: it stands in each job's `result`."},
+        metadata={"description": "For cancel and retry: stored in the `result` of each job."},
     )
     dry_run = Flag(
         load_default=False,
-        metadata={"description": "Whether nothing is to be done but to say how many match."},
+        metadata={"description": "Only count the matching jobs."},
     )
 
 
@@ -55,10 +55,13 @@ class OperationFilter(JobFilter):
 
 
 class Operation(Response):
-    """What is being done to many jobs; of a dry run, what would be."""
+    """An operation; of a dry run, what it would be."""
 
     operation_id = fields.Integer(
-        attribute="id", required=True, allow_none=True, metadata={"description": "null: a dry run."}
+        attribute="id",
+        required=True,
+        allow_none=True,
+        metadata={"description": "null for a dry run."},
     )
     workspace_id = fields.Integer(required=True)
     action = Choice(Action, required=True, grows=True)
@@ -69,20 +72,22 @@ class Operation(Response):
         required=True,
         allow_none=True,
         grows=True,
-        metadata={"description": "null: a dry run."},
+        metadata={"description": "null for a dry run."},
     )
     matched = fields.Integer(
-        required=True, metadata={"description": "How many jobs matched when it began."}
+        required=True, metadata={"description": "Number of jobs that matched at the beginning."}
     )
     matched_is_capped = fields.Boolean(
         required=True, metadata={"description": "Whether there were more than `matched`."}
     )
     changed = fields.Integer(
-        required=True, metadata={"description": "To how many it has been done."}
+        required=True, metadata={"description": "Number of jobs changed so far."}
     )
     skipped = fields.Integer(
         required=True,
-        metadata={"description": "To how many it cannot be done: their result would be too large."},
+        metadata={
+            "description": "Number of jobs left as they are: their result would be too large."
+        },
     )
     created_by = fields.Integer(required=True, allow_none=True)
     created_at = Time(required=True, allow_none=True)

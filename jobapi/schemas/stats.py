@@ -1,4 +1,4 @@
-"""Figures of a workspace."""
+"""Statistics of a workspace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rendering import Response
 
 
 class StatsQuery(Base):
-    """The job types to limit the numbers to."""
+    """The job types to which the numbers are limited."""
 
     job_type = fields.List(
         job_type_text(),
@@ -23,13 +23,15 @@ class StatsQuery(Base):
 
 
 class HistoryQuery(Base):
-    """How far back."""
+    """The window of a history."""
 
     window = Word(
         "Window",
         ["hour", "day", "month"],
         load_default="day",
-        metadata={"description": "By the minute, by ten minutes, by four hours."},
+        metadata={
+            "description": "`hour` by the minute, `day` by ten minutes, `month` by four hours."
+        },
     )
 
 
@@ -38,7 +40,7 @@ def _number(doc: str) -> fields.Integer:
 
 
 class JobTotals(Response):
-    """How many jobs there are in each status."""
+    """Number of jobs in each status."""
 
     pending = fields.Integer(required=True)
     running = fields.Integer(required=True)
@@ -57,7 +59,7 @@ def _capped() -> fields.Boolean:
 
 
 class JobTypeTotals(JobTotals):
-    """How many jobs of a type there are in each status, and how many are due."""
+    """Number of jobs of a type in each status, and of those that are due."""
 
     due = _number(_DUE)
     due_is_capped = _capped()
@@ -65,10 +67,10 @@ class JobTypeTotals(JobTotals):
 
 
 class JobRates(Response):
-    """How many jobs did that within the window."""
+    """Number of jobs that were queued, started or ended within the window."""
 
-    queued = _number("Were created, or put back.")
-    started = _number("Were claimed, or started by hand.")
+    queued = _number("Created, or returned to pending.")
+    started = _number("Claimed, or started by an edit.")
     succeeded = fields.Integer(required=True)
     failed = fields.Integer(required=True)
     cancelled = fields.Integer(required=True)
@@ -83,9 +85,9 @@ class Windows(Response):
 
 
 class JobDurations(Response):
-    """How long the newest jobs that succeeded ran, from start to end."""
+    """Run time of the newest successful jobs, from start to end."""
 
-    jobs = _number("Over how many of them.")
+    jobs = _number("Number of jobs measured.")
     median_seconds = fields.Float(required=True)
     p95_seconds = fields.Float(
         required=True, metadata={"description": "The 95th percentile, by nearest rank."}
@@ -93,7 +95,7 @@ class JobDurations(Response):
 
 
 class Stats(Response):
-    """How a workspace is doing."""
+    """A workspace at one moment."""
 
     workspace_id = fields.Integer(required=True)
     at = Time(required=True)
@@ -126,24 +128,26 @@ class Stats(Response):
 
 
 class HistoryPoint(JobRates):
-    """What happened within a span of time, and what there was at its end."""
+    """Changes within a span of time, and the totals at its end."""
 
     at = Time(required=True, metadata={"description": "When the span begins."})
     wait_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata={"description": "How long those that started had waited, on average."},
+        metadata={"description": "Average time that the jobs started in the span had waited."},
     )
     run_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata={"description": "How long those that succeeded or failed had run, on average."},
+        metadata={
+            "description": "Average run time of the jobs that succeeded or failed in the span."
+        },
     )
     by_status = fields.Nested(JobTotals, required=True)
 
 
 class History(Response):
-    """How a workspace came to be as it is."""
+    """The history of a workspace, in spans of equal length."""
 
     workspace_id = fields.Integer(required=True)
     window = fields.String(required=True)

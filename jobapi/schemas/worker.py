@@ -18,23 +18,23 @@ MAX_REPORTS = 100
 
 
 class Claim(Base):
-    """What a worker wants to do."""
+    """A worker's request for jobs."""
 
     job_types = fields.List(
         job_type_text(),
         allow_none=True,
         validate=length(1, 1000),
-        metadata={"description": "Only these types. Default: all that the caller may have."},
+        metadata={"description": "Only these types. Default: all that the caller may claim."},
     )
     limit = Whole(
         allow_none=True,
         validate=between(1, 100),
-        metadata={"description": "How many at most.", "default": 1},
+        metadata={"description": "Maximum number of jobs.", "default": 1},
     )
     lease_seconds = Whole(
         allow_none=True,
         validate=between(5, 3600),
-        metadata={"description": "How long the leases live without a report.", "default": 60},
+        metadata={"description": "How long a lease lasts without a report.", "default": 60},
     )
     worker = Text(
         allow_none=True, validate=length(1, 200), metadata={"description": "The worker's name."}
@@ -47,8 +47,8 @@ class Claim(Base):
     begin = Flag(
         allow_none=True,
         metadata={
-            "description": "Whether the attempts begin with the claim; they do if this is left "
-            "out. `false` prefetches jobs: an attempt begins with the first report that has "
+            "description": "Whether the attempts begin with the claim, which is the default. "
+            "`false` prefetches jobs: an attempt begins with the first report that has "
             "`begun`, progress, a result or an error, or that ends it. Until then "
             "`timeout_seconds` does not run, and a lease that expires costs no retry."
         },
@@ -56,12 +56,12 @@ class Claim(Base):
 
 
 class ClaimedJob(Job):
-    """A job and the lease under which its holder works."""
+    """A claimed job with its lease."""
 
     lease_token = fields.String(
         required=True,
         metadata={
-            "description": "Reports need it.",
+            "description": "Proves the lease; each report needs it.",
             "example": "8f14e45fceea167a5a36dedd4bea2543",
         },
     )
@@ -89,12 +89,12 @@ class ClaimedJob(Job):
 
     @staticmethod
     def get_begun(job: Any) -> bool:
-        """Whether its attempt has begun."""
+        """Whether the attempt has begun."""
         return not job.prefetched
 
 
 class ClaimedJobs(Response):
-    """What a claim got."""
+    """The claimed jobs."""
 
     data = fields.List(fields.Nested(ClaimedJob), required=True)
 
@@ -108,7 +108,7 @@ class Lease(Base):
 
 
 class Report(Lease):
-    """What the holder of a lease says of its job."""
+    """A report of the holder of a lease."""
 
     status = Choice(
         [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
@@ -126,7 +126,10 @@ class Report(Lease):
     error = Text(allow_none=True, validate=length(0, MAX_TEXT))
     retryable = Flag(
         allow_none=True,
-        metadata={"description": "Whether a failure may be retried by itself.", "default": True},
+        metadata={
+            "description": "Whether a failure may be retried automatically.",
+            "default": True,
+        },
     )
     retry_after = Whole(
         allow_none=True,
@@ -136,7 +139,7 @@ class Report(Lease):
     begun = begun_flag()
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Here null is the same as absence; in a PATCH it takes something away."""
+        """Treat null as absent, unlike in a PATCH, where it removes a value."""
         data = {name: value for name, value in data.items() if value is not None}
         data = progress_out_of_result(data)
         if data.get("status") is JobStatus.SUCCESS and "error" in data:
@@ -151,26 +154,29 @@ class Reports(Base):
 
 
 class ReportAnswer(Response):
-    """What became of a report."""
+    """The outcome of a report."""
 
     job_id = fields.String(required=True, allow_none=True)
     accepted = fields.Boolean(required=True)
     status = Choice(
-        JobStatus, required=True, allow_none=True, metadata={"description": "As it is now."}
+        JobStatus,
+        required=True,
+        allow_none=True,
+        metadata={"description": "Current status of the job."},
     )
     lease_expires_at = Time(
         required=True,
         allow_none=True,
         metadata={
-            "description": "null if the lease was not renewed: it does not hold the job "
-            "any more, or another run has begun the attempt."
+            "description": "null if the lease was not renewed, because it no longer holds "
+            "the job or another run has begun the attempt."
         },
     )
     problem = fields.Nested("Problem", required=True, allow_none=True)
 
 
 class ReportAnswers(Response):
-    """What became of each report, in their order."""
+    """The outcomes of the reports, in the order of the request."""
 
     data = fields.List(fields.Nested(ReportAnswer), required=True)
 
@@ -187,12 +193,12 @@ class Attempt(Response):
         grows=True,
         required=True,
         allow_none=True,
-        metadata={"description": "How it ended; null while it is under way."},
+        metadata={"description": "How the attempt ended; null while it is running."},
     )
     error = fields.String(required=True, allow_none=True)
 
 
 class Attempts(Response):
-    """A job's attempts in their order."""
+    """A job's attempts, the first one first."""
 
     data = fields.List(fields.Nested(Attempt), required=True)

@@ -51,14 +51,14 @@ class Retention(Response):
 
 
 class WorkspaceUpdate(Base):
-    """What to change of a workspace."""
+    """Changes of a workspace."""
 
     name = _name()
     retention = fields.Nested(RetentionUpdate)
 
 
 class Workspace(Response):
-    """A workspace, and one's role there."""
+    """A workspace, and the caller's role in it."""
 
     workspace_id = fields.Integer(attribute="id", required=True)
     name = fields.String(required=True)
@@ -70,7 +70,7 @@ class Workspace(Response):
 
     @staticmethod
     def get_retention(workspace: Any) -> Any:
-        """It is part of the workspace's own row."""
+        """The retention is part of the workspace's row."""
         return workspace
 
 
@@ -90,12 +90,12 @@ class MemberAdd(Base):
     )
     user_id = Whole(
         validate=between(1, MAX_ID),
-        metadata={"description": "For administrators only. Give this, or `username`, not both."},
+        metadata={"description": "For administrators only, instead of `username`."},
     )
     role = Choice(Role, required=True)
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
-        """The user is named in one way."""
+        """Require exactly one of ``username`` and ``user_id``."""
         if ("user_id" in data) == ("username" in data):
             raise ValidationError("Give either username or user_id.", "username")
         return data
@@ -134,7 +134,7 @@ class KeyCreate(Base):
         job_type_text(),
         allow_none=True,
         validate=length(1, MAX_KEY_JOB_TYPES),
-        metadata={"description": "The only job types that the key has to do with."},
+        metadata={"description": "The only job types that the key may access."},
     )
     expires_at = Time(allow_none=True)
 
@@ -148,11 +148,15 @@ class Key(Response):
     job_types = fields.List(fields.String(), required=True, allow_none=True)
     workspace_id = fields.Integer(required=True)
     created_by = fields.Integer(
-        attribute="user_id", required=True, metadata={"description": "For whom the key acts."}
+        attribute="user_id",
+        required=True,
+        metadata={"description": "The user for whom the key acts."},
     )
     created_at = Time(required=True)
     expires_at = Time(required=True, allow_none=True)
-    last_used_at = Time(required=True, allow_none=True, metadata={"description": "To the minute."})
+    last_used_at = Time(
+        required=True, allow_none=True, metadata={"description": "Accurate to the minute."}
+    )
     revoked_at = Time(required=True, allow_none=True)
 
 

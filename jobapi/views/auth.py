@@ -1,4 +1,4 @@
-"""Log in and out, and one's own account: ``/auth``."""
+"""Login, logout, and the caller's own account: ``/auth``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .access import Caller, again_if_read_only, bearer, connect, guard, public
 from .base import state
 from .blueprints import Blueprint
 
-blp = Blueprint("auth", "Auth", "Log in and out, and one's own account.")
+blp = Blueprint("auth", "Auth", "Login, logout, and the caller's own account.")
 own_blp = Blueprint("me", "Auth", "")
 
 _NO_STORE = {"Cache-Control": "no-store"}
@@ -26,7 +26,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 @blp.arguments(schemas.LoginRequest, example=examples.LOGIN)
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
 def login(body: dict[str, Any]) -> Any:
-    """Exchange a name and a password for an access token and a refresh token."""
+    """Exchange a username and a password for an access token and a refresh token."""
     with connect(sure=True) as connection:
         session = again_if_read_only(
             connection,
@@ -46,9 +46,9 @@ def login(body: dict[str, Any]) -> Any:
     "POST",
     summary="Refresh tokens",
     errors=(401,),
-    description="Send the refresh token as Bearer, without a body. For 30 seconds the old token "
-    "still works and gives an equivalent pair, because an answer may be lost; reusing it later "
-    "ends the log-in. A log-in ends 90 days after the password was entered.",
+    description="Send the refresh token as Bearer, without a body. The old token works for 30 more "
+    "seconds and gives an equivalent pair, because an answer may be lost; reusing it later "
+    "ends the login. A login ends 90 days after the password was entered.",
     security=[{"bearer": []}],
 )
 @public
@@ -74,7 +74,7 @@ def refresh() -> Any:
 @guard(keys=False)
 @blp.response(204)
 def logout(caller: Caller) -> None:
-    """End this log-in: neither its access nor its refresh token works any more."""
+    """End this login: neither its access token nor its refresh token works any more."""
     accounts.close_session(caller.connection, caller.session_id or "")
 
 
@@ -83,7 +83,7 @@ def logout(caller: Caller) -> None:
 @blp.arguments(schemas.PasswordChange)
 @blp.response(204)
 def change_password(caller: Caller, body: dict[str, Any]) -> None:
-    """Change the password; all other log-ins of the user end."""
+    """Change the caller's password; all other logins of the user end."""
     old_hash = accounts.check_current_password(
         caller.connection, caller.user_id, body["current_password"], _attempts()
     )
@@ -112,5 +112,5 @@ def _attempts() -> accounts.Attempts | None:
 @guard(keys=False)
 @own_blp.response(200, schemas.User)
 def get_me(caller: Caller) -> Any:
-    """The user who is logged in."""
+    """Return the user who is logged in."""
     return accounts.get_user(caller.connection, caller.user_id)

@@ -11,7 +11,7 @@ from flask import Response, current_app, url_for
 from ..state import State
 
 BLUEPRINT_PREFIX = "jobapi-"
-"""Keeps our blueprints and endpoints apart from a host application's."""
+"""Distinguishes our blueprints and endpoints from those of a host application."""
 
 JSON = "application/json"
 
@@ -21,26 +21,26 @@ View = Callable[..., Any]
 
 
 def state() -> State:
-    """What ``JobAPI`` set up for the app that serves this request."""
+    """Return what ``JobAPI`` set up for the app that serves this request."""
     return cast(State, current_app.extensions["jobapi"])
 
 
 def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer in JSON; times in UTC and whole seconds."""
+    """Answer in JSON; times are in UTC and whole seconds."""
     return current_app.response_class(to_json(value), status, headers, mimetype=JSON)
 
 
 def to_json(value: Any) -> bytes:
-    """The body of ``json_response``."""
+    """Return the body of ``json_response``."""
     return orjson.dumps(value, option=_JSON_OPTIONS)
 
 
 def paginated(
     found: Any, query: Mapping[str, Any], rows: Sequence[Any] | None = None
 ) -> dict[str, Any]:
-    """The envelope of every list; schemas pick what their list has.
+    """Return the envelope of a list, from which its schema picks the fields.
 
     A page that a cursor led to has no number.
     """
@@ -59,10 +59,10 @@ def paginated(
 
 
 def location(endpoint: str, **url: Any) -> dict[str, str]:
-    """The header that says where what was created is."""
+    """Return the header ``Location`` of a new resource."""
     return {"Location": address(endpoint, **url)}
 
 
 def address(endpoint: str, **url: Any) -> str:
-    """The path of a view of ours, without the query that a host's ``url_defaults`` may add."""
+    """Return the path of a view, without the query that a host's ``url_defaults`` may add."""
     return url_for(endpoint, **url).partition("?")[0]

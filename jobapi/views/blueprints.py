@@ -1,4 +1,4 @@
-"""The blueprint of every view: loads bodies and renders answers by schemas, and documents them."""
+"""The blueprint of every view: it loads bodies, renders answers, and documents both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problems import add_error_handlers
 
 
 class Blueprint(SmorestBlueprint):
-    """A blueprint whose errors are problems and whose operations document them."""
+    """A blueprint whose errors are problems, and whose operations are documented."""
 
     ARGUMENTS_PARSER = Parser()
     DEFAULT_LOCATION_CONTENT_TYPE_MAPPING = {
@@ -34,14 +34,15 @@ class Blueprint(SmorestBlueprint):
         add_error_handlers(self)
 
     def arguments(self, schema: Any, **kw: Any) -> Callable[[View], View]:
-        """Load what the request carries by a schema; the view gets it after the caller."""
-        # One schema for all requests: making one anew costs more than loading.
+        """Load the body, or the query, by a schema; the view gets it after the caller."""
+        # One schema for all requests: making one costs more than loading with it.
         return cast(Callable[[View], View], super().arguments(schema(), **kw))
 
     def response(self, status: int, schema: Any = None, **kw: Any) -> Callable[[View], View]:
-        """Render what the view returns by a schema: a value, or a tuple of it and headers.
+        """Render the value that the view returns by a schema.
 
-        A whole response is left as it is.
+        A view returns a value, a tuple of a value and headers, or a whole response, which is
+        left as it is.
         """
         document: Callable[[View], View] = super().response(status, schema, **kw)
         if schema is None:
@@ -53,7 +54,7 @@ class Blueprint(SmorestBlueprint):
                 answer = view(*caller, **url)
                 if isinstance(answer, Response):
                     return answer
-                # Rows are tuples, too, of a type of their own.
+                # Rows are tuples too, but of other types.
                 value, headers = answer if type(answer) is tuple else (answer, None)
                 return json_response(schema.render(value), status, headers)
 
@@ -72,8 +73,8 @@ class Blueprint(SmorestBlueprint):
     ) -> Callable[[View], View]:
         """Route a view and document it.
 
-        ``errors`` are the statuses of its own errors, ``parameters`` are those that
-        no schema loads: headers, and query parameters with names of the caller's.
+        ``errors`` are the statuses of its own errors. ``parameters`` are those that no schema
+        loads: headers, and query parameters whose names the caller chooses.
         """
 
         def decorator(view: View) -> View:

@@ -1,4 +1,4 @@
-"""What requests carry: JSON that both databases can keep, and query parameters."""
+"""Request bodies and query parameters: JSON that both databases can store."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _Read = Callable[[str], Any]
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse a body so strictly that both databases can keep the value.
+    """Parse JSON that both databases can store.
 
-    Raises ``MalformedJson`` for what is not JSON, and for what no database column takes: NaN,
-    numbers out of range, U+0000, lone surrogates, nesting deeper than ``MAX_DEPTH``.
+    Raises ``MalformedJson`` for what is not JSON, and for values that no database column takes:
+    NaN, numbers out of range, U+0000, lone surrogates, nesting deeper than ``MAX_DEPTH``.
     """
     try:
         text = data.decode("utf-8")
@@ -48,8 +48,8 @@ def parse_json(data: bytes) -> Any:
         ) from None
     except RecursionError:
         raise errors.MalformedJson(_TOO_DEEP) from None
-    # Most bodies need no walk through their values: only an escape can be a bad character, and
-    # only many brackets can be deep.
+    # Most bodies need no second look: a bad character needs an escape, and deep nesting needs
+    # many brackets.
     if "\\u" in text:
         _check_values(value)
     elif text.count("[") + text.count("{") > MAX_DEPTH:
@@ -75,15 +75,16 @@ def _check_depth(value: Any) -> None:
 
 
 class Unkept(dict[str, Any]):
-    """What names the lease of a report that cannot be kept; ``wrong`` says why it cannot."""
+    """A report that cannot be stored: only its lease, and in ``wrong`` the messages per field."""
 
     wrong: dict[str, list[str]]
 
 
 def parse_reports(data: bytes) -> Any:
-    """``parse_json``, where one report that cannot be kept does not refuse the others.
+    """Parse a body of reports, so that one that cannot be stored does not refuse the others.
 
-    It becomes ``Unkept``. Raises ``MalformedJson`` where another part of the body is wrong.
+    Such a report becomes ``Unkept``. Raises ``MalformedJson`` if another part of the body is
+    invalid.
     """
     try:
         return parse_json(data)
@@ -97,7 +98,7 @@ def parse_reports(data: bytes) -> Any:
 
 
 def _parse_with_errors(data: bytes) -> Any:
-    """Parse JSON in which a number that cannot be kept becomes its error; None if it is no JSON."""
+    """Parse JSON, with an error in place of each number that cannot be stored; None if invalid."""
     try:
         return _loads(data.decode("utf-8"), _or_error)
     except (ValueError, RecursionError):
@@ -105,7 +106,7 @@ def _parse_with_errors(data: bytes) -> Any:
 
 
 def _or_error(read: _Read) -> _Read:
-    # One error for each reason: there may be as many numbers as fit into a body.
+    # One error per reason, because a body may have very many such numbers.
     known: dict[str, errors.MalformedJson] = {}
 
     def reading(text: str) -> Any:
@@ -118,7 +119,7 @@ def _or_error(read: _Read) -> _Read:
 
 
 def _kept(report: Any) -> Any:
-    # At the depth that it has in the body.
+    # Checked at the depth that it has in the body.
     why = _why_not_kept({"reports": [report]})
     if why is None:
         return report
@@ -198,9 +199,9 @@ def _check_string(text: str) -> None:
 
 
 class Parser(FlaskParser):
-    """Reads what requests carry; an error becomes one of ours."""
+    """Loads bodies and queries for webargs, and raises our errors."""
 
-    # A query parameter that is not known is refused, like a field.
+    # Unknown query parameters are refused, like unknown fields.
     DEFAULT_UNKNOWN_BY_LOCATION = {
         **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
         "query": None,
@@ -213,23 +214,23 @@ class Parser(FlaskParser):
     }
 
     def load_json(self, req: Any, schema: Any) -> Any:
-        """A body that must be there."""
+        """A required body."""
         return _load(req, _JSON)
 
     def load_patch_json(self, req: Any, schema: Any) -> Any:
-        """A body that must be there, and may say that it is a merge patch."""
+        """A required body, which may be declared as a merge patch."""
         return _load(req, _JSON, MERGE_PATCH)
 
     def load_reports_json(self, req: Any, schema: Any) -> Any:
-        """A body of reports, each judged alone."""
+        """A required body of reports, each judged alone."""
         return _load(req, _JSON, parse=parse_reports)
 
     def load_optional_json(self, req: Any, schema: Any) -> Any:
-        """A body that may be left out, whatever the content type says."""
+        """An optional body; an empty one may have any content type."""
         return _load(req, _JSON) if read_body() else core.missing
 
     def load_querystring(self, req: Any, schema: Any) -> Any:
-        """Query parameters; only those that are lists may be repeated."""
+        """Query parameters. Only lists may be repeated."""
         if len(req.query_string) > MAX_QUERY_BYTES:
             raise errors.UriTooLong(f"The query may have at most {MAX_QUERY_BYTES:,} bytes.")
         args = req.args
@@ -245,7 +246,7 @@ class Parser(FlaskParser):
                 for name, value in args.items(multi=True)
             )
         twice = {
-            name: ["Give it once."]
+            name: ["Send this parameter only once."]
             for name, values in args.lists()
             if len(values) > 1
             and name in schema.fields
@@ -258,19 +259,19 @@ class Parser(FlaskParser):
     def handle_error(
         self, error: marshmallow.ValidationError, req: Any, schema: Any, **kw: Any
     ) -> NoReturn:
-        """Turn marshmallow's nested messages into one list per field."""
-        # webargs puts the location on top.
+        """Raise the messages as ``ValidationFailed``."""
+        # webargs nests the messages under the location.
         by_location = error.messages_dict
         raise refusal(next(iter(by_location.values())))
 
 
 def _with_plus(value: str) -> str:
-    # An offset of +02:00 whose plus is not encoded arrives with a space in its place.
+    # If the plus of an offset such as +02:00 is not encoded, it arrives as a space.
     return re.sub(r" (\d\d:\d\d)$", r"+\1", value)
 
 
 def query_paths(name: str) -> dict[str, str]:
-    """The query parameters ``name.path=value``, by their paths. Raises ``ValidationFailed``."""
+    """Return the query parameters ``name.path=value`` by path. Raises ``ValidationFailed``."""
     found: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
     given = [(k, values) for k, values in request.args.lists() if k.startswith(f"{name}.")]
@@ -278,7 +279,7 @@ def query_paths(name: str) -> dict[str, str]:
         raise errors.ValidationFailed({name: [f"Give at most {MAX_PATHS} of these."]})
     for key, values in given:
         path, value = key.removeprefix(f"{name}."), values[0]
-        problem = "Give it once." if len(values) > 1 else wrong_path(path, value)
+        problem = "Send this parameter only once." if len(values) > 1 else wrong_path(path, value)
         if problem is not None:
             wrong[key] = [problem]
         found[path] = value
@@ -293,13 +294,13 @@ _UNREADABLE = "The body could not be read: it is incomplete, or its chunks are m
 
 
 def read_body() -> bytes:
-    """The request's body, whole.
+    """Read the whole body of the request.
 
-    Raises ``BodyTooLarge``, ``BadRequest`` where the server cannot read it, or
-    ``UnsupportedMediaType`` where a host has read it as a form.
+    Raises ``BodyTooLarge``; ``BadRequest`` if the server cannot read it;
+    ``UnsupportedMediaType`` if a host has already read it as a form.
     """
     environ = request.environ
-    # What is left of a body that could not be read must not pass for one.
+    # The rest of a body that could not be read must not be taken for a body.
     if _REFUSED in environ:
         raise environ[_REFUSED]
     try:
@@ -315,24 +316,24 @@ def _read_body(environ: dict[str, Any]) -> bytes:
     if length is None and not environ.get("wsgi.input_terminated"):
         if "HTTP_TRANSFER_ENCODING" in environ:
             raise errors.BadRequest(
-                "This server does not pass on chunked bodies; send a Content-Length."
+                "This server does not accept chunked bodies; send a Content-Length."
             )
         return b""
     if length is None and "HTTP_TRANSFER_ENCODING" not in environ and request.method in _BODILESS:
         return b""
     try:
-        # At most one byte more than the limit, which the hooks have set.
+        # The hooks have limited it to one byte more than the limit.
         data = request.get_data() if length is None or length <= limit else None
     except RequestEntityTooLarge:
         data = None
     except Exception as error:
-        # Each server has exceptions of its own for malformed chunks, a time
-        # limit, or a caller that has gone.
+        # Each server raises its own exceptions for malformed chunks, timeouts and closed
+        # connections.
         raise errors.BadRequest(_UNREADABLE) from error
     if data is None or len(data) > limit:
         raise errors.BodyTooLarge(f"The body may have at most {limit} bytes.")
     if not data and "form" in request.__dict__ and (request.form or request.files):
-        # A hook of the host's has asked for it, and nothing is left to be read.
+        # A hook of the host has parsed it as a form, and nothing is left to read.
         _check_content_type(request.mimetype, _JSON)
     if length is not None and len(data) < length:
         raise errors.BadRequest(_UNREADABLE)
@@ -360,7 +361,7 @@ def _check_content_type(mimetype: str, *accepted: str) -> None:
 
 
 def refusal(messages: Any) -> errors.ValidationFailed:
-    """The error for marshmallow's nested messages: one list per field, named by its dotted path."""
+    """Turn marshmallow's nested messages into one list per field, named by its dotted path."""
     flat: dict[str, list[str]] = {}
     _flatten(messages, "", flat)
     return errors.ValidationFailed(flat)

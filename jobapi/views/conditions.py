@@ -14,21 +14,21 @@ IF_MATCH = header_parameter(
 )
 IF_NONE_MATCH = header_parameter("If-None-Match", "An `ETag`; 304 if the job is still the same.")
 ETAG = header("ETag", "The job's version.")
-NOT_MODIFIED = {"304": {"description": "Not changed since the version named.", "headers": ETAG}}
+NOT_MODIFIED = {"304": {"description": "The job has not changed.", "headers": ETAG}}
 
 
 def etag(version: int) -> dict[str, str]:
-    """The header ``ETag`` of a job in this version."""
+    """Return the header ``ETag`` of a version of a job."""
     return {"ETag": f'"{version}"'}
 
 
 def tagged(job: Any) -> tuple[Any, dict[str, str]]:
-    """A job and its ``ETag``, as a view returns them."""
+    """Return a job and its ``ETag``, as a view does."""
     return job, etag(job.version)
 
 
 def tagged_unless_known(job: Any) -> Any:
-    """The same; 304 if the caller has this version already (RFC 9110, section 13.1.2)."""
+    """Do the same; 304 if the caller has this version already (RFC 9110, section 13.1.2)."""
     wanted = "If-None-Match" in request.headers and request.if_none_match
     if wanted and wanted.contains_weak(str(job.version)):
         return current_app.response_class(status=304, headers=etag(job.version))
@@ -36,8 +36,8 @@ def tagged_unless_known(job: Any) -> Any:
 
 
 def version_wanted() -> Callable[[int], bool] | None:
-    """What the If-Match header asks of a version; None where there is no header."""
+    """Return the check that ``If-Match`` asks for; None without the header."""
     if "If-Match" not in request.headers:
         return None
-    # The weak form too, which proxies that compress make of our tags.
+    # Proxies that compress make weak tags of ours, so weak ones count, too.
     return lambda version: request.if_match.contains_weak(str(version))

@@ -31,7 +31,7 @@ _METADATA_FILTER = {
     "name": "metadata.batch_id",
     "in": "query",
     "schema": {"type": "string", "maxLength": MAX_PATH_VALUE},
-    "description": "Only jobs whose metadata has this value there; any path of keys may follow.",
+    "description": "Only jobs whose metadata has this value; any path of keys may follow.",
 }
 
 
@@ -40,18 +40,17 @@ _METADATA_FILTER = {
 @blp.arguments(schemas.JobListQuery, location="query")
 @blp.response(200, schemas.JobList, example=examples.LIST)
 def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """The jobs that match every filter given; status, type and priority may be repeated.
+    """List the jobs that match all given filters; status, type and priority may be repeated.
 
-    `metadata.batch_id=3` finds the jobs whose metadata has that value, as a
-    number or as a text; a path goes deeper, `metadata.file.name=a.csv`.
-    `pagination.next_cursor`, given as `cursor`, leads to the next page however
-    deep it lies and whatever is added meanwhile. Without `page`, an answer may have
-    fewer jobs than `limit`, and the cursor continues: it ends at 8 MiB, and with
-    filters without an index (`created_by`, metadata with many matches,
-    `updated_after` in another order) after reading 100,000 jobs. With `page`, more
-    than 8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a
-    cursor. A page behind more than 100,000 jobs is 422 `validation-failed`: use a
-    cursor or more filters.
+    `metadata.batch_id=3` finds jobs whose metadata has that value, as a number or as a text.
+    A path goes deeper: `metadata.file.name=a.csv`. To read on, send `pagination.next_cursor`
+    as `cursor`: this is fast at any depth, and jobs that are added meanwhile do not shift pages.
+
+    Without `page`, a page ends at 8 MiB, and with filters without an index (`created_by`,
+    metadata with many matches, `updated_after` in another order) after reading 100,000 jobs. It
+    may then have fewer jobs than `limit`, and the cursor continues. With `page`, more than
+    8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a cursor. A page behind
+    more than 100,000 jobs is 422 `validation-failed`: use a cursor or more filters.
     """
     return _page(caller, in_workspace(workspace_id), query)
 
@@ -85,7 +84,7 @@ _FILTERS = {field.name for field in fields(job_lists.Filters)} - {"only_job_type
     },
 )
 def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
-    """Jobs across all workspaces that the caller may read. Use `/workspace/{id}/jobs`."""
+    """List jobs of all workspaces that the caller may read. Use `/workspace/{id}/jobs` instead."""
     workspace_id = query.pop("workspace_id", None)
     if caller.key_workspace_id is not None:
         scope = in_workspace(caller.key_workspace_id)

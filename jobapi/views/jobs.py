@@ -78,7 +78,7 @@ _LEASE_TOKEN = header_parameter(
     },
 )
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Create a job, due now or when it is scheduled.
+    """Create a job that is due now, or at `scheduled_at`.
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
@@ -105,7 +105,7 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
 def _check_target(given: int, workspace_id: int, name: str) -> None:
     if given != workspace_id:
-        raise ValidationFailed({name: [f"It must match the URL's, {workspace_id}."]})
+        raise ValidationFailed({name: [f"Must match the workspace in the URL, {workspace_id}."]})
 
 
 @blp.operation(
@@ -124,7 +124,7 @@ def _check_target(given: int, workspace_id: int, name: str) -> None:
     headers=REPLAYED_HEADER,
 )
 def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Create up to 1,000 jobs, all or none; they are answered in the same order.
+    """Create up to 1,000 jobs, all or none. The answer has them in the same order.
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
@@ -148,7 +148,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
         return schemas.JobBatchCreated.render({"data": rows})
 
     def keep(answer: dict[str, Any]) -> Any:
-        # The rest follows from the request, which is the same.
+        # The rest can be derived from the request, which is the same.
         return caller.now, [job["job_id"] for job in answer["data"]]
 
     def again(kept: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
 @guard(Role.VIEWER, job="job")
 @blp.response(200, schemas.Job, example=examples.SUCCESS, headers=ETAG)
 def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """Everything about one job."""
+    """Return one job."""
     return tagged_unless_known(caller.job)
 
 
@@ -193,7 +193,7 @@ def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
 @guard(Role.VIEWER, job="status")
 @blp.response(200, schemas.JobProgress, example=examples.STATUS, headers=ETAG)
 def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """Where a job stands; cheap enough to be asked often."""
+    """Return the status and progress of a job; cheap enough to poll."""
     return tagged_unless_known(caller.job)
 
 
@@ -207,16 +207,16 @@ def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
 @guard(Role.VIEWER, job="result")
 @blp.response(200, schemas.JobResult, example=examples.RESULT, headers=ETAG)
 def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """What a job that has ended leaves; before its end 409."""
+    """Return the result of a job that has ended; 409 before."""
     job: Any = caller.job
     status = JobStatus(job.status)
     if not status.ended:
-        raise JobNotEnded(f"The job is {status.label}; it has a result when it has ended.")
+        raise JobNotEnded(f"The job is {status.label}; it has a result only when it has ended.")
     return tagged_unless_known(job)
 
 
 def renews_lease(view: View) -> View:
-    """Let the heartbeat count in a report that is refused for what it says."""
+    """Renew the lease even if the content of the report is refused."""
 
     @wraps(view)
     def renewing(caller: Caller, workspace_id: int, job_id: str) -> Any:
@@ -260,11 +260,11 @@ def renews_lease(view: View) -> View:
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
 @blp.response(200, schemas.Job, example=examples.RUNNING, headers=ETAG)
 def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
-    """Change status, progress, result; while it is pending, also how it is to run.
+    """Change the status, progress or result of a job; while it is pending, also its settings.
 
-    `result` and `metadata` are merged into what is there (RFC 7396). What is
-    left out stays as it is. With a `Lease-Token` it is a worker's report: if its
-    content is invalid, it is refused but still renews the lease.
+    `result` and `metadata` are merged (RFC 7396). Absent fields stay as they are. With a
+    `Lease-Token` the request is a report of the worker: invalid content is refused, but the
+    lease is renewed.
     """
     token = lease_token()
     if token is not None and body.get("status") is not JobStatus.CANCELLED:
@@ -326,7 +326,7 @@ def _put_back(caller: Caller, row: AnyRow) -> Any:
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
-    """Cancel a pending or running job; what it had done so far stays in `result`."""
+    """Cancel a pending or running job; its partial result is kept."""
     row = jobs.cancel(
         caller.connection,
         workspace_id,
@@ -350,7 +350,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
-    """Put a failed or cancelled job back to pending, due now."""
+    """Return a failed or cancelled job to pending, due now."""
     row = jobs.retry(
         caller.connection,
         workspace_id,
@@ -367,5 +367,5 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 @guard(Role.OWNER, job="status")
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
-    """Delete a job that has ended, with its attempts; one that is alive is 409."""
+    """Delete a job that has ended, with its attempts; 409 before."""
     jobs.delete(caller.connection, workspace_id, job_id, by=caller.name)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: how schemas, errors, parameters and headers are written in it."""
+"""The OpenAPI document: how schemas, errors, parameters and headers are written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .problems import PROBLEM
 
 
 class _Converter(OpenAPIConverter):
-    """Writes schemas so that client generators make usable types of them.
+    """Writes schemas from which client generators make usable types.
 
     A field with a ``component`` in its metadata refers to that component, which all
     such fields share. Defaults of bodies are part of the description, because some
@@ -37,8 +37,8 @@ class _Converter(OpenAPIConverter):
         shared = {key: prop.pop(key) for key in _SHARED & prop.keys()}
         one: dict[str, Any] = self._component(name, {**shared, "type": _not_null(shared["type"])})
         null = [{"type": "null"}] if field.allow_none else []
-        # A union in place is named after its schema and property by some generators.
-        # Where that could be the name of another schema, it is a component, too.
+        # Some generators name an inline union after its schema and property. That could be the
+        # name of another schema, so unions are components, too.
         if field.metadata.get("grows"):
             union = [one, {"type": "string"}, *null]
             one = self._component(f"Any{name}", {"anyOf": union, "description": _GROWS})
@@ -124,7 +124,7 @@ class Api(SmorestApi):
             self.spec.tag({"name": blp.tag, "description": blp.description})
 
     def describe_security(self, host_login: bool) -> None:
-        """Say how a caller shows who they are."""
+        """Document how a caller authenticates."""
         by = (
             "An API key" if host_login else "An access token from `POST /auth/login`, or an API key"
         )
@@ -138,10 +138,10 @@ class Api(SmorestApi):
         )
 
     def _register_error_handlers(self) -> None:
-        """Errors are handled on our blueprints, so that a host's own stay as they are."""
+        """Leave the host's error handlers alone: our blueprints have their own."""
 
     def _register_pagination_header(self) -> None:
-        """Pages say in their body where they lie, not in a header."""
+        """Document no pagination header: lists have their pagination in the body."""
 
     def _register_responses(self) -> None:
         for status, description in ERROR_RESPONSES.items():
@@ -158,19 +158,19 @@ class Api(SmorestApi):
 
 ERROR_RESPONSES = {
     400: "The body cannot be read, is not JSON, or has values that cannot be stored.",
-    401: "No token, or one that is malformed, expired or revoked.",
-    403: "No access to the workspace, or the role does not allow this.",
+    401: "The token is missing, malformed, expired or revoked.",
+    403: "The caller has no access to the workspace, or too low a role.",
     404: "The job, or the workspace, does not exist.",
-    409: "The request is right, but the state does not allow it.",
-    412: "The job has changed since the version that `If-Match` names.",
+    409: "The request is valid, but the current state does not allow it.",
+    412: "The job has changed since the version in `If-Match`.",
     413: "The body is too large.",
     414: "The URL is too long.",
-    415: "The body is of a type that is not accepted.",
-    422: "The data is not valid; `errors` says for each field what is wrong.",
-    429: "Too many requests; `Retry-After` says in how many seconds to try again.",
-    431: "There are too many header fields, or they are too large.",
-    500: "A fault in the service; the log has the details under `X-Request-Id`.",
-    503: "The database is away; try again.",
+    415: "The content type of the body is not accepted.",
+    422: "The data is invalid; `errors` has the messages for each field.",
+    429: "Too many requests; retry after `Retry-After` seconds.",
+    431: "The request has too many header fields, or they are too large.",
+    500: "Internal error; the log has the details under the `X-Request-Id`.",
+    503: "The database is unavailable; retry later.",
 }
 
 
@@ -185,7 +185,7 @@ def header_parameter(name: str, description: str, **schema: Any) -> dict[str, An
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
-_RETRY_AFTER = header("Retry-After", "Seconds to wait before trying again.")
+_RETRY_AFTER = header("Retry-After", "Seconds to wait before the next try.")
 ERROR_HEADERS = {
     401: header("WWW-Authenticate", "`Bearer`, with an `error` for an invalid token (RFC 6750)."),
     429: _RETRY_AFTER,
@@ -198,7 +198,7 @@ PATH_PARAMETERS = [
     {"name": name, "in": "path", "description": description, "schema": schema, "example": example}
     for name, description, schema, example in (
         ("workspace_id", "The workspace.", _ID, 1),
-        ("job_id", "The job, as its creation named it.", {"type": "string"}, examples.JOB_ID),
+        ("job_id", "The job's id.", {"type": "string"}, examples.JOB_ID),
         ("user_id", "The user.", _ID, 123),
         ("key_id", "The API key.", _ID, 1),
         ("operation_id", "The operation.", _ID, 1),
@@ -213,8 +213,8 @@ def _component(status: int) -> str:
 def document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
     """Add to an operation the parameters that no schema loads.
 
-    They cannot be among what flask-smorest merges in last: it replaces lists, and
-    those of the query's schema would be lost.
+    They cannot be part of the manual documentation, because flask-smorest merges that last and
+    replaces lists: the parameters of the query's schema would be lost.
     """
     declared = [dict(parameter) for parameter in info["jobapi"]["parameters"]]
     if declared:
@@ -223,7 +223,7 @@ def document_parameters(doc: Any, info: Any, **kw: Any) -> Any:
 
 
 def document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
-    """Add to an operation the errors that it can answer with, and its security."""
+    """Add to an operation its possible errors, and whether it needs a token."""
     ours = info.get("jobapi", {})
     statuses = {414, 431, 500, 503, *ours["errors"]}
     if ours.get("guarded"):

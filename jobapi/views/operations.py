@@ -1,4 +1,4 @@
-"""One call for many jobs: ``/workspace/{workspace_id}/operations``."""
+"""Actions on many jobs: ``/workspace/{workspace_id}/operations``."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ blp = Blueprint(
 OPERATIONS = "/workspace/<workspace_id>/operations"
 OPERATION = f"{OPERATIONS}/<operation_id>"
 
-# A dry run has no more than a plan.
+# A dry run has only the fields of a plan.
 _BLANK = dict.fromkeys(["id", *schemas.Operation().fields])
 
 
 def _shown(operation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the schema renders; of the filter only what was given."""
+    """Return what the schema renders: of the filter only what was given."""
     kept = operation["filter"]
     filters = Filters.from_json(kept)
     return {**_BLANK, **operation, "filter": {name: getattr(filters, name) for name in kept}}
 
 
 def _only_by(caller: Caller) -> str | None:
-    """Whose operations the caller sees: a key for some job types none but its own."""
+    """Return whose operations the caller sees: a key with job types only its own."""
     return caller.name if caller.job_types is not None else None
 
 
@@ -69,21 +69,21 @@ def _role(action: int) -> Role:
     example=examples.OPERATION,
     headers={
         **REPLAYED_HEADER,
-        **header("Location", "Where its progress is read."),
+        **header("Location", "The new operation's URL."),
     },
 )
 def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Do something to all jobs that match a filter and are there now.
+    """Cancel, retry or delete all jobs that match a filter at this moment.
 
-    Few are done with when the answer comes; of more than 500 the rest follows
-    in the background, while the operation can be read and stopped. With `dry_run`
-    nothing is done but to say how many match. `delete` needs an owner.
+    Up to 500 jobs are changed before the answer. More are changed in the background, while the
+    operation can be read and stopped. `dry_run` only counts the matching jobs. `delete` needs
+    the role owner.
     """
     action = body["action"]
     caller.check_role(_role(action))
     filters = Filters(**body["filter"], only_job_types=caller.job_types)
     if body["dry_run"]:
-        # Nothing is done that could be repeated; a wrong one is wrong all the same.
+        # A dry run needs no key, but an invalid one is refused all the same.
         idempotency_key()
         planned = operations.plan(caller.connection, workspace_id, action, filters)
         return json_response(
@@ -118,9 +118,9 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.OperationList)
 def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """The newest first; what ended more than 30 days ago is not there any more.
+    """List operations, the newest first. Operations that ended more than 30 days ago are deleted.
 
-    A key for some job types sees the operations that it has begun.
+    A key that is limited to job types sees only the operations that it created.
     """
     found = operations.page(caller.connection, workspace_id, by=_only_by(caller), **query)
     return paginated(found, query, [_shown(row._asdict()) for row in found.rows])
@@ -130,7 +130,7 @@ def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) ->
 @guard(Role.VIEWER)
 @blp.response(200, schemas.Operation, example=examples.OPERATION)
 def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
-    """How far an operation is."""
+    """Return an operation and its progress."""
     row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
     return _shown(row._asdict())
 
@@ -143,7 +143,7 @@ def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     example={**examples.OPERATION, "status": OperationStatus.STOPPED.label},
 )
 def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
-    """Leave an operation where it is; what it has done stays. One that has ended is 409."""
+    """Stop an operation; jobs already changed stay changed. 409 if it has ended."""
     row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
     caller.check_role(_role(row.action))
     row = operations.stop(caller.connection, workspace_id, operation_id)

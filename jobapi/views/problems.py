@@ -1,4 +1,4 @@
-"""Errors as answers: every error of a view, and around it, becomes a problem (RFC 9457)."""
+"""Error answers: each error in or around a view becomes a problem details object (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("jobapi")
 
 
 def render(error: errors.JobApiError) -> Response:
-    """The one body of every error."""
+    """Render an error. All errors have this body."""
     return current_app.response_class(
         orjson.dumps(error.problem()), error.status, error.headers, mimetype=PROBLEM
     )
@@ -52,7 +52,7 @@ _BY_STATUS: Mapping[int, type[errors.JobApiError]] = {
 
 
 def translate(error: HTTPException) -> errors.JobApiError:
-    """One of our errors for one of Werkzeug's, with its status and its headers."""
+    """Turn an exception of Werkzeug into one of our errors, with its status and headers."""
     status = error.code or 500
     headers: dict[str, str] = {}
     for name, value in error.get_headers():
@@ -89,14 +89,14 @@ def _phrase(status: int) -> str:
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 UNKNOWN = f"{BLUEPRINT_PREFIX}unknown.below_prefix"
-"""The endpoint of all that is below the prefix and is not there."""
+"""The endpoint of all unknown paths below the prefix."""
 
 
 def allowed_methods() -> list[str]:
-    """The methods that the path of this request takes.
+    """Return the methods that the path of this request takes.
 
-    Where a path fits a rule with a name in it and one with a variable in the name's place, as
-    ``/jobs/claim`` does, only the former counts.
+    A path may match a rule with a fixed part and one with a variable in its place, as
+    ``/jobs/claim`` does. Then only the former counts.
     """
     adapter: Any = request_ctx.url_adapter
     by_rule: dict[Any, set[str]] = {}
@@ -109,30 +109,30 @@ def allowed_methods() -> list[str]:
             by_rule.setdefault(rule.rule, set()).add(method)
     if not by_rule:
         return []
-    # The rule with the fewest variables.
+    # The rule with the fewest variables is the most specific one.
     best = min(by_rule, key=lambda rule: rule.count("<"))
     return sorted(by_rule[best])
 
 
-_INSIDE = "Something went wrong on our side; the log has the details under this request's id."
+_INSIDE = "Internal error. The log has the details under the id of this request."
 
 
 def handle_http(error: HTTPException) -> Response:
-    """Render an error of Werkzeug's; what carries a response, or redirects, is kept."""
+    """Render an exception of Werkzeug, unless it carries a response or redirects."""
     if error.response is not None or error.code is None or error.code < 400:
         return cast(Response, error.get_response())
     translated = translate(error)
     if translated.status == 500 and getattr(error, "original_exception", None) is None:
-        # Flask itself logs what it makes a 500 of.
+        # Flask has already logged an exception that it turned into a 500.
         _log_fault(error)
     return render(translated)
 
 
 def handle_database(error: Exception) -> Response:
-    """Say what the database cannot do at this moment, and that it is worth trying again."""
+    """Render an error of the database: 503 if it may work later."""
     if isinstance(error, DBAPIError) and parent_is_gone(error):
-        # It was there when the caller's access was checked; nothing else that
-        # rows belong to can be deleted.
+        # The workspace existed when the caller's access was checked. Nothing else that rows refer
+        # to can be deleted.
         return render(errors.WorkspaceNotFound("The workspace was deleted a moment ago."))
     fault = judge(error)
     detail = fault.detail if fault is not None else _schema_problem(error)
@@ -143,7 +143,7 @@ def handle_database(error: Exception) -> Response:
 
 
 def _schema_problem(error: Exception) -> str | None:
-    """What to do where something is missing in the database because it was not migrated."""
+    """Say how to migrate the database if the error comes from a missing migration."""
     if not lacks_schema(error):
         return None
     try:
@@ -155,14 +155,14 @@ def _schema_problem(error: Exception) -> str | None:
 
 
 def handle_any(error: Exception) -> Response:
-    """Log a fault, tell whoever listens to Flask's signal, and show nothing of it."""
+    """Log a fault, send Flask's signal, and answer 500 without details."""
     _log_fault(error)
     got_request_exception.send(state().app, exception=error)
     return render(errors.InternalError(_INSIDE))
 
 
 def handle(error: Exception) -> Response:
-    """Render whatever was raised in a view of ours."""
+    """Render any exception that a view of ours raised."""
     if isinstance(error, errors.JobApiError):
         return render(error)
     if isinstance(error, HTTPException):
@@ -173,9 +173,9 @@ def handle(error: Exception) -> Response:
 
 
 def handled(view: View) -> View:
-    """Render what the view raises here, where no page of the host's can come before ours.
+    """Render the exceptions of a view before any error page of the host.
 
-    A body that the view ignores has the same limit as any other.
+    The body is read even if the view ignores it, so that its limit always holds.
     """
     guarded = view.__dict__.get("_apidoc", {}).get("jobapi", {}).get("guarded", False)
 
@@ -183,11 +183,11 @@ def handled(view: View) -> View:
     def handling(**url: Any) -> Any:
         try:
             if not guarded:
-                # What is guarded reads it when it knows the caller.
+                # A guarded view reads it after it has identified the caller.
                 read_body()
             return view(**url)
         except RaisedByHost as raised:
-            # Flask is to handle it as if a hook of the host's had raised it.
+            # Flask handles it as if a hook of the host had raised it.
             raise raised.error from None
         except Exception as error:
             return handle(error)
@@ -196,7 +196,7 @@ def handled(view: View) -> View:
 
 
 class RaisedByHost(Exception):
-    """What a function of the host's raised that a view of ours had called."""
+    """Wraps an exception that a function of the host raised inside a view of ours."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -204,15 +204,15 @@ class RaisedByHost(Exception):
 
 
 def handle_outside(error: Exception) -> Any:
-    """Render what was raised around a view of ours: by a hook or an extension of the host's.
+    """Render an exception raised around a view of ours, by a hook or an extension of the host.
 
-    The host answers where it has a handler for this kind of exception. Its pages for a status,
-    and for everything, are for its own routes.
+    The host answers if it has a handler for this class of exceptions. Its handlers for a status,
+    or for all exceptions, are for its own routes.
     """
     handler = _handler_of_host(error)
     if handler is not None:
         return current_app.ensure_sync(handler)(error)
-    # A row of the host's has nothing to do with our workspaces.
+    # An integrity error here concerns a row of the host, not a workspace.
     return handle_any(error) if isinstance(error, IntegrityError) else handle(error)
 
 
@@ -231,17 +231,17 @@ def _handler_of_host(error: Exception) -> Callable[[Any], Any] | None:
 
 
 def add_error_handlers(blueprint: Any) -> None:
-    """Let errors around a blueprint's views be rendered by ``handle_outside``.
+    """Let ``handle_outside`` render the errors around a blueprint's views.
 
-    Flask asks an application's handler for a status before a blueprint's for a class, so that
-    each status is named.
+    It is registered for each status, because Flask prefers an application's handler for a status
+    to a blueprint's handler for a class.
     """
     for kind in (Exception, *default_exceptions):
         blueprint.register_error_handler(kind, handle_outside)
 
 
 def _log_fault(error: Exception) -> None:
-    # A host's engine may put what was sent into its errors' text.
+    # A host's engine may include the parameters in the texts of its errors.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, StatementError):

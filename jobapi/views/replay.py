@@ -18,23 +18,25 @@ from .openapi import header, header_parameter
 
 IDEMPOTENCY_KEY = header_parameter(
     "Idempotency-Key",
-    "The same key with the same body gets the same answer for 24 hours.",
+    "Makes the request safe to repeat: for 24 hours, the same key and body get the same answer.",
     minLength=1,
     maxLength=idempotency.MAX_KEY_LENGTH,
 )
 REPLAYED_HEADER = header(
-    "Idempotency-Replayed", "The answer of an earlier request with the same key.", const="true"
+    "Idempotency-Replayed",
+    "The answer is that of an earlier request with the same key.",
+    const="true",
 )
 REPLAYED = {"Idempotency-Replayed": "true"}
 
 
 def idempotency_key() -> str | None:
-    """The caller's key for this request. Raises ``ValidationFailed``."""
+    """Return the idempotency key of this request. Raises ``ValidationFailed``."""
     key = request.headers.get("Idempotency-Key")
     longest = idempotency.MAX_KEY_LENGTH
     if key is not None and (not 1 <= len(key) <= longest or "\x00" in key):
         raise ValidationFailed(
-            {"Idempotency-Key": [f"Use 1 to {longest} characters, and not U+0000."]}
+            {"Idempotency-Key": [f"Use 1 to {longest} characters, without U+0000."]}
         )
     return key
 
@@ -49,9 +51,9 @@ def replayable(
     keep: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     again: Callable[[Any], dict[str, Any]] = lambda kept: kept,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Act, or return the answer to an earlier request with the same key; and its headers.
+    """Act, or return the stored answer to an earlier request with the same key; and headers.
 
-    ``keep`` returns what to store of the answer, and ``again`` makes the answer of that.
+    ``keep`` returns the part of the answer to store, and ``again`` restores the answer from it.
     """
     key = idempotency_key()
     if key is None:

@@ -1,4 +1,4 @@
-"""How a workspace is doing: ``/workspace/{workspace_id}/stats``."""
+"""Statistics of a workspace: ``/workspace/{workspace_id}/stats``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import examples
 from .access import Caller, guard
 from .blueprints import Blueprint
 
-blp = Blueprint("stats", "Stats", "How a workspace is doing.")
+blp = Blueprint("stats", "Stats", "Statistics of a workspace.")
 
 
 @blp.operation("/workspace/<workspace_id>/stats", summary="Get stats", errors=(404,))
@@ -22,12 +22,11 @@ blp = Blueprint("stats", "Stats", "How a workspace is doing.")
 @blp.arguments(schemas.StatsQuery, location="query")
 @blp.response(200, schemas.Stats, example=examples.STATS)
 def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """Jobs by status and type, due jobs, how long the oldest waits, rates, and durations by type.
+    """Return jobs by status and type, due jobs, the oldest wait, rates, and run times by type.
 
-    Cheap enough to be asked every few seconds, by a page or by what scales
-    workers. With `job_type` all numbers cover only these types; types without jobs
-    have zeros. A key that is limited to job types sees only these; asking for
-    another type is 403.
+    Cheap enough to poll every few seconds, for a page or an autoscaler. With `job_type` all
+    numbers cover only these types; types without jobs have zeros. A key that is limited to job
+    types sees only these; another type is 403.
     """
     wanted = query.get("job_type")
     for job_type in wanted or ():
@@ -73,9 +72,9 @@ def _totals(by_status: Mapping[Any, int]) -> dict[str, int]:
 @blp.arguments(schemas.HistoryQuery, location="query")
 @blp.response(200, schemas.History, example=examples.HISTORY)
 def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) -> Any:
-    """What happened in the last hour, day or month, the oldest span first.
+    """Return the changes within the last hour, day or month, the oldest span first.
 
-    The last span is the one under way.
+    The last span is still under way.
     """
     window = query["window"]
     with snapshot(caller.connection) as connection:

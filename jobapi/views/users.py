@@ -12,7 +12,7 @@ from .base import location, paginated
 from .blueprints import Blueprint
 from .openapi import header
 
-blp = Blueprint("users", "Users", "Who may log in. For administrators.")
+blp = Blueprint("users", "Users", "User accounts, for administrators.")
 
 USER = "/users/<user_id>"
 
@@ -22,7 +22,7 @@ USER = "/users/<user_id>"
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.UserList)
 def list_users(caller: Caller, query: dict[str, Any]) -> Any:
-    """All users, the oldest first."""
+    """List all users, the oldest first."""
     found = accounts.page_users(caller.connection, **query)
     return paginated(found, query)
 
@@ -32,7 +32,7 @@ def list_users(caller: Caller, query: dict[str, Any]) -> Any:
 @blp.arguments(schemas.UserCreate)
 @blp.response(201, schemas.User, headers=header("Location", "The new user's URL."))
 def create_user(caller: Caller, body: dict[str, Any]) -> Any:
-    """Add somebody who can log in."""
+    """Create a user who can log in."""
     row = accounts.create_user(caller.connection, **body)
     return row, location("jobapi-users.get_user", user_id=row.id)
 
@@ -41,7 +41,7 @@ def create_user(caller: Caller, body: dict[str, Any]) -> Any:
 @guard(admin=True)
 @blp.response(200, schemas.User)
 def get_user(caller: Caller, user_id: int) -> Any:
-    """One user."""
+    """Return a user."""
     return accounts.get_user(caller.connection, user_id)
 
 
@@ -50,10 +50,10 @@ def get_user(caller: Caller, user_id: int) -> Any:
 @blp.arguments(schemas.UserUpdate)
 @blp.response(200, schemas.User)
 def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
-    """Disable or enable a user, set a new password, make them an administrator or not.
+    """Disable or enable a user, set a new password, or change whether they are an administrator.
 
-    Being disabled and a new password end the user's log-ins at once; while the
-    user is disabled, the API keys that act for them do not work. The last enabled
-    administrator can be neither disabled nor demoted.
+    Disabling a user, or a new password, ends their logins at once. While a user is disabled, the
+    API keys that act for them do not work. The last enabled administrator can be neither
+    disabled nor demoted.
     """
     return accounts.edit_user(caller.connection, user_id, body)

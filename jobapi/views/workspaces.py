@@ -15,7 +15,7 @@ from .blueprints import Blueprint
 from .openapi import header
 
 blp = Blueprint("workspaces", "Workspaces", "Workspaces and their members.")
-keys_blp = Blueprint("keys", "API keys", "Keys with which machines use one workspace.")
+keys_blp = Blueprint("keys", "API keys", "Keys for machines that use one workspace.")
 
 WORKSPACE = "/workspace/<workspace_id>"
 MEMBERS = f"{WORKSPACE}/members"
@@ -33,7 +33,7 @@ def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.WorkspaceList)
 def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
-    """The workspaces that the caller may read, with the caller's role in each."""
+    """List the workspaces that the caller may read, with the caller's role in each."""
     found = workspaces.page(
         caller.connection,
         user_id=caller.user_id,
@@ -50,7 +50,7 @@ def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
 @blp.arguments(schemas.WorkspaceName)
 @blp.response(201, schemas.Workspace, headers=header("Location", "The new workspace's URL."))
 def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
-    """Make a workspace; whoever makes it is its owner."""
+    """Create a workspace; the caller becomes its owner."""
     row = workspaces.create(caller.connection, body["name"], owner_id=caller.user_id)
     headers = location("jobapi-workspaces.get_workspace", workspace_id=row.id)
     return _with_role(row, Role.OWNER), headers
@@ -60,7 +60,7 @@ def create_workspace(caller: Caller, body: dict[str, Any]) -> Any:
 @guard(Role.VIEWER)
 @blp.response(200, schemas.Workspace)
 def get_workspace(caller: Caller, workspace_id: int) -> Any:
-    """One workspace, and the caller's role there."""
+    """Return a workspace, and the caller's role in it."""
     return _with_role(workspaces.get(caller.connection, workspace_id), caller.role)
 
 
@@ -69,10 +69,9 @@ def get_workspace(caller: Caller, workspace_id: int) -> Any:
 @blp.arguments(schemas.WorkspaceUpdate)
 @blp.response(200, schemas.Workspace)
 def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Give a workspace another name, or say for how many days it keeps ended jobs and events.
+    """Rename a workspace, or set for how many days it keeps ended jobs and events.
 
-    What is not named stays as it is; `null` keeps for ever, as a new workspace
-    does its jobs.
+    Absent fields stay as they are. `null` keeps forever, which is the default for jobs.
     """
     row = workspaces.change(caller.connection, workspace_id, by=caller.name, **body)
     return _with_role(row, caller.role)
@@ -82,7 +81,7 @@ def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @guard(Role.OWNER, keys=False)
 @blp.response(204)
 def delete_workspace(caller: Caller, workspace_id: int) -> None:
-    """Delete a workspace with all its jobs, keys and members, for good."""
+    """Delete a workspace with all its jobs, keys and members. This cannot be undone."""
     workspaces.remove(caller.connection, workspace_id)
 
 
@@ -91,7 +90,7 @@ def delete_workspace(caller: Caller, workspace_id: int) -> None:
 @blp.arguments(PagingQuery, location="query")
 @blp.response(200, schemas.MemberList)
 def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """A workspace's members and their roles."""
+    """List the members of a workspace and their roles."""
     found = workspaces.page_members(caller.connection, workspace_id, **query)
     return paginated(found, query)
 
@@ -101,10 +100,10 @@ def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> An
 @blp.arguments(schemas.MemberAdd)
 @blp.response(201, schemas.Member, headers=header("Location", "The new member's URL."))
 def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Make a user a member, named by the exact `username`.
+    """Add a user, named by the exact `username`, as a member.
 
-    Administrators may send `user_id` instead; for others it is 403, so that they
-    cannot enumerate users. For owners a disabled user is 404, like an unknown one.
+    Administrators may send `user_id` instead. For others that is 403, so that they cannot
+    enumerate users. For owners a disabled user is 404, like an unknown one.
     """
     user = _named(caller, body)
     row = workspaces.add_member(
@@ -132,7 +131,7 @@ def _named(caller: Caller, body: dict[str, Any]) -> Any:
 @guard(Role.VIEWER)
 @blp.response(200, schemas.Member)
 def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
-    """One member."""
+    """Return a member."""
     return workspaces.get_member(caller.connection, workspace_id, user_id)
 
 
@@ -141,7 +140,7 @@ def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
 @blp.arguments(schemas.MemberUpdate)
 @blp.response(200, schemas.Member)
 def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_id: int) -> Any:
-    """Give a member another role, from now on."""
+    """Change a member's role, with immediate effect."""
     return workspaces.set_role(
         caller.connection, workspace_id, user_id, body["role"], by=caller.name
     )
@@ -151,12 +150,12 @@ def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_
 @guard(Role.VIEWER, keys=False)
 @blp.response(204)
 def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
-    """Take a member out; owners anybody, the others themselves alone.
+    """Remove a member. Owners may remove anyone, other members only themselves.
 
     The last owner cannot leave.
     """
     if user_id != caller.user_id and caller.role is not Role.OWNER:
-        raise RoleTooLow("Only an owner can take out somebody else.")
+        raise RoleTooLow("Only an owner can remove another member.")
     workspaces.remove_member(caller.connection, workspace_id, user_id, by=caller.name)
 
 
@@ -165,7 +164,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
 @keys_blp.arguments(PagingQuery, location="query")
 @keys_blp.response(200, schemas.KeyList)
 def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """A workspace's API keys, revoked ones included. The keys themselves are not kept."""
+    """List the API keys of a workspace, revoked ones included. The secrets are not stored."""
     found = keys.page(caller.connection, workspace_id, **query)
     return paginated(found, query)
 
@@ -175,7 +174,7 @@ def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.arguments(schemas.KeyCreate)
 @keys_blp.response(201, schemas.NewKey)
 def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Make an API key that acts for the caller. The key is shown this once."""
+    """Create an API key that acts for the caller. The key is shown only once."""
     row, key = keys.create(
         caller.connection, workspace_id, user_id=caller.user_id, by=caller.name, **body
     )
@@ -186,5 +185,5 @@ def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
 @guard(Role.OWNER, keys=False)
 @keys_blp.response(204)
 def revoke_key(caller: Caller, workspace_id: int, key_id: int) -> None:
-    """End a key, at once and for good."""
+    """Revoke a key, with immediate effect."""
     keys.revoke(caller.connection, workspace_id, key_id, by=caller.name)
