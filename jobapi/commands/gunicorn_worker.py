@@ -1,7 +1,7 @@
-"""gunicorn's worker as ``jobapi serve`` has it.
+"""The gunicorn worker of ``jobapi serve``.
 
-It answers ``/health/live`` while all of its threads are busy, and what gunicorn itself refuses
-with the one body of all errors.
+It answers ``/health/live`` while all of its threads are busy, and renders what gunicorn itself
+refuses as problem details, like every other error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from gunicorn.http import message
 from gunicorn.workers.gthread import DEFAULT_WORKER_DATA_TIMEOUT, ThreadWorker
 
 from .. import errors
-from ..views.hooks import SECURITY_HEADERS
-from ..views.problems import PROBLEM
+from ..headers import PROBLEM, SECURITY_HEADERS
 
 HEAD_BYTES = 8192
-"""How much of a request is looked at; a probe's is smaller."""
+"""How many bytes of a request are examined; a probe has fewer."""
 
 PROBE_THREADS = 2
 
 UNREAD_BYTES = 2 * 1024 * 1024
-"""So much of a body that was refused unread is read and dropped, to keep the connection."""
+"""How much of a body that was refused unread is read and dropped, to keep the connection."""
 
 MAX_REQUEST_LINE = 16 * 1024
 
@@ -39,31 +38,30 @@ OPTIONS = {
     "limit_request_line": MAX_REQUEST_LINE,
     "limit_request_fields": 100,
     "limit_request_field_size": 8190,
-    # What a proxy says is believed as far as JOBAPI_TRUSTED_PROXIES has it, and no header by
-    # gunicorn besides.
+    # The application trusts proxies as JOBAPI_TRUSTED_PROXIES says; gunicorn trusts none.
     "forwarded_allow_ips": "",
     "forwarder_headers": "",
     "secure_scheme_headers": {},
 }
-"""gunicorn's settings for what comes in."""
+"""gunicorn's settings for requests."""
 
-# gunicorn takes no more than this, whatever its setting says: by default less than 8 KiB of query.
+# The upper bound of ``limit_request_line``; gunicorn's own is less than 8 KiB of query.
 vars(message)["MAX_REQUEST_LINE"] = MAX_REQUEST_LINE
 
 
 class Worker(ThreadWorker):
-    """gunicorn's worker with threads, and two threads more for the probe of liveness.
+    """gunicorn's worker with threads, and two more threads for liveness probes.
 
-    All others may wait for a slow database; a supervisor that asks whether the process lives
-    would restart it for that, and all its like. Only a request that is there as a whole goes to
-    these threads, so that a slow caller cannot hold them up. A connection that has sent nothing
-    yet takes no thread either.
+    All other threads may wait for a slow database. A supervisor whose probe waits with them
+    would restart this process and all others, which helps nothing. Only complete probes go to
+    the two threads, so a slow caller cannot block them. A connection that has sent nothing yet
+    takes no thread.
     """
 
     live_path = "/health/live"
 
     def init_process(self) -> None:
-        """Begin, in the process that serves."""
+        """Start, in the process that serves."""
         self._probes = ThreadPoolExecutor(PROBE_THREADS, "jobapi-probe")
         path = re.escape(self.live_path.encode())
         self._probe = re.compile(rb"(GET|HEAD) %b[ ?]" % path)
@@ -75,12 +73,12 @@ class Worker(ThreadWorker):
         self.wsgi = partial(_announce_close, self.wsgi)
 
     def _keepalive_after(self, conn: Any, keepalive: bool) -> bool:
-        # gunicorn itself reads 64 KiB, and then closes a connection that it has said to keep.
+        # gunicorn reads 64 KiB, and then closes a connection that its response said to keep.
         deadline = time.monotonic() + DEFAULT_WORKER_DATA_TIMEOUT
         return keepalive and bool(conn.parser.finish_body(deadline, UNREAD_BYTES))
 
     def enqueue_req(self, conn: Any) -> None:
-        """Give a connection to a thread, when there is something to read."""
+        """Give a connection to a thread as soon as there is something to read."""
         try:
             head = conn.sock.recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -90,7 +88,7 @@ class Worker(ThreadWorker):
                 self._wait_for_data(conn)
             return
         except OSError:
-            # Its thread finds out, too, and closes it.
+            # The thread gets the same error, and closes the connection.
             head = b""
         conn.data_ready = True
         self._submit(self._probes if self._is_probe(head) else self.tpool, conn)
@@ -118,14 +116,14 @@ class Worker(ThreadWorker):
         )
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer a request that has not come as far as the application."""
+        """Answer a request that did not reach the application."""
         request_id = uuid4().hex
         refused = _refusal(exc)
         if refused is None:
             self.log.exception("Error handling request %s", request_id)
             refused = errors.InternalError("The server failed; its log has the details.")
         else:
-            # Not what was sent: there may be a token in it.
+            # Without the request, which may contain a token.
             sender = addr[0] if isinstance(addr, tuple) else addr
             self.log.warning("Refused a request from %s: %s", sender, type(exc).__name__)
         body = orjson.dumps(refused.problem())
@@ -142,13 +140,13 @@ class Worker(ThreadWorker):
         try:
             util.write_nonblock(client, "\r\n".join([*lines, "", ""]).encode() + body)
         except OSError:
-            self.log.debug("The caller of request %s has gone.", request_id)
+            self.log.debug("The caller of request %s has closed the connection.", request_id)
 
 
 def _announce_close(application: Any, environ: dict[str, Any], start_response: Any) -> Any:
-    """Call the application, and say ``Connection: close`` where it cannot be kept.
+    """Call the application, and announce ``Connection: close`` if too much body is unread.
 
-    Otherwise a caller would send its next request into a connection that is about to be closed.
+    Otherwise the caller would send its next request on a connection that is being closed.
     """
 
     def start(*arguments: Any) -> Any:
@@ -161,7 +159,7 @@ def _announce_close(application: Any, environ: dict[str, Any], start_response: A
 
 
 def _refusal(exc: BaseException) -> errors.JobApiError | None:
-    """The error for what gunicorn refuses; None for a fault."""
+    """The error for a request that gunicorn refuses; None for a fault of the service."""
     refused: errors.JobApiError
     match exc:
         case refusals.LimitRequestLine():
@@ -174,10 +172,10 @@ def _refusal(exc: BaseException) -> errors.JobApiError | None:
                 f"{OPTIONS['limit_request_field_size']:,} bytes each."
             )
         case refusals.ConfigurationProblem():
-            # The path is not below the SCRIPT_NAME that the environment has.
+            # The path does not start with the SCRIPT_NAME of the environment.
             return errors.UnknownPath("There is nothing at this path.")
         case refusals.ParseException() if type(exc).__name__.startswith("InvalidResponse"):
-            # Ours was the answer that is not valid.
+            # The response was invalid, not the request.
             return None
         case refusals.UnsupportedTransferCoding():
             refused = errors.BadRequest(

@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, SecurityError
 from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
 
+from ..headers import SECURITY_HEADERS
 from ..rules.roles import client_address
 from ..state import State
 from .base import BLUEPRINT_PREFIX
@@ -29,12 +30,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
 _OF_A_REQUEST = ("jobapi_start", "jobapi_request_id", "jobapi_caller")
 
 logger = logging.getLogger("jobapi")
-
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
 
 
 def register(app: Flask, state: State) -> None:

@@ -13,11 +13,11 @@ from flask_smorest import Api as SmorestApi
 from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow.fields import Field
 
+from ..headers import PROBLEM
 from ..schemas import base as schemas
 from ..schemas.fields import Choice, Time
 from ..store.tables import MAX_ID
 from . import examples
-from .problems import PROBLEM
 
 
 class _Converter(OpenAPIConverter):

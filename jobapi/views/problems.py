@@ -16,11 +16,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException, default_exceptions
 
 from .. import errors
+from ..headers import PROBLEM
 from ..store.faults import judge, lacks_schema, parent_is_gone
 from .base import BLUEPRINT_PREFIX, View, state
 from .bodies import read_body
-
-PROBLEM = "application/problem+json"
 
 logger = logging.getLogger("jobapi")
 

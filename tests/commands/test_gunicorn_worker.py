@@ -11,6 +11,9 @@ from typing import Any
 
 import httpx2
 import pytest
+from gunicorn.workers.gthread import ThreadWorker
+
+from jobapi.commands.gunicorn_worker import Worker
 
 from ..conftest import furnish, service_settings
 from ..factories import PASSWORD
@@ -18,6 +21,14 @@ from ..postgres import Postgres
 from ..served import Service
 
 THREADS = 4
+
+
+def test_worker_overrides_only_what_gunicorn_has() -> None:
+    """Overriding a method that a later gunicorn has renamed would have no effect."""
+    ours = {"live_path", "_is_probe", "_submit", "_wait_for_data"}
+    overridden = {name for name in vars(Worker) if not name.startswith("__")} - ours
+    for name in (*overridden, "handle", "finish_request", "on_pending_socket_readable"):
+        assert callable(getattr(ThreadWorker, name))
 
 
 @pytest.fixture

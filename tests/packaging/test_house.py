@@ -29,6 +29,7 @@ MODULES = {
 # What the modules of a floor may import of ours besides their own floor.
 FLOORS = {
     "errors": "",
+    "headers": "",
     "logs": "",
     "signals": "",
     "rules": "errors",
@@ -40,10 +41,10 @@ FLOORS = {
     "metrics": "config rules services",
     "background": "errors rules services store",
     "state": "background config metrics rules services store tokens",
-    "views": "background errors metrics rules schemas services state store",
+    "views": "background errors headers metrics rules schemas services state store",
     "extension": "commands config logs state tokens views",
     "client": "errors rules signals",
-    "commands": "client config errors logs metrics rules schemas services signals store views",
+    "commands": "client config errors headers logs metrics rules schemas services signals store",
 }
 SERVICES = sorted(name for name in MODULES if name.startswith("services."))
 NO_WEB = sorted(name for name in MODULES if name.split(".")[0] in ("errors", "rules", "store"))
