@@ -14,7 +14,7 @@ from ..rules.roles import (
     normal_password,
 )
 from .base import Pagination
-from .fields import Flag, Pattern, Time
+from .fields import Flag, Pattern, Time, doc
 from .loading import Base
 from .rendering import Response
 
@@ -28,11 +28,11 @@ class _Length(validate.Length):
 def _new_password(**kw: Any) -> fields.String:
     return fields.String(
         validate=_Length(MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH),
-        metadata={
-            "format": "password",
-            "description": f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters, counted "
+        metadata=doc(
+            f"{MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters, counted "
             "and compared in Unicode form NFC.",
-        },
+            format="password",
+        ),
         **kw,
     )
 
@@ -49,9 +49,9 @@ class Tokens(Response):
 
     access_token = fields.String(required=True)
     refresh_token = fields.String(required=True)
-    token_type = fields.String(required=True, metadata={"description": "Always `bearer`."})
+    token_type = fields.String(required=True, metadata=doc("Always `bearer`."))
     expires_in = fields.Integer(
-        required=True, metadata={"description": "Seconds until the access token expires."}
+        required=True, metadata=doc("Seconds until the access token expires.")
     )
 
 
@@ -66,8 +66,7 @@ class UserCreate(Base):
     """A new user."""
 
     username = fields.String(
-        required=True,
-        validate=Pattern(f"^{USERNAME_PATTERN}$", error=USERNAME_RULE),
+        required=True, validate=Pattern(f"^{USERNAME_PATTERN}$", error=USERNAME_RULE)
     )
     password = _new_password(required=True)
     is_admin = Flag(load_default=False)

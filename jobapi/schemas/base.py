@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from ..rules.jobs import JOB_TYPE_PATTERN, JOB_TYPE_RULE
-from .fields import Pattern, QueryInteger, Text, Whole, Word
+from .fields import Pattern, QueryInteger, Text, Whole, Word, doc
 from .loading import Base
 from .rendering import Response
 
@@ -40,18 +40,18 @@ def job_type_text(**kw: Any) -> Text:
     )
 
 
-def seconds(least: int, doc: str, **metadata: Any) -> Whole:
+def seconds(least: int, description: str, **metadata: Any) -> Whole:
     """A number of seconds, at most ten years, or null."""
     return Whole(
         allow_none=True,
         validate=between(least, MAX_SECONDS),
-        metadata={"description": doc, **metadata},
+        metadata=doc(description, **metadata),
     )
 
 
-def sort_order(default: str, doc: str) -> Word:
+def sort_order(default: str, description: str) -> Word:
     """Ascending or descending."""
-    return Word("SortOrder", ["asc", "desc"], load_default=default, metadata={"description": doc})
+    return Word("SortOrder", ["asc", "desc"], load_default=default, metadata=doc(description))
 
 
 class PagingQuery(Base):
@@ -60,14 +60,11 @@ class PagingQuery(Base):
     # Without a documented default: generated clients would send it with each cursor.
     page = QueryInteger(
         validate=between(1, MAX_PAGE),
-        metadata={"description": "Page number; the first page is 1. Not together with `cursor`."},
+        metadata=doc("Page number; the first page is 1. Not together with `cursor`."),
     )
-    limit = QueryInteger(
-        load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
-    )
+    limit = QueryInteger(load_default=50, validate=between(1, 100), metadata=doc("Items per page."))
     cursor = Text(
-        validate=length(1, 500),
-        metadata={"description": "The `next_cursor` of a page, instead of `page`."},
+        validate=length(1, 500), metadata=doc("The `next_cursor` of a page, instead of `page`.")
     )
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -81,13 +78,13 @@ class Pagination(Response):
     """The position of a page in its list, and the cursor of the next page."""
 
     page = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "null if `cursor` was given."}
+        required=True, allow_none=True, metadata=doc("null if `cursor` was given.")
     )
     limit = fields.Integer(required=True)
-    total = fields.Integer(required=True, metadata={"description": "Number of items in the list."})
+    total = fields.Integer(required=True, metadata=doc("Number of items in the list."))
     total_pages = fields.Integer(required=True)
     next_cursor = fields.String(
-        required=True, allow_none=True, metadata={"description": "null on the last page."}
+        required=True, allow_none=True, metadata=doc("null on the last page.")
     )
 
 
@@ -99,7 +96,7 @@ def percent() -> Whole:
 class Health(Response):
     """The state of the service."""
 
-    status = fields.String(required=True, metadata={"description": "Always `ok`."})
+    status = fields.String(required=True, metadata=doc("Always `ok`."))
 
 
 class Problem(Response):
@@ -107,18 +104,13 @@ class Problem(Response):
 
     type = fields.String(
         required=True,
-        metadata={
-            "format": "uri-reference",
-            "description": "Stable identifier of the kind of error.",
-        },
+        metadata=doc("Stable identifier of the kind of error.", format="uri-reference"),
     )
     title = fields.String(required=True)
     status = fields.Integer(required=True)
-    detail = fields.String(
-        required=True, metadata={"description": "What is wrong, and how to correct it."}
-    )
+    detail = fields.String(required=True, metadata=doc("What is wrong, and how to correct it."))
     errors = fields.Dict(
         keys=fields.String(),
         values=fields.List(fields.String()),
-        metadata={"description": "For 422: the messages for each invalid field."},
+        metadata=doc("For 422: the messages for each invalid field."),
     )

@@ -9,48 +9,50 @@ from marshmallow import fields
 from ..rules.events import EventKind, name_of
 from ..rules.jobs import JobStatus
 from .base import MAX_CHOICES, MAX_REPEATS, between, job_type_text, length, sort_order
-from .fields import Choice, Document, QueryInteger, Text, Time
+from .fields import Choice, Document, QueryInteger, Text, Time, doc
 from .loading import Base
 from .rendering import Response
-
-_KIND = {"description": "Only these kinds; may be repeated."}
-_OF_JOB = {"description": "Only this job's."}
-_OF_TYPE = {"description": "Only of jobs of these types; may be repeated."}
 
 
 class JobEventQuery(Base):
     """The page of a list of a job's events."""
 
     limit = QueryInteger(
-        load_default=100, validate=between(1, 100), metadata={"description": "Items per page."}
+        load_default=100, validate=between(1, 100), metadata=doc("Items per page.")
     )
     order = sort_order("asc", "Oldest or newest first.")
-    cursor = Text(
-        validate=length(1, 500), metadata={"description": "The `next_cursor` of the page before."}
+    cursor = Text(validate=length(1, 500), metadata=doc("The `next_cursor` of the page before."))
+
+
+class EventFilter(Base):
+    """Filters of a list or a stream of events."""
+
+    kind = fields.List(
+        Choice(EventKind),
+        validate=length(1, MAX_CHOICES),
+        metadata=doc("Only these kinds; may be repeated."),
+    )
+    job_id = Text(validate=length(1, 40), metadata=doc("Only this job's."))
+    job_type = fields.List(
+        job_type_text(),
+        validate=length(1, MAX_REPEATS),
+        metadata=doc("Only of jobs of these types; may be repeated."),
     )
 
 
-class EventQuery(JobEventQuery):
+class EventQuery(EventFilter, JobEventQuery):
     """Filters and page of a list of events."""
 
-    limit = QueryInteger(
-        load_default=50, validate=between(1, 100), metadata={"description": "Items per page."}
-    )
+    limit = QueryInteger(load_default=50, validate=between(1, 100), metadata=doc("Items per page."))
     order = sort_order("desc", "Oldest or newest first.")
-    kind = fields.List(Choice(EventKind), validate=length(1, MAX_CHOICES), metadata=_KIND)
-    job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
-    job_type = fields.List(job_type_text(), validate=length(1, MAX_REPEATS), metadata=_OF_TYPE)
 
 
-class StreamQuery(Base):
+class StreamQuery(EventFilter):
     """Filters of a stream of events, and where it resumes."""
 
-    kind = fields.List(Choice(EventKind), validate=length(1, MAX_CHOICES), metadata=_KIND)
-    job_id = Text(validate=length(1, 40), metadata=_OF_JOB)
-    job_type = fields.List(job_type_text(), validate=length(1, MAX_REPEATS), metadata=_OF_TYPE)
     last_event_id = Text(
         validate=length(1, 8000),
-        metadata={"description": "For clients that cannot send the header `Last-Event-ID`."},
+        metadata=doc("For clients that cannot send the header `Last-Event-ID`."),
     )
 
 
@@ -63,9 +65,7 @@ class Event(Response):
         EventKind,
         required=True,
         grows=True,
-        metadata={
-            "description": "`unknown` if only a newer version of the service knows the kind."
-        },
+        metadata=doc("`unknown` if only a newer version of the service knows the kind."),
     )
     workspace_id = fields.Integer(required=True)
     job_id = fields.String(required=True, allow_none=True)
@@ -73,17 +73,13 @@ class Event(Response):
     from_status = Choice(JobStatus, required=True, allow_none=True)
     to_status = Choice(JobStatus, required=True, allow_none=True)
     attempt = fields.Integer(required=True, allow_none=True)
-    user_id = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "The user who acted."}
-    )
-    key_id = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "The API key that acted."}
-    )
+    user_id = fields.Integer(required=True, allow_none=True, metadata=doc("The user who acted."))
+    key_id = fields.Integer(required=True, allow_none=True, metadata=doc("The API key that acted."))
     worker = fields.String(required=True, allow_none=True)
     data = Document(
         required=True,
         allow_none=True,
-        metadata={"description": "Details: progress, an error, a reason, the edited fields."},
+        metadata=doc("Details: progress, an error, a reason, the edited fields."),
     )
 
     @staticmethod
@@ -112,9 +108,7 @@ class EventPagination(Response):
     """The size of a list of events, and the cursor of the next page."""
 
     limit = fields.Integer(required=True)
-    total = fields.Integer(
-        required=True, metadata={"description": "Number of events, counted up to 10,000."}
-    )
+    total = fields.Integer(required=True, metadata=doc("Number of events, counted up to 10,000."))
     total_is_capped = fields.Boolean(required=True)
     next_cursor = fields.String(required=True, allow_none=True)
 

@@ -27,6 +27,11 @@ _RFC3339 = re.compile(
 _MAX_TIME_LENGTH = 64
 
 
+def doc(description: str, **more: Any) -> dict[str, Any]:
+    """The metadata of a field: its description, and more of what OpenAPI says of it."""
+    return {"description": description, **more}
+
+
 class Pattern(validate.Regexp):
     """Accepts a text that matches as a whole. JSON Schema needs ``^`` and ``$`` in the pattern."""
 

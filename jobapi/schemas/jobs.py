@@ -21,7 +21,7 @@ from .base import (
     seconds,
     sort_order,
 )
-from .fields import Choice, Document, Flag, QueryInteger, StatusInput, Text, Time, Whole, Word
+from .fields import Choice, Document, Flag, QueryInteger, StatusInput, Text, Time, Whole, Word, doc
 from .loading import Base
 from .rendering import Response
 
@@ -31,37 +31,31 @@ class JobListQuery(PagingQuery):
 
     PATHS = "metadata"
 
-    light = fields.Boolean(
-        load_default=False, metadata={"description": "Leave out `metadata` and `result`."}
-    )
-    created_after = Time(metadata={"description": "Only jobs created at this time or later."})
-    created_before = Time(metadata={"description": "Only jobs created before this time."})
-    updated_after = Time(metadata={"description": "Only jobs changed at this time or later."})
-    created_by = QueryInteger(
-        validate=between(1, MAX_ID), metadata={"description": "Only this user's jobs."}
-    )
+    light = fields.Boolean(load_default=False, metadata=doc("Leave out `metadata` and `result`."))
+    created_after = Time(metadata=doc("Only jobs created at this time or later."))
+    created_before = Time(metadata=doc("Only jobs created before this time."))
+    updated_after = Time(metadata=doc("Only jobs changed at this time or later."))
+    created_by = QueryInteger(validate=between(1, MAX_ID), metadata=doc("Only this user's jobs."))
     status = fields.List(
         StatusInput(),
         validate=length(1, MAX_CHOICES),
-        metadata={"description": "Only these statuses; may be repeated."},
+        metadata=doc("Only these statuses; may be repeated."),
     )
     job_type = fields.List(
         job_type_text(),
         validate=length(1, MAX_REPEATS),
-        metadata={"description": "Only these types; may be repeated."},
+        metadata=doc("Only these types; may be repeated."),
     )
     priority = fields.List(
         Choice(Priority),
         validate=length(1, MAX_CHOICES),
-        metadata={"description": "Only these priorities; may be repeated."},
+        metadata=doc("Only these priorities; may be repeated."),
     )
     sort = Word(
         "JobSort",
         ["created_at", "updated_at", "priority", "status"],
         load_default="created_at",
-        metadata={
-            "description": "Field to sort by; jobs with equal values are sorted by creation."
-        },
+        metadata=doc("Field to sort by; jobs with equal values are sorted by creation."),
     )
     order = sort_order("desc", "Sort order.")
 
@@ -69,9 +63,7 @@ class JobListQuery(PagingQuery):
 class LegacyJobListQuery(JobListQuery):
     """Filters, order and page of a list of the jobs of all workspaces, or one."""
 
-    workspace_id = QueryInteger(
-        validate=between(1, MAX_ID), metadata={"description": "Only this workspace."}
-    )
+    workspace_id = QueryInteger(validate=between(1, MAX_ID), metadata=doc("Only this workspace."))
 
 
 class JobPagination(Pagination):
@@ -79,14 +71,14 @@ class JobPagination(Pagination):
 
     total = fields.Integer(
         required=True,
-        metadata={
-            "description": "Number of matching jobs. Exact with filters by status, job_type and "
+        metadata=doc(
+            "Number of matching jobs. Exact with filters by status, job_type and "
             "priority; with other filters it is counted up to 10,000, among the at most 100,000 "
             "jobs that are read for a page."
-        },
+        ),
     )
     total_is_capped = fields.Boolean(
-        required=True, metadata={"description": "Whether there may be more than `total`."}
+        required=True, metadata=doc("Whether there may be more than `total`.")
     )
 
 
@@ -94,40 +86,37 @@ class JobCreate(Base):
     """A new job."""
 
     job_type = job_type_text(
-        required=True,
-        metadata={"description": "Type of job to create.", "example": "data_processing"},
+        required=True, metadata=doc("Type of job to create.", example="data_processing")
     )
     workspace_id = Whole(
-        required=True,
-        metadata={"description": "Target workspace; must match the URL.", "example": 1},
+        required=True, metadata=doc("Target workspace; must match the URL.", example=1)
     )
     priority = Choice(Priority, allow_none=True, metadata={"default": "normal", "example": "high"})
     metadata = Document(
         allow_none=True,
-        metadata={
-            "description": "Input of the job, stored unchanged.",
-            "example": {
+        metadata=doc(
+            "Input of the job, stored unchanged.",
+            example={
                 "source_file": "dataset.csv",
                 "output_format": "parquet",
                 "filters": {"column": "value"},
             },
-        },
+        ),
     )
     estimated_duration = seconds(0, "Expected duration in seconds.", example=600)
     scheduled_at = Time(
         allow_none=True,
-        metadata={
-            "description": "The job does not start before this time. A time in the past means now.",
-            "example": "2024-01-15T15:00:00Z",
-        },
+        metadata=doc(
+            "The job does not start before this time. A time in the past means now.",
+            example="2024-01-15T15:00:00Z",
+        ),
     )
     max_retries = Whole(
         allow_none=True,
         validate=between(0, MAX_RETRIES_LIMIT),
-        metadata={
-            "description": "How many times a failed attempt is retried automatically.",
-            "default": DEFAULT_MAX_RETRIES,
-        },
+        metadata=doc(
+            "How many times a failed attempt is retried automatically.", default=DEFAULT_MAX_RETRIES
+        ),
     )
     timeout_seconds = seconds(1, "How long an attempt may run, in seconds.")
 
@@ -140,10 +129,10 @@ def begun_flag() -> Flag:
     """Whether the attempt at a leased job has begun."""
     return Flag(
         allow_none=True,
-        metadata={
-            "description": "Only with a lease: `true` begins the attempt at a job that was "
+        metadata=doc(
+            "Only with a lease: `true` begins the attempt at a job that was "
             "claimed with `begin: false`."
-        },
+        ),
     )
 
 
@@ -152,44 +141,35 @@ def run_id_text() -> Text:
     return Text(
         allow_none=True,
         validate=length(1, 64),
-        metadata={
-            "description": "Only with a lease: identifies the run that begins the attempt. "
+        metadata=doc(
+            "Only with a lease: identifies the run that begins the attempt. "
             "Reports of any other run are refused with `already-begun`."
-        },
+        ),
     )
 
 
 class JobUpdate(Base):
     """Changes of a job; absent fields stay as they are."""
 
-    status = StatusInput(metadata={"description": "`completed` means `success`."})
+    status = StatusInput(metadata=doc("`completed` means `success`."))
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
     result = Document(
-        allow_none=True,
-        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+        allow_none=True, metadata=doc("Merged into the result (RFC 7396): a null removes a key.")
     )
-    error = Text(
-        allow_none=True,
-        validate=length(0, MAX_TEXT),
-        metadata={"description": "Why the job failed."},
-    )
-    priority = Choice(
-        Priority, allow_none=True, metadata={"description": "Only while the job is pending."}
-    )
-    scheduled_at = Time(allow_none=True, metadata={"description": "Only while the job is pending."})
+    error = Text(allow_none=True, validate=length(0, MAX_TEXT), metadata=doc("Why the job failed."))
+    priority = Choice(Priority, allow_none=True, metadata=doc("Only while the job is pending."))
+    scheduled_at = Time(allow_none=True, metadata=doc("Only while the job is pending."))
     estimated_duration = seconds(0, "Seconds; only while the job is pending.")
     max_retries = Whole(
         allow_none=True,
         validate=between(0, MAX_RETRIES_LIMIT),
-        metadata={"description": "Only while the job is pending."},
+        metadata=doc("Only while the job is pending."),
     )
     timeout_seconds = seconds(1, "Only while the job is pending.")
     metadata = Document(
         allow_none=True,
-        metadata={
-            "description": "Merged into the metadata (RFC 7396); only while the job is pending."
-        },
+        metadata=doc("Merged into the metadata (RFC 7396); only while the job is pending."),
     )
 
     begun = begun_flag()
@@ -236,23 +216,19 @@ class Job(Response):
     status = Choice(JobStatus, required=True, metadata={"example": "pending"})
     priority = Choice(Priority, required=True)
     workspace_id = fields.Integer(required=True)
-    created_by = fields.Integer(
-        required=True, metadata={"description": "The creator's user id.", "example": 123}
-    )
+    created_by = fields.Integer(required=True, metadata=doc("The creator's user id.", example=123))
     metadata = Document(required=True, allow_none=True)
     result = Document(
         required=True,
         allow_none=True,
-        metadata={"description": "Includes the progress while the job is running."},
+        metadata=doc("Includes the progress while the job is running."),
     )
     error = fields.String(
-        required=True, allow_none=True, metadata={"description": "Error of the last attempt."}
+        required=True, allow_none=True, metadata=doc("Error of the last attempt.")
     )
     estimated_duration = fields.Integer(required=True, allow_none=True)
     actual_duration = fields.Integer(
-        required=True,
-        allow_none=True,
-        metadata={"description": "Whole seconds from `due_at` to the end."},
+        required=True, allow_none=True, metadata=doc("Whole seconds from `due_at` to the end.")
     )
     timeout_seconds = fields.Integer(required=True, allow_none=True)
     retry_count = fields.Integer(required=True, metadata={"example": 0})
@@ -264,11 +240,11 @@ class Job(Response):
     scheduled_at = Time(required=True, allow_none=True)
     due_at = Time(
         required=True,
-        metadata={
-            "description": "When the job may start: the later of its creation, or its last retry, "
+        metadata=doc(
+            "When the job may start: the later of its creation, or its last retry, "
             "and `scheduled_at`.",
-            "example": "2024-01-15T15:00:00Z",
-        },
+            example="2024-01-15T15:00:00Z",
+        ),
     )
 
     @staticmethod
@@ -332,7 +308,7 @@ class JobResult(Response):
 class JobBatchItem(JobCreate):
     """A new job of a batch."""
 
-    workspace_id = Whole(allow_none=True, metadata={"description": "Optional; must match the URL."})
+    workspace_id = Whole(allow_none=True, metadata=doc("Optional; must match the URL."))
 
 
 class JobBatch(Base):

@@ -7,7 +7,7 @@ from marshmallow import fields
 from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action, OperationStatus
 from .base import MAX_ID, Pagination, between, job_type_text, length
-from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole
+from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole, doc
 from .loading import Base
 from .rendering import Response
 
@@ -22,27 +22,20 @@ class JobFilter(Base):
     created_before = Time()
     updated_after = Time()
     created_by = Whole(validate=between(1, MAX_ID))
-    metadata = Paths(
-        metadata={"description": 'Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'},
-    )
+    metadata = Paths(metadata=doc('Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'))
 
 
 class OperationCreate(Base):
     """An action, and the filter of the jobs that it applies to."""
 
     action = Choice(Action, required=True)
-    filter = fields.Nested(
-        JobFilter, required=True, metadata={"description": "`{}` means all jobs."}
-    )
+    filter = fields.Nested(JobFilter, required=True, metadata=doc("`{}` means all jobs."))
     reason = Text(
         validate=length(1, 1000),
         allow_none=True,
-        metadata={"description": "For cancel and retry: stored in the `result` of each job."},
+        metadata=doc("For cancel and retry: stored in the `result` of each job."),
     )
-    dry_run = Flag(
-        load_default=False,
-        metadata={"description": "Only count the matching jobs."},
-    )
+    dry_run = Flag(load_default=False, metadata=doc("Only count the matching jobs."))
 
 
 class OperationFilter(JobFilter):
@@ -61,7 +54,7 @@ class Operation(Response):
         attribute="id",
         required=True,
         allow_none=True,
-        metadata={"description": "null for a dry run."},
+        metadata=doc("null for a dry run."),
     )
     workspace_id = fields.Integer(required=True)
     action = Choice(Action, required=True, grows=True)
@@ -72,22 +65,18 @@ class Operation(Response):
         required=True,
         allow_none=True,
         grows=True,
-        metadata={"description": "null for a dry run."},
+        metadata=doc("null for a dry run."),
     )
     matched = fields.Integer(
-        required=True, metadata={"description": "Number of jobs that matched at the beginning."}
+        required=True, metadata=doc("Number of jobs that matched at the beginning.")
     )
     matched_is_capped = fields.Boolean(
-        required=True, metadata={"description": "Whether there were more than `matched`."}
+        required=True, metadata=doc("Whether there were more than `matched`.")
     )
-    changed = fields.Integer(
-        required=True, metadata={"description": "Number of jobs changed so far."}
-    )
+    changed = fields.Integer(required=True, metadata=doc("Number of jobs changed so far."))
     skipped = fields.Integer(
         required=True,
-        metadata={
-            "description": "Number of jobs left as they are: their result would be too large."
-        },
+        metadata=doc("Number of jobs left as they are: their result would be too large."),
     )
     created_by = fields.Integer(required=True, allow_none=True)
     created_at = Time(required=True, allow_none=True)

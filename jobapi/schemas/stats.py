@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import fields
 
 from .base import job_type_text, length
-from .fields import Time, Word
+from .fields import Time, Word, doc
 from .loading import Base
 from .rendering import Response
 
@@ -16,9 +16,7 @@ class StatsQuery(Base):
     job_type = fields.List(
         job_type_text(),
         validate=length(1, 100),
-        metadata={
-            "description": "Only these types; may be repeated. Types without jobs have zeros."
-        },
+        metadata=doc("Only these types; may be repeated. Types without jobs have zeros."),
     )
 
 
@@ -29,14 +27,12 @@ class HistoryQuery(Base):
         "Window",
         ["hour", "day", "month"],
         load_default="day",
-        metadata={
-            "description": "`hour` by the minute, `day` by ten minutes, `month` by four hours."
-        },
+        metadata=doc("`hour` by the minute, `day` by ten minutes, `month` by four hours."),
     )
 
 
-def _number(doc: str) -> fields.Integer:
-    return fields.Integer(required=True, metadata={"description": doc})
+def _number(description: str) -> fields.Integer:
+    return fields.Integer(required=True, metadata=doc(description))
 
 
 class JobTotals(Response):
@@ -55,7 +51,7 @@ _OLDEST_DUE = "How long the oldest due job has been due; 0 if none is due."
 
 
 def _capped() -> fields.Boolean:
-    return fields.Boolean(required=True, metadata={"description": _IS_CAPPED})
+    return fields.Boolean(required=True, metadata=doc(_IS_CAPPED))
 
 
 class JobTypeTotals(JobTotals):
@@ -89,9 +85,7 @@ class JobDurations(Response):
 
     jobs = _number("Number of jobs measured.")
     median_seconds = fields.Float(required=True)
-    p95_seconds = fields.Float(
-        required=True, metadata={"description": "The 95th percentile, by nearest rank."}
-    )
+    p95_seconds = fields.Float(required=True, metadata=doc("The 95th percentile, by nearest rank."))
 
 
 class Stats(Response):
@@ -105,7 +99,7 @@ class Stats(Response):
         keys=fields.String(),
         values=fields.Nested(JobTypeTotals),
         required=True,
-        metadata={"description": "The types that have jobs, and those in `job_type`."},
+        metadata=doc("The types that have jobs, and those in `job_type`."),
     )
     due = _number(_DUE)
     due_is_capped = _capped()
@@ -113,35 +107,33 @@ class Stats(Response):
     oldest_pending_seconds = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "As `oldest_due_seconds`, but null if none is due."},
+        metadata=doc("As `oldest_due_seconds`, but null if none is due."),
     )
     rates = fields.Nested(Windows, required=True)
     durations = fields.Dict(
         keys=fields.String(),
         values=fields.Nested(JobDurations),
         required=True,
-        metadata={
-            "description": "By type, over the newest successful jobs: 1,000 in all, shared equally "
+        metadata=doc(
+            "By type, over the newest successful jobs: 1,000 in all, shared equally "
             "among the types and priorities, but at least 10 for each."
-        },
+        ),
     )
 
 
 class HistoryPoint(JobRates):
     """Changes within a span of time, and the totals at its end."""
 
-    at = Time(required=True, metadata={"description": "When the span begins."})
+    at = Time(required=True, metadata=doc("When the span begins."))
     wait_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata={"description": "Average time that the jobs started in the span had waited."},
+        metadata=doc("Average time that the jobs started in the span had waited."),
     )
     run_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "Average run time of the jobs that succeeded or failed in the span."
-        },
+        metadata=doc("Average run time of the jobs that succeeded or failed in the span."),
     )
     by_status = fields.Nested(JobTotals, required=True)
 

@@ -8,7 +8,7 @@ from marshmallow import ValidationError, fields
 
 from ..rules.jobs import JobStatus, Outcome
 from .base import MAX_SECONDS, MAX_TEXT, between, job_type_text, length, percent
-from .fields import Choice, Document, Flag, Text, Time, Unjudged, Whole
+from .fields import Choice, Document, Flag, Text, Time, Unjudged, Whole, doc
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
 from .loading import Base
 from .rendering import Response
@@ -24,34 +24,32 @@ class Claim(Base):
         job_type_text(),
         allow_none=True,
         validate=length(1, 1000),
-        metadata={"description": "Only these types. Default: all that the caller may claim."},
+        metadata=doc("Only these types. Default: all that the caller may claim."),
     )
     limit = Whole(
         allow_none=True,
         validate=between(1, 100),
-        metadata={"description": "Maximum number of jobs.", "default": 1},
+        metadata=doc("Maximum number of jobs.", default=1),
     )
     lease_seconds = Whole(
         allow_none=True,
         validate=between(5, 3600),
-        metadata={"description": "How long a lease lasts without a report.", "default": 60},
+        metadata=doc("How long a lease lasts without a report.", default=60),
     )
-    worker = Text(
-        allow_none=True, validate=length(1, 200), metadata={"description": "The worker's name."}
-    )
+    worker = Text(allow_none=True, validate=length(1, 200), metadata=doc("The worker's name."))
     wait_seconds = Whole(
         allow_none=True,
         validate=between(0, 20),
-        metadata={"description": "How long to wait for a first job.", "default": 0},
+        metadata=doc("How long to wait for a first job.", default=0),
     )
     begin = Flag(
         allow_none=True,
-        metadata={
-            "description": "Whether the attempts begin with the claim, which is the default. "
+        metadata=doc(
+            "Whether the attempts begin with the claim, which is the default. "
             "`false` prefetches jobs: an attempt begins with the first report that has "
             "`begun`, progress, a result or an error, or that ends it. Until then "
             "`timeout_seconds` does not run, and a lease that expires costs no retry."
-        },
+        ),
     )
 
 
@@ -60,31 +58,30 @@ class ClaimedJob(Job):
 
     lease_token = fields.String(
         required=True,
-        metadata={
-            "description": "Proves the lease; each report needs it.",
-            "example": "8f14e45fceea167a5a36dedd4bea2543",
-        },
+        metadata=doc(
+            "Proves the lease; each report needs it.", example="8f14e45fceea167a5a36dedd4bea2543"
+        ),
     )
     lease_expires_at = Time(required=True, metadata={"example": "2024-01-15T15:01:01Z"})
     attempt = fields.Integer(
-        required=True, metadata={"description": "Number of the attempt, from 1.", "example": 1}
+        required=True, metadata=doc("Number of the attempt, from 1.", example=1)
     )
     begun = fields.Boolean(
         required=True,
-        metadata={
-            "example": True,
-            "description": "Whether the attempt has begun. A job whose last lease expired before "
+        metadata=doc(
+            "Whether the attempt has begun. A job whose last lease expired before "
             "its attempt began is claimed without other jobs, and its attempt begins with the "
             "claim, even if `begin` is `false`.",
-        },
+            example=True,
+        ),
     )
     traceparent = fields.String(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "The W3C trace context of the request that created the job.",
-            "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        },
+        metadata=doc(
+            "The W3C trace context of the request that created the job.",
+            example="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ),
     )
 
     @staticmethod
@@ -115,26 +112,22 @@ class Report(Lease):
         also={"completed": JobStatus.SUCCESS},
         component="ReportedStatus",
         allow_none=True,
-        metadata={"description": "`pending` hands the job back. Default: `running`."},
+        metadata=doc("`pending` hands the job back. Default: `running`."),
     )
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
     result = Document(
-        allow_none=True,
-        metadata={"description": "Merged into the result (RFC 7396): a null removes a key."},
+        allow_none=True, metadata=doc("Merged into the result (RFC 7396): a null removes a key.")
     )
     error = Text(allow_none=True, validate=length(0, MAX_TEXT))
     retryable = Flag(
         allow_none=True,
-        metadata={
-            "description": "Whether a failure may be retried automatically.",
-            "default": True,
-        },
+        metadata=doc("Whether a failure may be retried automatically.", default=True),
     )
     retry_after = Whole(
         allow_none=True,
         validate=between(0, MAX_SECONDS),
-        metadata={"description": "Seconds until the retry, instead of the usual backoff."},
+        metadata=doc("Seconds until the retry, instead of the usual backoff."),
     )
     begun = begun_flag()
 
@@ -159,18 +152,15 @@ class ReportAnswer(Response):
     job_id = fields.String(required=True, allow_none=True)
     accepted = fields.Boolean(required=True)
     status = Choice(
-        JobStatus,
-        required=True,
-        allow_none=True,
-        metadata={"description": "Current status of the job."},
+        JobStatus, required=True, allow_none=True, metadata=doc("Current status of the job.")
     )
     lease_expires_at = Time(
         required=True,
         allow_none=True,
-        metadata={
-            "description": "null if the lease was not renewed, because it no longer holds "
+        metadata=doc(
+            "null if the lease was not renewed, because it no longer holds "
             "the job or another run has begun the attempt."
-        },
+        ),
     )
     problem = fields.Nested("Problem", required=True, allow_none=True)
 
@@ -184,7 +174,7 @@ class ReportAnswers(Response):
 class Attempt(Response):
     """One attempt at a job."""
 
-    attempt = fields.Integer(required=True, metadata={"description": "From 1."})
+    attempt = fields.Integer(required=True, metadata=doc("From 1."))
     worker = fields.String(required=True, allow_none=True)
     started_at = Time(required=True)
     ended_at = Time(required=True, allow_none=True)
@@ -193,7 +183,7 @@ class Attempt(Response):
         grows=True,
         required=True,
         allow_none=True,
-        metadata={"description": "How the attempt ended; null while it is running."},
+        metadata=doc("How the attempt ended; null while it is running."),
     )
     error = fields.String(required=True, allow_none=True)
 

@@ -8,7 +8,7 @@ from marshmallow import ValidationError, fields
 
 from ..rules.roles import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
 from .base import MAX_ID, Pagination, between, job_type_text, length
-from .fields import Choice, Pattern, Text, Time, Whole
+from .fields import Choice, Pattern, Text, Time, Whole, doc
 from .loading import Base
 from .rendering import Response
 
@@ -62,7 +62,7 @@ class Workspace(Response):
 
     workspace_id = fields.Integer(attribute="id", required=True)
     name = fields.String(required=True)
-    role = Choice(Role, required=True, metadata={"description": "The caller's role."})
+    role = Choice(Role, required=True, metadata=doc("The caller's role."))
     created_by = fields.Integer(required=True)
     created_at = Time(required=True)
     updated_at = Time(required=True)
@@ -85,12 +85,10 @@ class MemberAdd(Base):
     """A user, by `username` or by `user_id` (exactly one of them), and a role."""
 
     username = Text(
-        validate=length(1, 255),
-        metadata={"description": "The exact name. Send either this or `user_id`."},
+        validate=length(1, 255), metadata=doc("The exact name. Send either this or `user_id`.")
     )
     user_id = Whole(
-        validate=between(1, MAX_ID),
-        metadata={"description": "For administrators only, instead of `username`."},
+        validate=between(1, MAX_ID), metadata=doc("For administrators only, instead of `username`.")
     )
     role = Choice(Role, required=True)
 
@@ -134,7 +132,7 @@ class KeyCreate(Base):
         job_type_text(),
         allow_none=True,
         validate=length(1, MAX_KEY_JOB_TYPES),
-        metadata={"description": "The only job types that the key may access."},
+        metadata=doc("The only job types that the key may access."),
     )
     expires_at = Time(allow_none=True)
 
@@ -150,13 +148,11 @@ class Key(Response):
     created_by = fields.Integer(
         attribute="user_id",
         required=True,
-        metadata={"description": "The user for whom the key acts."},
+        metadata=doc("The user for whom the key acts."),
     )
     created_at = Time(required=True)
     expires_at = Time(required=True, allow_none=True)
-    last_used_at = Time(
-        required=True, allow_none=True, metadata={"description": "Accurate to the minute."}
-    )
+    last_used_at = Time(required=True, allow_none=True, metadata=doc("Accurate to the minute."))
     revoked_at = Time(required=True, allow_none=True)
 
 
