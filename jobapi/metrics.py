@@ -27,7 +27,7 @@ from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
 from .rules.jobs import JobStatus, Outcome
-from .rules.leases import LEASE_EXPIRED
+from .services.settling import EndedAttempt
 from .services.stats import Backlog
 
 PREFIX = "jobapi_"
@@ -235,10 +235,10 @@ class Metrics:
             self.failed(workspace_id, lost)
 
     @_harmless
-    def reaped(self, jobs: Iterable[Any]) -> None:
+    def reaped(self, ended: Iterable[EndedAttempt]) -> None:
         """Count attempts that the reaper ended."""
-        for job in jobs:
-            (self._expiries if job.error == LEASE_EXPIRED else self._timeouts).inc()
+        for job, outcome in ended:
+            (self._expiries if outcome is Outcome.EXPIRED else self._timeouts).inc()
             # A suspect job's attempt had not begun, so it was released and not retried.
             if job.status == JobStatus.PENDING and not job.suspect:
                 self._retries.inc()

@@ -185,7 +185,7 @@ class Desk:
     def reap(self) -> int:
         """What the maintenance does with leases that have run out; how many there were."""
         with self.world.transaction() as tx:
-            return len(queue.reap(tx, backoff=self.world.state.backoff).jobs)
+            return len(queue.reap(tx, backoff=self.world.state.backoff).ended)
 
     def job_in(self, status: str, **body: Any) -> dict[str, Any]:
         """A job in a status, brought there over HTTP."""

@@ -35,9 +35,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import Unavailable
+from ..rules.events import Event
 from ..services import events
 from ..services.events import EventFilters, Found, Position, Snapshot
-from ..store.connections import AnyRow
 from ..store.faults import FaultLog
 from ..store.transactions import snapshot
 
@@ -105,7 +105,7 @@ class Stream:
     position: Position
     """Which events have been read for it, matching or not."""
 
-    frame: Callable[[AnyRow, str], bytes]
+    frame: Callable[[Event, str], bytes]
     """Makes the message of an event and the name of the position after it."""
 
     is_allowed: Callable[[Connection], bool]

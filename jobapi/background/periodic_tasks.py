@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
@@ -18,6 +18,7 @@ from ..rules.jobs import JobStatus
 from ..rules.leases import Backoff
 from ..rules.operations import Action
 from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
+from ..services.settling import EndedAttempt
 from ..store.faults import judge
 from ..store.transactions import BY_KEY, IN_ORDER, transaction
 from .maintenance import PeriodicTask
@@ -30,8 +31,8 @@ EVENTS_AT_ONCE = 5_000
 
 T = TypeVar("T")
 
-OnReaped = Callable[[Sequence[Any]], None]
-"""Called after the commit with the jobs whose lease or time had run out."""
+OnReaped = Callable[[Sequence[EndedAttempt]], None]
+"""Called after the commit with the attempts whose lease or time had run out."""
 
 Announce = Callable[[Connection, int], None]
 """Called after the commit for each workspace in which jobs have become due."""
@@ -64,10 +65,11 @@ def reap(
     """End attempts whose lease or time has run out."""
     with transaction(connection) as tx:
         found = queue.reap(tx, backoff=backoff)
-    on_reaped(found.jobs)
-    for workspace_id in {job.workspace_id for job in found.jobs if queue.is_due(job)}:
+    on_reaped(found.ended)
+    reaped = [job for job, _ in found.ended]
+    for workspace_id in {job.workspace_id for job in reaped if queue.is_due(job)}:
         announce(connection, workspace_id)
-    for job in found.jobs:
+    for job in reaped:
         logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
     return found.more
 

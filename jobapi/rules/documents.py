@@ -10,6 +10,9 @@ import orjson
 
 from ..errors import ValidationFailed
 
+Document = dict[str, Any]
+"""A JSON object."""
+
 
 def merge_patch(target: Any, patch: Any) -> Any:
     """JSON Merge Patch of one value by another (RFC 7396, section 2)."""

@@ -1,7 +1,11 @@
-"""The kinds of events."""
+"""Events: their kinds, and what is known of each."""
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Protocol
+
+from .documents import Document
 from .labels import Labelled
 
 
@@ -48,3 +52,31 @@ JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 def name_of(xid: int, number: int) -> str:
     """The public id of an event, of the transaction and the number that it has in the log."""
     return f"{xid}-{number}"
+
+
+class Event(Protocol):
+    """A row of the events table: what happened, when, and who did it."""
+
+    id: int
+    """Number in the order of writing."""
+    workspace_id: int
+    xid: int
+    """Number of the transaction, by which events are ordered; 0 on SQLite."""
+    at: datetime
+    kind: int
+    """An ``EventKind``, or a number that only a newer version knows."""
+    job_id: str | None
+    """None: it happened to the workspace."""
+    job_type: str | None
+    from_status: int | None
+    """The job's ``JobStatus`` before. None: it was created."""
+    to_status: int | None
+    """The job's ``JobStatus`` after. None: it was deleted."""
+    attempt: int | None
+    """Number of the attempt that it is about."""
+    actor: str | None
+    """Who did it: ``user:1``, ``key:1``, or None for the service itself."""
+    worker: str | None
+    """Name of the worker, if the job ran before or runs after."""
+    data: Document | None
+    """What the kind says besides, see ``docs/events.md``."""

@@ -1,7 +1,19 @@
-"""What a job is: its statuses, its priorities, and how its attempts end."""
+"""What a job is: its statuses, its fields and who sets them, and its attempts.
+
+``Job`` documents the fields, one by one. ``FIELDS`` is the same as a table, from which creates,
+edits and statements take the names of the fields that concern them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Flag, auto
+from typing import Annotated, Any, NamedTuple, Protocol, Required, TypedDict, get_type_hints
+
+from ..errors import JobApiError
+from .documents import Document
 from .labels import Labelled
 
 JOB_TYPE_PATTERN = r"[A-Za-z0-9_.:\-]{1,100}"
@@ -56,3 +68,235 @@ class Outcome(Labelled):
     RELEASED = 3
     EXPIRED = 4
     TIMED_OUT = 5
+
+
+class SetBy(Flag):
+    """Who may set a field of a job. The service itself may set all of them."""
+
+    SERVICE = 0
+    CREATE = auto()
+    """The creator, when the job is created."""
+    EDIT = auto()
+    """A caller, while the job is pending."""
+    WORK = auto()
+    """A worker's report, or a caller's edit: while the job runs, or with a change of status."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who sets a field of a job, and its value in a new job (in an edit, the meaning of null)."""
+
+    set_by: SetBy = SetBy.SERVICE
+    default: Any = None
+
+
+_CREATE_AND_EDIT = SetBy.CREATE | SetBy.EDIT
+
+
+class Job(Protocol):
+    """A row of the jobs table. A row that was read to decide on has no ``metadata``."""
+
+    id: int
+    """Number in the order of creation. Never shown."""
+    job_id: str
+    """Public id: ``job_`` and a UUID of version 7."""
+    workspace_id: int
+    created_by: int
+    """``id`` of the user who created it."""
+    job_type: Annotated[str, Field(SetBy.CREATE)]
+    """Kind of work, by which workers choose: see ``JOB_TYPE_RULE``."""
+    status: Annotated[int, Field(default=JobStatus.PENDING)]
+    """A ``JobStatus``."""
+    priority: Annotated[int, Field(_CREATE_AND_EDIT, Priority.NORMAL)]
+    """A ``Priority``."""
+    version: Annotated[int, Field(default=1)]
+    """Counts the changes. A renewal of the lease is none. The ``ETag`` is made of it."""
+    metadata: Annotated[Document | None, Field(_CREATE_AND_EDIT)]
+    """Input of the work, as the creator gave it."""
+    result: Annotated[Document | None, Field(SetBy.WORK)]
+    """Output of the work. Reports and edits are merged into it (RFC 7396)."""
+    error: Annotated[str | None, Field(SetBy.WORK)]
+    """Why the last attempt failed."""
+    progress_percent: Annotated[int | None, Field(SetBy.WORK)]
+    """0 to 100; None before any report, and while pending."""
+    progress_message: Annotated[str | None, Field(SetBy.WORK)]
+    estimated_duration: Annotated[int | None, Field(_CREATE_AND_EDIT)]
+    """Seconds that the creator expects."""
+    actual_duration: int | None
+    """Whole seconds from ``due_at`` to the end; None if it ended before it was due."""
+    timeout_seconds: Annotated[int | None, Field(_CREATE_AND_EDIT)]
+    """How long an attempt may run, in seconds; None: without a limit."""
+    retry_count: Annotated[int, Field(default=0)]
+    """How often the job was retried, automatically or by a caller."""
+    max_retries: Annotated[int, Field(_CREATE_AND_EDIT, DEFAULT_MAX_RETRIES)]
+    """How many automatic retries are allowed. Never less than ``retry_count``."""
+    created_at: datetime
+    updated_at: datetime
+    """Time of the last change that counts in ``version``."""
+    queued_at: datetime
+    """Time of the creation, or of the last retry."""
+    due_at: datetime
+    """When it may start: the later of ``queued_at`` and ``scheduled_at``, or after a backoff."""
+    scheduled_at: Annotated[datetime | None, Field(_CREATE_AND_EDIT)]
+    """Earliest start that the creator asked for."""
+    started_at: datetime | None
+    """Start of the attempt; of a prefetched job, the claim. None exactly while pending."""
+    completed_at: datetime | None
+    """Time of the end. None exactly until there is one."""
+    attempt: Annotated[int, Field(default=0)]
+    """Number of the current or last attempt, from 1; 0 before the first."""
+    worker: str | None
+    """Name of the worker that claimed it last."""
+    lease_token: str | None
+    """Token of the lease under which it runs. None: not running, or started by an edit."""
+    lease_seconds: int | None
+    """How long the lease lasts from each renewal, in seconds."""
+    lease_expires_at: datetime | None
+    reap_at: datetime | None
+    """When the reaper has to look at it: no later than its lease or its timeout runs out."""
+    succeeded_by: str | None
+    """Token of the lease under which it succeeded, so that the report may be repeated."""
+    changed_by: str | None
+    """Actor of the last change: ``user:1``, ``key:1``, or None for the service itself."""
+    traceparent: str | None
+    """W3C trace context of the creator."""
+    prefetched: Annotated[bool, Field(default=False)]
+    """Whether it is leased and its attempt has not begun."""
+    suspect: Annotated[bool, Field(default=False)]
+    """Whether its last lease expired before the attempt began: it is leased alone next time."""
+    run_id: str | None
+    """What began the attempt, by the name that it gave itself."""
+
+
+class CurrentJob(Job, Protocol):
+    """A job together with the database's time at which it was read."""
+
+    now: datetime
+
+
+FIELDS: Mapping[str, Field] = {
+    name: next(iter(getattr(hint, "__metadata__", ())), Field())
+    for name, hint in get_type_hints(Job, include_extras=True).items()
+}
+"""All fields of a job, which are the columns of its table, in the order of ``Job``."""
+
+
+def fields_set_by(who: SetBy) -> tuple[str, ...]:
+    """The names of the fields that may be set so."""
+    return tuple(name for name, field in FIELDS.items() if who in field.set_by)
+
+
+class PendingFields(TypedDict, total=False):
+    """The fields of ``SetBy.EDIT``, as a create or an edit gives them. None means the default."""
+
+    priority: Priority | None
+    metadata: Document | None
+    estimated_duration: int | None
+    timeout_seconds: int | None
+    max_retries: int | None
+    scheduled_at: datetime | None
+
+
+class NewJob(PendingFields):
+    """The fields of ``SetBy.CREATE``."""
+
+    job_type: Required[str]
+
+
+class WorkFields(TypedDict, total=False):
+    """The fields of ``SetBy.WORK``. ``result`` is merged into the job's (RFC 7396)."""
+
+    progress_percent: int | None
+    progress_message: str | None
+    result: Document | None
+    error: str | None
+
+
+class JobEdit(PendingFields, WorkFields, total=False):
+    """What a caller edits. ``begun`` and ``run_id`` are only for the holder of the lease."""
+
+    status: JobStatus
+    begun: bool | None
+    run_id: str | None
+
+
+class ReportFields(WorkFields, total=False):
+    """What the holder of a lease says of its job."""
+
+    status: JobStatus
+    """``running`` (the default), ``pending`` (hands it back), ``success`` or ``failed``."""
+    begun: bool | None
+    """Whether the attempt has begun, where it did not begin with the claim."""
+    run_id: str | None
+    """Name of the run that begins the attempt; another run is refused."""
+    retryable: bool
+    """Whether a failure may be retried; by default it may."""
+    retry_after: int
+    """Seconds until that retry, instead of the backoff."""
+
+
+class Report(ReportFields, total=False):
+    """What the holder of a lease says, and of which job."""
+
+    job_id: Required[str]
+    lease_token: Required[str]
+    refused: JobApiError
+    """Why the rest of the report could not be read: only its heartbeat counts."""
+
+
+class SettledColumns(TypedDict, total=False):
+    """Columns that a report, an expiry, a cancel or a retry changes."""
+
+    status: JobStatus
+    result: Document | None
+    error: str | None
+    progress_percent: int | None
+    progress_message: str | None
+    actual_duration: int | None
+    retry_count: int
+    max_retries: int
+    queued_at: datetime
+    due_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    lease_token: str | None
+    lease_seconds: int | None
+    lease_expires_at: datetime | None
+    reap_at: datetime | None
+    succeeded_by: str | None
+    prefetched: bool
+    suspect: bool
+    run_id: str | None
+
+
+class JobColumns(SettledColumns, total=False):
+    """Columns that a rule changes: those above, and those that only an edit changes."""
+
+    priority: Priority
+    metadata: Document | None
+    estimated_duration: int | None
+    timeout_seconds: int | None
+    scheduled_at: datetime | None
+    attempt: int
+    worker: str | None
+
+
+class Attempt(NamedTuple):
+    """One attempt at a job.
+
+    The table of attempts has those that ended without success. The current one, and one that
+    succeeded, are in the job's own row.
+    """
+
+    job: int
+    """The job's ``id``."""
+    attempt: int
+    """Its number, from 1."""
+    outcome: Outcome | None
+    """How it ended; None: not yet."""
+    worker: str | None
+    lease_token: str | None
+    """None: it ran without a lease."""
+    error: str | None
+    started_at: datetime
+    ended_at: datetime | None

@@ -1,17 +1,19 @@
 """The life of a job: its states, and what each verb changes. Pure, no I/O.
 
-Every function takes the job as it is, a row of the jobs table, and the time as
-the database tells it, and returns the columns to change. ``docs/lifecycle.md``
-draws the same table.
+Every function takes the job as it is and the time as the database tells it, and returns the
+``Change``. ``docs/lifecycle.md`` draws the same table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, cast
+
+import orjson
 
 from ..errors import (
+    Conflict,
     JobNotCancellable,
     JobNotEditable,
     JobNotRetryable,
@@ -21,22 +23,67 @@ from ..errors import (
     ValidationFailed,
 )
 from .documents import merge_patch
-from .jobs import DEFAULT_MAX_RETRIES, STATUS_ORDER, JobStatus, Priority
+from .events import EventKind
+from .jobs import (
+    FIELDS,
+    STATUS_ORDER,
+    Job,
+    JobColumns,
+    JobEdit,
+    JobStatus,
+    Outcome,
+    SetBy,
+    WorkFields,
+    fields_set_by,
+)
 
 CANCELLED_REASON = "Cancelled via API"
 RETRY_REASON = "Retried via API"
 
 
-TRANSITIONS: Mapping[str, tuple[frozenset[JobStatus], JobStatus]] = {
-    "start": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.RUNNING),
-    "succeed": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.SUCCESS),
-    "fail": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.FAILED),
-    "cancel": (frozenset({JobStatus.PENDING, JobStatus.RUNNING}), JobStatus.CANCELLED),
-    "retry": (frozenset({JobStatus.FAILED, JobStatus.CANCELLED}), JobStatus.PENDING),
-    "claim": (frozenset({JobStatus.PENDING}), JobStatus.RUNNING),
-    "begin": (frozenset({JobStatus.RUNNING}), JobStatus.RUNNING),
-    "release": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
-    "reschedule": (frozenset({JobStatus.RUNNING}), JobStatus.PENDING),
+class Change(NamedTuple):
+    """What a rule makes of a job, and what that means."""
+
+    values: JobColumns
+    """The columns that change, with their new values; empty: nothing happens."""
+    event: EventKind | None = None
+    """The event that it is; None: none."""
+    outcome: Outcome | None = None
+    """How the attempt ends that it ends; None: it ends none."""
+    edited: tuple[str, ...] = ()
+    """The names of the fields that an edit of a pending job changed."""
+    is_renewal: bool = False
+    """Whether only the lease changes. It is no new version of the job then."""
+
+
+class Transition(NamedTuple):
+    """What a verb does to a job's status."""
+
+    allowed: frozenset[JobStatus]
+    """The statuses in which a job takes the verb."""
+    target: JobStatus
+    """The status that follows."""
+    event: EventKind | None = None
+    """The event that it is, if the status changes."""
+    outcome: Outcome | None = None
+    """How it ends the job's attempt."""
+
+
+_PENDING = frozenset({JobStatus.PENDING})
+_RUNNING = frozenset({JobStatus.RUNNING})
+_ALIVE = _PENDING | _RUNNING
+_RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.CANCELLED})
+
+TRANSITIONS: Mapping[str, Transition] = {
+    "start": Transition(_ALIVE, JobStatus.RUNNING, EventKind.STARTED),
+    "succeed": Transition(_ALIVE, JobStatus.SUCCESS, EventKind.SUCCEEDED, Outcome.SUCCESS),
+    "fail": Transition(_ALIVE, JobStatus.FAILED, EventKind.FAILED, Outcome.FAILED),
+    "cancel": Transition(_ALIVE, JobStatus.CANCELLED, EventKind.CANCELLED, Outcome.CANCELLED),
+    "retry": Transition(_RETRYABLE, JobStatus.PENDING, EventKind.RETRIED),
+    "claim": Transition(_PENDING, JobStatus.RUNNING, EventKind.CLAIMED),
+    "begin": Transition(_RUNNING, JobStatus.RUNNING),
+    "release": Transition(_RUNNING, JobStatus.PENDING, EventKind.RELEASED, Outcome.RELEASED),
+    "reschedule": Transition(_RUNNING, JobStatus.PENDING, EventKind.RETRIED, Outcome.FAILED),
 }
 
 
@@ -49,23 +96,18 @@ EDIT_VERBS = {
     JobStatus.CANCELLED: "cancel",
 }
 
-# What may be edited while nobody works on the job, with what null means there.
+# What may be edited while the job is pending, with what null means there.
 PENDING_FIELDS: Mapping[str, Any] = {
-    "priority": Priority.NORMAL,
-    "scheduled_at": None,
-    "estimated_duration": None,
-    "max_retries": DEFAULT_MAX_RETRIES,
-    "timeout_seconds": None,
-    "metadata": None,
+    name: FIELDS[name].default for name in fields_set_by(SetBy.EDIT)
 }
 # What only the holder of a lease can say of an attempt.
 LEASE_FIELDS = ("begun", "run_id")
-WORK_FIELDS = ("progress_percent", "progress_message", "result", "error")
+WORK_FIELDS = fields_set_by(SetBy.WORK)
 
 
 def allows(verb: str, status: int) -> bool:
     """Whether a job in this status takes this verb."""
-    return status in TRANSITIONS[verb][0]
+    return status in TRANSITIONS[verb].allowed
 
 
 def allowed_from(verb: str) -> str:
@@ -83,34 +125,30 @@ def actual_duration(due: datetime, end: datetime) -> int | None:
     return None if end < due else int((end - due).total_seconds())
 
 
-def cancel(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
-    """End a job that nobody wants any more; what it had done stays.
+def cancel(job: Job, *, reason: str | None, now: datetime) -> Change:
+    """End a job that is no longer wanted; its partial result stays.
 
-    Raises ``JobNotCancellable`` where it has ended.
+    Raises ``JobNotCancellable`` if it has ended.
     """
-    if not allows("cancel", job.status):
-        raise JobNotCancellable(
-            f"The job is {JobStatus(job.status).label}; "
-            f"only a {allowed_from('cancel')} job can be cancelled."
-        )
-    result = {**(job.result or {}), "cancelled_reason": reason or CANCELLED_REASON}
-    return {**end(job, JobStatus.CANCELLED, now), "result": result}
+    _check("cancel", "cancelled", job, JobNotCancellable)
+    change = end(job, "cancel", now)
+    change.values["result"] = {
+        **(job.result or {}),
+        "cancelled_reason": reason or CANCELLED_REASON,
+    }
+    return change
 
 
-def retry(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
-    """Put an ended job back to the start, due now.
+def retry(job: Job, *, reason: str | None, now: datetime) -> Change:
+    """Put a failed or cancelled job back to pending, due now.
 
-    A person's retry is never refused for its count. Raises
-    ``JobNotRetryable`` where the job is alive or has succeeded.
+    A caller's retry is never refused for its count. Raises ``JobNotRetryable``.
     """
-    if not allows("retry", job.status):
-        raise JobNotRetryable(
-            f"The job is {JobStatus(job.status).label}; "
-            f"only a {allowed_from('retry')} job can be retried."
-        )
+    _check("retry", "retried", job, JobNotRetryable)
+    verb = TRANSITIONS["retry"]
     count = job.retry_count + 1
-    return {
-        "status": JobStatus.PENDING,
+    values: JobColumns = {
+        "status": verb.target,
         "retry_count": count,
         "max_retries": max(job.max_retries, count),
         "queued_at": now,
@@ -123,24 +161,96 @@ def retry(job: Any, *, reason: str | None, now: datetime) -> dict[str, Any]:
         "progress_message": None,
         "result": {"retry_reason": reason or RETRY_REASON, "previous_attempts": count},
     }
+    return Change(values, verb.event)
 
 
-def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def _check(verb: str, participle: str, job: Job, refusal: type[Conflict]) -> None:
+    if not allows(verb, job.status):
+        raise refusal(
+            f"The job is {JobStatus(job.status).label}; "
+            f"only a {allowed_from(verb)} job can be {participle}."
+        )
+
+
+def edit(job: Job, changes: JobEdit, now: datetime) -> Change:
     """Apply an edit of any of the fields that callers may change.
 
-    ``result`` and ``metadata`` are merge patches; None clears a field.
-    Raises ``JobNotEditable``, ``TransitionNotAllowed`` or ``JobNotRunning``
-    where the job's status is in the way, ``ValidationFailed`` where two of the
-    changes contradict each other.
+    ``result`` and ``metadata`` are merge patches; None clears a field. Raises
+    ``JobNotEditable``, ``TransitionNotAllowed``, ``JobNotRunning`` or ``LeaseRequired`` if the
+    job's state forbids it, ``ValidationFailed`` if two of the changes contradict each other.
     """
     status = JobStatus(job.status)
     values = _edit_pending(job, changes, status)
+    edited = tuple(
+        name for name in PENDING_FIELDS if name in values and _differs(job, values, name)
+    )
     target = None
+    verb = ""
     if "status" in changes:
         target = JobStatus(changes["status"])
-        verb = EDIT_VERBS.get(target)
-        if verb is None or not allows(verb, status):
+        verb = EDIT_VERBS.get(target, "")
+        if not verb or not allows(verb, status):
             raise TransitionNotAllowed(_why_not(status, target))
+    _check_work(job, changes, target)
+
+    change = Change({})
+    if target is JobStatus.RUNNING:
+        change = _start(job, values.get("timeout_seconds", job.timeout_seconds), now)
+    elif target is not None:
+        change = end(job, verb, now)
+    values |= change.values
+    values |= work_values(job, changes, target)
+    if target is JobStatus.CANCELLED:
+        given = changes.get("result") or {}
+        values["result"] = {
+            **(values.get("result", job.result) or {}),
+            "cancelled_reason": given.get("cancelled_reason") or CANCELLED_REASON,
+        }
+    event = change.event
+    if event is None and edited:
+        event = EventKind.EDITED
+    elif event is None and status is JobStatus.RUNNING:
+        event = progress_event(job, changes)
+    return change._replace(values=values, event=event, edited=edited)
+
+
+def _edit_pending(job: Job, changes: JobEdit, status: JobStatus) -> JobColumns:
+    given: Mapping[str, Any] = changes
+    names = [name for name in PENDING_FIELDS if name in given]
+    if not names:
+        return {}
+    if status is not JobStatus.PENDING:
+        raise JobNotEditable(
+            f"The job is {status.label}; {', '.join(names)} can be changed only "
+            "while it is pending."
+        )
+    # The names are columns, and the schemas have judged the values.
+    values = cast(
+        JobColumns,
+        {name: PENDING_FIELDS[name] if given[name] is None else given[name] for name in names},
+    )
+    if "metadata" in values:
+        values["metadata"] = merge_patch(job.metadata, values["metadata"])
+    if "scheduled_at" in values:
+        values["due_at"] = due_at(job.queued_at, values["scheduled_at"])
+    if values.get("max_retries", job.retry_count) < job.retry_count:
+        raise JobNotEditable(
+            f"The job was already retried {job.retry_count} times; max_retries cannot be less."
+        )
+    return values
+
+
+def _differs(job: Job, values: Mapping[str, Any], name: str) -> bool:
+    before, after = getattr(job, name), values[name]
+    if isinstance(after, dict | list):
+        # Python takes 1, 1.0 and true for the same; JSON does not.
+        return before is None or orjson.dumps(before) != orjson.dumps(after)
+    return bool(before != after)
+
+
+def _check_work(job: Job, changes: JobEdit, target: JobStatus | None) -> None:
+    """Refuse what only the holder of the lease may say, or what no state allows."""
+    status = JobStatus(job.status)
     work = [name for name in WORK_FIELDS if name in changes]
     if work and target is None and status is not JobStatus.RUNNING:
         raise JobNotRunning(
@@ -165,58 +275,16 @@ def edit(job: Any, changes: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     if target is JobStatus.SUCCESS and changes.get("error") is not None:
         raise ValidationFailed({"error": ["A job that succeeds has no error."]})
 
-    if target is JobStatus.RUNNING:
-        values |= {"status": target, "started_at": job.started_at or now}
-        if status is JobStatus.PENDING:
-            timeout = values.get("timeout_seconds", job.timeout_seconds)
-            values |= {
-                "attempt": job.attempt + 1,
-                "worker": None,
-                "suspect": False,
-                "reap_at": None if timeout is None else now + timedelta(seconds=timeout),
-            }
-    elif target is not None:
-        values |= end(job, target, now)
-    values |= work_values(job, changes, target)
-    if target is JobStatus.CANCELLED:
-        given = changes.get("result") or {}
-        values["result"] = {
-            **(values.get("result", job.result) or {}),
-            "cancelled_reason": given.get("cancelled_reason") or CANCELLED_REASON,
-        }
-    return values
 
-
-def _edit_pending(job: Any, changes: Mapping[str, Any], status: JobStatus) -> dict[str, Any]:
-    names = [name for name in PENDING_FIELDS if name in changes]
-    if not names:
-        return {}
-    if status is not JobStatus.PENDING:
-        raise JobNotEditable(
-            f"The job is {status.label}; {', '.join(names)} can be changed only "
-            "while it is pending."
-        )
-    values = {
-        name: PENDING_FIELDS[name] if changes[name] is None else changes[name] for name in names
-    }
-    if "metadata" in values:
-        values["metadata"] = merge_patch(job.metadata, values["metadata"])
-    if "scheduled_at" in values:
-        values["due_at"] = due_at(job.queued_at, values["scheduled_at"])
-    if values.get("max_retries", job.retry_count) < job.retry_count:
-        raise JobNotEditable(
-            f"The job was already retried {job.retry_count} times; max_retries cannot be less."
-        )
-    return values
-
-
-def work_values(job: Any, changes: Mapping[str, Any], target: JobStatus | None) -> dict[str, Any]:
-    """What whoever does the job says of it."""
-    values = {
-        name: changes[name]
-        for name in ("progress_percent", "progress_message", "error")
-        if name in changes
-    }
+def work_values(job: Job, changes: WorkFields, target: JobStatus | None) -> JobColumns:
+    """The columns that report on the work: progress, error, and the merged result."""
+    values: JobColumns = {}
+    if "progress_percent" in changes:
+        values["progress_percent"] = changes["progress_percent"]
+    if "progress_message" in changes:
+        values["progress_message"] = changes["progress_message"]
+    if "error" in changes:
+        values["error"] = changes["error"]
     if target is JobStatus.SUCCESS:
         values["error"] = None
     if "result" in changes:
@@ -224,7 +292,18 @@ def work_values(job: Any, changes: Mapping[str, Any], target: JobStatus | None) 
     return values
 
 
-NO_LEASE: Mapping[str, Any] = {
+def progress_event(job: Job, changes: WorkFields) -> EventKind | None:
+    """The event of progress, if progress crosses a multiple of 10 percent.
+
+    Otherwise there is none, so that a worker that reports often does not fill the table.
+    """
+    if "progress_percent" not in changes:
+        return None
+    before, after = job.progress_percent or 0, changes["progress_percent"] or 0
+    return EventKind.PROGRESSED if before // 10 != after // 10 else None
+
+
+NO_LEASE: JobColumns = {
     "lease_token": None,
     "lease_seconds": None,
     "lease_expires_at": None,
@@ -235,23 +314,40 @@ NO_LEASE: Mapping[str, Any] = {
 }
 
 
-def end(job: Any, status: JobStatus, now: datetime) -> dict[str, Any]:
-    """What changes when a job ends in ``status``."""
+def _start(job: Job, timeout_seconds: int | None, now: datetime) -> Change:
+    verb = TRANSITIONS["start"]
+    values: JobColumns = {"status": verb.target, "started_at": job.started_at or now}
+    if job.status == JobStatus.RUNNING:
+        return Change(values)
+    values |= {
+        "attempt": job.attempt + 1,
+        "worker": None,
+        "suspect": False,
+        "reap_at": None if timeout_seconds is None else now + timedelta(seconds=timeout_seconds),
+    }
+    return Change(values, verb.event)
+
+
+def end(job: Job, verb: str, now: datetime) -> Change:
+    """End a job by a verb: ``succeed``, ``fail`` or ``cancel``."""
+    _, status, event, outcome = TRANSITIONS[verb]
     started_at = job.started_at
     if started_at is None or (job.prefetched and status is not JobStatus.CANCELLED):
-        # What ends without a word before begins there.
+        # A report of the end that comes first is also the beginning.
         started_at = now
-    values = {
+    values: JobColumns = {
         "status": status,
         "started_at": started_at,
         "completed_at": now,
         "actual_duration": actual_duration(job.due_at, now),
         **NO_LEASE,
     }
-    if job.status == JobStatus.PENDING and status is not JobStatus.CANCELLED:
-        # Whoever ends a job that nobody started, has done it.
+    if job.status == JobStatus.PENDING:
+        if status is JobStatus.CANCELLED:
+            return Change(values, event)
+        # The caller has done it without a word before: that is an attempt.
         values |= {"attempt": job.attempt + 1, "worker": None}
-    return values
+    return Change(values, event, outcome)
 
 
 def _why_not(status: JobStatus, target: JobStatus) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from ..store.connections import AnyRow, Executor
+from ..rules.jobs import Job
+from ..store.connections import Executor
 from ..store.transactions import IN_ORDER, transactional
 from . import idempotency, queue
 
@@ -14,7 +15,7 @@ from . import idempotency, queue
 class Claim(NamedTuple):
     """The jobs that are leased, and whether an earlier claim with the same key leased them."""
 
-    jobs: Sequence[AnyRow]
+    jobs: Sequence[Job]
     replayed: bool = False
 
 

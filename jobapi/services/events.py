@@ -31,7 +31,8 @@ from sqlalchemy import (
 )
 
 from ..errors import Unavailable, ValidationFailed
-from ..rules.events import JOB_EVENTS, EventKind, name_of
+from ..rules.events import JOB_EVENTS, Event, EventKind, name_of
+from ..rules.jobs import Job
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
@@ -88,7 +89,7 @@ class EventFilters:
             found.append(c.kind.in_(JOB_EVENTS))
         return found
 
-    def matches(self, event: Any) -> bool:
+    def matches(self, event: Event) -> bool:
         """The same, of an event that has been read."""
         return (
             (not self.kind or event.kind in self.kind)
@@ -183,7 +184,7 @@ class Found(NamedTuple):
     There may be more if as many were found as were requested.
     """
 
-    events: Sequence[tuple[AnyRow, Position]]
+    events: Sequence[tuple[Event, Position]]
     end: Position
     more: bool
 
@@ -191,7 +192,7 @@ class Found(NamedTuple):
 class EventPage(NamedTuple):
     """Some events, how many there are, and where it goes on."""
 
-    rows: Sequence[AnyRow]
+    rows: Sequence[Event]
     total: int
     total_is_capped: bool
     next_cursor: str | None
@@ -214,8 +215,11 @@ def note(
     )
 
 
-def note_deleted(session: Executor, gone: Sequence[Any], *, by: str | None) -> None:
-    """Note that jobs were deleted, of which these are the rows, with the deletion itself."""
+def note_deleted(session: Executor, gone: Sequence[Job], *, by: str | None) -> None:
+    """Note the deletion of jobs, in its transaction.
+
+    ``gone`` have ``workspace_id``, ``job_id``, ``job_type`` and ``status``; no more is read.
+    """
     if not gone:
         return
     now, xid = session.execute(select(DbNow(), _xid(session))).one()

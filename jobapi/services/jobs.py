@@ -7,16 +7,17 @@ the workspace; none commits. They return rows of the jobs table.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack, cast
 from weakref import WeakKeyDictionary
 
 import uuid_utils
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -32,13 +33,19 @@ from ..errors import JobNotEnded, PreconditionFailed, Unavailable, ValidationFai
 from ..rules import leases, lifecycle
 from ..rules.documents import limit_documents
 from ..rules.jobs import (
-    DEFAULT_MAX_RETRIES,
     ENDED,
+    FIELDS,
     JOB_TYPE_PATTERN,
     JOB_TYPE_RULE,
+    CurrentJob,
+    Job,
+    JobEdit,
     JobStatus,
-    Priority,
+    NewJob,
+    SetBy,
+    fields_set_by,
 )
+from ..rules.lifecycle import Change
 from ..store.columns import DbNow, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
@@ -52,35 +59,17 @@ MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""
 
 
-GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
-"""What is noted of jobs that are deleted."""
+# What the event of a deleted job says.
+_GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
 
-# What a creation says of a job, and what a new job's row says besides.
-_ITEM = (
-    "job_type",
-    "priority",
-    "metadata",
-    "estimated_duration",
-    "timeout_seconds",
-    "max_retries",
-    "scheduled_at",
-)
-_BLANK: Mapping[str, Any] = {
-    **{column.name: None for column in COLUMNS if column.name != "id"},
-    "status": JobStatus.PENDING,
-    "priority": Priority.NORMAL,
-    "version": 1,
-    "retry_count": 0,
-    "max_retries": DEFAULT_MAX_RETRIES,
-    "attempt": 0,
-    "prefetched": False,
-    "suspect": False,
-}
+# The fields that a creation may set, and the values of a new job.
+_GIVEN = fields_set_by(SetBy.CREATE)
+_BLANK = {name: field.default for name, field in FIELDS.items() if name != "id"}
 _CREATED = (
-    *("job_id", "workspace_id", "created_by", *_ITEM, "status", "version", "retry_count"),
+    *("job_id", "workspace_id", "created_by", *_GIVEN, "status", "version", "retry_count"),
     *("created_at", "updated_at", "queued_at", "due_at", "changed_by", "traceparent"),
 )
-_INSERT = Statement[AnyRow](insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
+_INSERT = Statement[Job](insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
 
 _JOB_TYPE = re.compile(JOB_TYPE_PATTERN)
 
@@ -104,57 +93,46 @@ def create(
     workspace_id: int,
     *,
     created_by: int,
-    job_type: str,
-    priority: Priority = Priority.NORMAL,
-    metadata: Mapping[str, Any] | None = None,
-    estimated_duration: int | None = None,
-    scheduled_at: datetime | None = None,
-    max_retries: int = DEFAULT_MAX_RETRIES,
-    timeout_seconds: int | None = None,
     now: datetime | None = None,
     by: str | None = None,
     traceparent: str | None = None,
-) -> AnyRow:
+    **fields: Unpack[NewJob],
+) -> Job:
     """Create a job, due now or when it is scheduled.
 
-    Durations are in seconds, times need an offset. ``now`` is the database's
-    time where the caller has just read it. In a host's own session the job is
-    there when the host commits, and never was when it rolls back. ``by`` is who
-    its history says it was, if not the creator: ``key:1``, for instance.
-    ``traceparent`` is the creator's W3C trace context, for the worker; what is
-    none counts as None. Raises ``ValidationFailed``.
+    ``fields`` are ``job_type`` and, if wanted, ``priority``, ``metadata``, ``scheduled_at`` and
+    the others of ``NewJob``. Durations are in seconds, times need an offset. ``now`` is the
+    database's time if the caller has just read it. In a host's own session the job exists once
+    the host commits. ``by`` is who its history says it was, if not the creator: ``key:1``, for
+    instance. ``traceparent`` is the creator's W3C trace context, for the worker; an invalid one
+    counts as None. Raises ``ValidationFailed``.
     """
-    if not _JOB_TYPE.fullmatch(job_type):
-        raise ValidationFailed({"job_type": [JOB_TYPE_RULE]})
+    unknown = fields.keys() - set(_GIVEN)
+    if unknown:
+        raise TypeError(f"A new job has no field {', '.join(sorted(unknown))}.")
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
-    item = {
-        "job_type": job_type,
-        "priority": priority,
-        "metadata": metadata,
-        "estimated_duration": estimated_duration,
-        "timeout_seconds": timeout_seconds,
-        "max_retries": max_retries,
-        "scheduled_at": scheduled_at,
+    row = _new_row(new_job_id(), workspace_id, fields, created_by, now)
+    _check_job_types(session, workspace_id, [fields["job_type"]], "job_type")
+    values = {
+        **vars(row),
+        "changed_by": by or f"user:{created_by}",
+        "traceparent": _trace_context(traceparent),
     }
-    row = _new_row(new_job_id(), workspace_id, item, created_by, now)
-    row.changed_by = by or f"user:{created_by}"
-    row.traceparent = _trace_context(traceparent)
-    _check_job_types(session, workspace_id, [job_type], "job_type")
-    (made,) = _INSERT.all(session, {name: getattr(row, name) for name in _CREATED})
+    (made,) = _INSERT.all(session, {name: values[name] for name in _CREATED})
     return made
 
 
 def create_many(
     session: Executor,
     workspace_id: int,
-    items: Sequence[Mapping[str, Any]],
+    items: Sequence[NewJob],
     *,
     created_by: int,
     now: datetime | None = None,
     by: str | None = None,
     traceparent: str | None = None,
-) -> list[Any]:
+) -> list[Job]:
     """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
 
     Returns the new jobs' rows in the same order, but for the ``id``. Raises
@@ -191,12 +169,12 @@ def create_many(
 
 def new_rows(
     workspace_id: int,
-    items: Sequence[Mapping[str, Any]],
+    items: Sequence[NewJob],
     *,
     created_by: int,
     now: datetime,
     ids: Sequence[str] | None = None,
-) -> list[Any]:
+) -> list[Job]:
     """The rows of jobs that ``create_many`` makes of ``items``, with new ``ids`` or these.
 
     Raises ``ValidationFailed``, naming the item as ``jobs.0``.
@@ -213,15 +191,14 @@ def new_rows(
     return rows
 
 
-def _new_row(
-    job_id: str, workspace_id: int, item: Mapping[str, Any], created_by: int, now: datetime
-) -> SimpleNamespace:
+def _new_row(job_id: str, workspace_id: int, item: NewJob, created_by: int, now: datetime) -> Job:
     if not _JOB_TYPE.fullmatch(item["job_type"]):
         raise ValidationFailed({"job_type": [JOB_TYPE_RULE]})
     limit_documents(item)
+    given = {name: value for name, value in item.items() if value is not None}
     values = {
         **_BLANK,
-        **item,
+        **given,
         "job_id": job_id,
         "workspace_id": workspace_id,
         "created_by": created_by,
@@ -230,7 +207,7 @@ def _new_row(
         "queued_at": now,
         "due_at": lifecycle.due_at(now, item.get("scheduled_at")),
     }
-    return SimpleNamespace(**values)
+    return cast(Job, SimpleNamespace(**values))
 
 
 def _trace_context(text: str | None) -> str | None:
@@ -267,14 +244,17 @@ _MAX_KNOWN = 1000
 @cache
 def _insert_many(dialect: str) -> Statement[AnyRow]:
     item = record_source(
-        dialect, {name: jobs.c[name].type for name in ("job_id", "due_at", *_ITEM)}
+        dialect, {name: jobs.c[name].type for name in ("job_id", "due_at", *_GIVEN)}
     ).c
     now: Any = bindparam("now", type_=jobs.c.created_at.type)
+
+    def given(name: str) -> Any:
+        default = _BLANK[name]
+        return item[name] if default is None else func.coalesce(item[name], default)
+
     values = {
-        **{name: literal(_BLANK[name], jobs.c[name].type) for name in _CREATED if name in _BLANK},
-        **{name: item[name] for name in ("job_id", *_ITEM)},
-        "priority": func.coalesce(item.priority, _BLANK["priority"]),
-        "max_retries": func.coalesce(item.max_retries, _BLANK["max_retries"]),
+        **{name: literal(_BLANK[name], jobs.c[name].type) for name in _CREATED},
+        **{name: given(name) for name in ("job_id", *_GIVEN)},
         "workspace_id": bindparam("workspace", type_=jobs.c.workspace_id.type),
         "created_by": bindparam("creator", type_=jobs.c.created_by.type),
         "changed_by": bindparam("by", type_=jobs.c.changed_by.type),
@@ -287,7 +267,7 @@ def _insert_many(dialect: str) -> Statement[AnyRow]:
     return Statement[AnyRow](insert(jobs).from_select(list(values), select(*values.values())))
 
 
-def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
+def get(session: Executor, workspace_id: int, job_id: str) -> CurrentJob:
     """Read one job, with the database's time as ``now``. Raises ``JobNotFound``."""
     row = session.execute(
         select(*COLUMNS, DbNow().label("now")).where(
@@ -296,7 +276,7 @@ def get(session: Executor, workspace_id: int, job_id: str) -> AnyRow:
     ).first()
     if row is None:
         raise not_found()
-    return row
+    return cast(CurrentJob, row)
 
 
 def changed_since() -> PreconditionFailed:
@@ -306,30 +286,29 @@ def changed_since() -> PreconditionFailed:
     )
 
 
+IfMatch = Callable[[int], bool]
+"""Whether a version of the job is the one that the caller wants to change."""
+
+
 def edit(
     session: Executor,
     workspace_id: int,
     job_id: str,
-    changes: Mapping[str, Any],
+    changes: JobEdit,
     *,
-    if_match: Callable[[int], bool] | None = None,
-    job: AnyRow | None = None,
+    if_match: IfMatch | None = None,
+    job: CurrentJob | None = None,
     by: str | None = None,
-) -> AnyRow:
+) -> Job:
     """Change what a caller may change; see ``lifecycle.edit`` for the rules.
 
-    ``if_match`` is asked whether the job's version is the wanted one. ``job``
-    is the job where it has just been read. ``by`` is who it is: ``user:1``, ``key:1``.
+    ``job`` is the job if it has just been read. ``by`` is who it is: ``user:1``, ``key:1``.
     """
-    return _change(
-        session,
-        workspace_id,
-        job_id,
-        lambda j: lifecycle.edit(j, changes, j.now),
-        if_match,
-        job,
-        by,
-    )
+
+    def rule(job: CurrentJob) -> Change:
+        return lifecycle.edit(job, changes, job.now)
+
+    return _change(session, workspace_id, job_id, rule, if_match, job, by)
 
 
 def cancel(
@@ -338,20 +317,16 @@ def cancel(
     job_id: str,
     *,
     reason: str | None = None,
-    if_match: Callable[[int], bool] | None = None,
-    job: AnyRow | None = None,
+    if_match: IfMatch | None = None,
+    job: CurrentJob | None = None,
     by: str | None = None,
-) -> AnyRow:
+) -> Job:
     """Cancel a pending or running job. Raises ``JobNotCancellable``."""
-    return _change(
-        session,
-        workspace_id,
-        job_id,
-        lambda j: lifecycle.cancel(j, reason=reason, now=j.now),
-        if_match,
-        job,
-        by,
-    )
+
+    def rule(job: CurrentJob) -> Change:
+        return lifecycle.cancel(job, reason=reason, now=job.now)
+
+    return _change(session, workspace_id, job_id, rule, if_match, job, by)
 
 
 def retry(
@@ -360,30 +335,23 @@ def retry(
     job_id: str,
     *,
     reason: str | None = None,
-    if_match: Callable[[int], bool] | None = None,
-    job: AnyRow | None = None,
+    if_match: IfMatch | None = None,
+    job: CurrentJob | None = None,
     by: str | None = None,
-) -> AnyRow:
+) -> Job:
     """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
-    return _change(
-        session,
-        workspace_id,
-        job_id,
-        lambda j: lifecycle.retry(j, reason=reason, now=j.now),
-        if_match,
-        job,
-        by,
-    )
+
+    def rule(job: CurrentJob) -> Change:
+        return lifecycle.retry(job, reason=reason, now=job.now)
+
+    return _change(session, workspace_id, job_id, rule, if_match, job, by)
 
 
 @transactional()
 def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None = None) -> None:
     """Delete a job that has ended, with its attempts. Raises ``JobNotEnded``."""
     mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
-    ended = jobs.c.status.in_(ENDED)
-    gone = session.execute(sql_delete(jobs).where(mine, ended).returning(*GONE)).all()
-    events.note_deleted(session, gone, by=by)
-    if not gone:
+    if not _delete(session, mine & jobs.c.status.in_(ENDED), by):
         status = JobStatus(get(session, workspace_id, job_id).status)
         raise JobNotEnded(
             f"The job is {status.label}; only a job that has ended can be deleted. Cancel it first."
@@ -412,48 +380,49 @@ def delete_old(
         .with_for_update(skip_locked=True)
     )
     picked = is_picked(dialect_name(session), jobs, old, workspace_id=workspace_id)
-    # Its own row is locked: the status is as it was found.
-    rows = session.execute(sql_delete(jobs).where(picked).returning(*GONE)).all()
-    events.note_deleted(session, rows, by=None)
-    return len(rows)
+    # Each row is locked, so its status is still the one that was found.
+    return _delete(session, picked, None)
+
+
+def _delete(session: Executor, which: ColumnElement[bool], by: str | None) -> int:
+    gone = session.execute(sql_delete(jobs).where(which).returning(*_GONE)).all()
+    events.note_deleted(session, cast(Sequence[Job], gone), by=by)
+    return len(gone)
 
 
 def _change(
     session: Executor,
     workspace_id: int,
     job_id: str,
-    rule: Callable[[Any], dict[str, Any]],
-    if_match: Callable[[int], bool] | None,
-    job: AnyRow | None,
+    rule: Callable[[CurrentJob], Change],
+    if_match: IfMatch | None,
+    job: CurrentJob | None,
     by: str | None,
-) -> AnyRow:
-    """Apply a rule to the job as it is, or to nothing.
+) -> Job:
+    """Apply a rule to the job as it is, or not at all.
 
-    The rule is decided on a version of the job, and the one statement that
-    writes it down applies to that version alone. Where somebody else was
-    faster, it is decided again on what they left.
+    The rule decides on a version of the job, and the statement that writes its change applies to
+    that version alone. If another change came first, the rule decides again on the new version.
     """
     for _ in range(_MAX_TRIES):
         if job is None:
             job = get(session, workspace_id, job_id)
         if if_match is not None and not if_match(job.version):
             raise changed_since()
-        values = rule(job)
-        if not values:
+        change = rule(job)
+        if not change.values:
             return job
-        limit_documents(values)
-        changed = _write(session, job, values, by)
+        limit_documents(change.values)
+        changed = _write(session, job, change, by)
         if changed is not None:
             return changed
         job = None
     raise Unavailable("The job is being changed by too many others at this moment; try again.")
 
 
-def _write(
-    session: Executor, job: AnyRow, values: Mapping[str, Any], by: str | None
-) -> AnyRow | None:
+def _write(session: Executor, job: CurrentJob, change: Change, by: str | None) -> Job | None:
     """Write a change to the version that was read, and the attempt that it ends; None: too late."""
-    ended = leases.ended_attempt(job, values, job.now)
+    ended = leases.ended_attempt(job, change, job.now)
     # A single statement needs no transaction, which would cost two round trips.
     with nullcontext() if ended is None else atomic(session):
         changed = session.execute(
@@ -465,9 +434,14 @@ def _write(
                     jobs.c.version == job.version,
                 )
             )
-            .values(**values, version=job.version + 1, updated_at=job.now, changed_by=by)
+            .values(
+                **change.values,
+                version=job.version + 1,
+                updated_at=job.now,
+                changed_by=by,
+            )
             .returning(*COLUMNS)
         ).first()
         if changed is not None and ended is not None:
-            session.execute(insert(attempts), ended)
-    return changed
+            session.execute(insert(attempts), ended._asdict())
+    return cast(Job | None, changed)

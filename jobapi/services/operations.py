@@ -180,12 +180,12 @@ def _act(
     skipped = 0
     for job in settling.jobs.values():
         try:
-            values = rule(job, reason=operation.reason, now=job.now)
-            limit_documents(values)
+            change = rule(job, reason=operation.reason, now=job.now)
+            limit_documents(change.values)
         except JobApiError:
             skipped += 1
             continue
-        settling.apply(job, values)
+        settling.apply(job, change)
     settling.settle(session)
     return len(found) - skipped, skipped
 

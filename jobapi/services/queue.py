@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from functools import cache, partial
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -38,9 +38,9 @@ from sqlalchemy import (
 from ..errors import JobApiError, ValidationFailed
 from ..rules import leases
 from ..rules.documents import limit_documents
-from ..rules.jobs import JobStatus, Outcome, Priority
+from ..rules.jobs import Attempt, CurrentJob, Job, JobStatus, Outcome, Priority, Report
 from ..rules.leases import Backoff
-from ..rules.lifecycle import TRANSITIONS
+from ..rules.lifecycle import TRANSITIONS, Change
 from ..store.columns import DbNow, OneOf, SecondsAfter, Texts, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES
@@ -51,7 +51,7 @@ from ..store.transactions import BY_KEY, IN_ORDER, transactional
 from . import success
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
 from .jobs import get as get_job
-from .settling import DECIDING, Settling, lock
+from .settling import DECIDING, EndedAttempt, Settling, lock
 from .success import LEASE_TOKEN
 
 MAX_CLAIMED = 100
@@ -70,23 +70,25 @@ _ENDED_BY = {
 
 
 class Answer(NamedTuple):
-    """What became of one report: the job as it is now, or why it was refused.
+    """What became of one report."""
 
-    ``ran`` is for how long the attempt had run that the report ended, if it did.
-    ``renewed`` says that a refused report renewed the lease.
-    """
-
-    job: Any = None
+    job: CurrentJob | None = None
+    """The job as it is now; None if it is unknown. After the fast path (``success``) it has only
+    ``status`` and ``lease_expires_at``."""
     problem: JobApiError | None = None
+    """Why the report was refused."""
     ran: timedelta | None = None
+    """How long the attempt had run, if the report ended it."""
     renewed: bool = False
+    """Whether the report was refused and renewed the lease nevertheless."""
 
 
 class Reaped(NamedTuple):
-    """The jobs whose attempts were ended, and whether there may be more."""
+    """What a round of the reaper did."""
 
-    jobs: Sequence[Any]
+    ended: Sequence[EndedAttempt]
     more: bool
+    """Whether there may be more to do."""
 
 
 def new_lease_token() -> str:
@@ -107,7 +109,7 @@ def claim(
     begin: bool = True,
     now: datetime | None = None,
     by: str | None = None,
-) -> list[AnyRow]:
+) -> list[Job]:
     """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
 
     They are ``running`` then, and nobody else's until ``lease_seconds`` after
@@ -140,14 +142,14 @@ def claim(
     return sorted(claimed, key=_urgency)
 
 
-def _urgency(job: Any) -> Any:
+def _urgency(job: Job) -> Any:
     return (-job.priority, job.due_at, job.id)
 
 
 @cache
-def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement[AnyRow]:
-    allowed, target = TRANSITIONS["claim"]
-    (status,) = allowed
+def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement[Job]:
+    transition = TRANSITIONS["claim"]
+    (status,) = transition.allowed
     # Of each priority by itself, so that each is the head of an index and the
     # scheduled jobs of a higher one are not walked through. The lower ones are
     # looked at only while there are too few.
@@ -212,7 +214,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
             jobs.c.status == status if dialect == "sqlite" else true(),
         )
         .values(
-            status=target,
+            status=transition.target,
             version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
             worker=bindparam("by"),
@@ -234,7 +236,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         )
         .returning(*COLUMNS)
     )
-    return Statement[AnyRow](claim)
+    return Statement[Job](claim)
 
 
 def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
@@ -266,7 +268,7 @@ def _names(job_types: tuple[str, ...] | None) -> tuple[str | None, ...]:
 
 @cache
 def _claimable(dialect: str) -> Statement[AnyRow]:
-    (status,) = TRANSITIONS["claim"][0]
+    (status,) = TRANSITIONS["claim"].allowed
     wanted = record_source(
         dialect, {"workspace_id": jobs.c.workspace_id.type, "job_type": jobs.c.job_type.type}
     )
@@ -296,12 +298,12 @@ def _claimable(dialect: str) -> Statement[AnyRow]:
     return Statement[AnyRow](union_all(*parts))
 
 
-def is_due(job: Any) -> bool:
+def is_due(job: CurrentJob) -> bool:
     """Whether a job that was just changed can be claimed; ``job`` is as in ``Settling.jobs``."""
     return bool(job.status == JobStatus.PENDING and job.due_at <= job.now)
 
 
-def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRow]:
+def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
     """The jobs that a claim has leased and that are still under that lease.
 
     They end at ``MAX_BYTES``: the holder may have reported large results meanwhile.
@@ -313,14 +315,15 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[AnyRo
         jobs.c.status == JobStatus.RUNNING,
     )
     order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
-    return sorted(session.execute(fitting(mine, order, MAX_CLAIMED)).all(), key=_urgency)
+    rows = session.execute(fitting(mine, order, MAX_CLAIMED)).all()
+    return sorted(cast(Sequence[Job], rows), key=_urgency)
 
 
 @transactional(planner=BY_KEY)
 def report(
     session: Executor,
     workspace_id: int,
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
     *,
     backoff: Backoff,
     only_job_types: Sequence[str] | None = None,
@@ -370,23 +373,23 @@ def report(
 def report_one(
     session: Executor,
     workspace_id: int,
-    given: Mapping[str, Any],
+    given: Report,
     *,
     backoff: Backoff,
     by: str | None = None,
-) -> tuple[Answer, AnyRow]:
+) -> tuple[Answer, CurrentJob]:
     """Apply one report as ``report`` does; also returns the job's row. Raises ``JobNotFound``."""
     (answer,) = report(session, workspace_id, [given], backoff=backoff, by=by)
     return answer, get_job(session, workspace_id, given["job_id"])
 
 
-_SUCCEEDED = SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None)
+_SUCCEEDED = cast(CurrentJob, SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None))
 
 
 def judge(
     session: Executor,
     workspace_id: int,
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
     *,
     also: Collection[str] = (),
     backoff: Backoff,
@@ -407,30 +410,30 @@ def judge(
         if job is None or (only_job_types is not None and job.job_type not in only_job_types):
             answers.append(Answer(problem=each.get("refused") or not_found()))
             continue
-        started_at = job.now if job.prefetched else job.started_at
+        began_at = (None if job.prefetched else job.started_at) or job.now
         rule = partial(
             leases.report, job, each["lease_token"], backoff=backoff, chance=chance(), now=job.now
         )
         refused = each.get("refused")
         try:
             if refused is None:
-                values = rule(each)
-                refused = _wrong_documents(values)
+                change = rule(each)
+                refused = _wrong_documents(change)
             if refused is not None:
-                values = rule({"run_id": each.get("run_id")})
+                change = rule({"run_id": each.get("run_id")})
         except JobApiError as problem:
             answers.append(Answer(job, refused or problem))
             continue
-        settling.apply(job, values)
-        ran = None if job.status == JobStatus.RUNNING else job.now - started_at
+        settling.apply(job, change)
+        ran = None if change.outcome is None else job.now - began_at
         answers.append(Answer(job, refused, ran, renewed=refused is not None))
     settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
 
 
-def _wrong_documents(values: Mapping[str, Any]) -> JobApiError | None:
+def _wrong_documents(change: Change) -> JobApiError | None:
     try:
-        limit_documents(values)
+        limit_documents(change.values)
     except ValidationFailed as error:
         return error
     return None
@@ -438,9 +441,9 @@ def _wrong_documents(values: Mapping[str, Any]) -> JobApiError | None:
 
 def _accept_repeated(
     session: Executor,
-    reports: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
     answers: list[Answer],
-    after: Mapping[str, Any],
+    after: Mapping[str, CurrentJob],
 ) -> list[Answer]:
     """Accept a final report that was accepted before: its answer may have been lost."""
     for number, (each, answer) in enumerate(zip(reports, answers, strict=True)):
@@ -493,37 +496,39 @@ def reap(
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    settling = Settling(found, by=None)
+    settling = Settling(cast(Sequence[CurrentJob], found), by=None)
     for job in settling.jobs.values():
-        values = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
-        if values:
-            settling.apply(job, values)
+        change = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
+        if change.values:
+            settling.apply(job, change)
     settling.settle(session)
-    return Reaped(settling.changed, len(found) == limit)
+    return Reaped(settling.ended, len(found) == limit)
 
 
-def list_attempts(session: Executor, job: Any) -> list[dict[str, Any]]:
-    """Every attempt of a job in its order, the one under way last.
+def list_attempts(session: Executor, job: Job) -> list[Attempt]:
+    """Every attempt of a job in its order, the current one last.
 
     ``job`` is the job's row as it has just been read.
     """
     rows = session.execute(
-        select(attempts)
+        select(*(attempts.c[name] for name in Attempt._fields))
         .where(attempts.c.job == job.id, attempts.c.attempt <= job.attempt)
         .order_by(attempts.c.attempt)
     )
-    listed = [dict(row._mapping) for row in rows]
-    if job.status in (JobStatus.RUNNING, JobStatus.SUCCESS) and all(
-        attempt["attempt"] != job.attempt for attempt in listed
+    listed = [Attempt(*row) for row in rows]
+    succeeded = job.status == JobStatus.SUCCESS
+    if (succeeded or job.status == JobStatus.RUNNING) and all(
+        each.attempt != job.attempt for each in listed
     ):
-        listed.append(
-            {
-                "attempt": job.attempt,
-                "worker": job.worker,
-                "started_at": job.started_at,
-                "ended_at": job.completed_at,
-                "outcome": Outcome.SUCCESS if job.status == JobStatus.SUCCESS else None,
-                "error": None,
-            }
+        current = Attempt(
+            job=job.id,
+            attempt=job.attempt,
+            outcome=Outcome.SUCCESS if succeeded else None,
+            worker=job.worker,
+            lease_token=job.succeeded_by if succeeded else job.lease_token,
+            error=None,
+            started_at=job.started_at or job.updated_at,
+            ended_at=job.completed_at,
         )
+        listed.append(current)
     return listed

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Select, Update, select, true, update
 
 from ..rules import leases
+from ..rules.jobs import Attempt, CurrentJob, Outcome, SettledColumns
+from ..rules.lifecycle import Change
 from ..store.columns import DbNow
-from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.connections import Executor, dialect_name
 from ..store.records import insert_records, record_source, records
 from ..store.statement import Statement
 from ..store.tables import attempts, jobs
@@ -20,33 +22,7 @@ from .job_rows import COLUMNS
 DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
 """What the rules look at, and what an answer needs. Not the metadata, which may be large."""
 
-# What a report, the reaper or an operation may change.
-_SETTLED = (
-    "status",
-    "version",
-    "result",
-    "error",
-    "progress_percent",
-    "progress_message",
-    "actual_duration",
-    "retry_count",
-    "max_retries",
-    "updated_at",
-    "queued_at",
-    "due_at",
-    "started_at",
-    "completed_at",
-    "lease_token",
-    "lease_seconds",
-    "lease_expires_at",
-    "reap_at",
-    "succeeded_by",
-    "changed_by",
-    "prefetched",
-    "suspect",
-    "run_id",
-)
-_ATTEMPT = tuple(column.name for column in attempts.c)
+_SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_by")
 
 
 def lock(
@@ -54,7 +30,7 @@ def lock(
     workspace_id: int,
     job_ids: Collection[str],
     *conditions: ColumnElement[bool],
-) -> Sequence[AnyRow]:
+) -> Sequence[CurrentJob]:
     """Lock jobs of a workspace, those that match; each with ``DECIDING`` and the time as ``now``.
 
     Every transaction that changes several jobs locks them in the order of ``job_id``.
@@ -62,13 +38,14 @@ def lock(
     wanted = [{"workspace_id": workspace_id, "job_id": job_id} for job_id in sorted(job_ids)]
     given = records(session, wanted)
     if conditions:
-        return session.execute(_locking(dialect_name(session), conditions), given).all()
+        locking = _locking(dialect_name(session), conditions)
+        return cast(Sequence[CurrentJob], session.execute(locking, given).all())
     return _lock(dialect_name(session)).all(session, given)
 
 
 @cache
-def _lock(dialect: str) -> Statement[AnyRow]:
-    return Statement[AnyRow](_locking(dialect, ()))
+def _lock(dialect: str) -> Statement[CurrentJob]:
+    return Statement[CurrentJob](_locking(dialect, ()))
 
 
 def _locking(dialect: str, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
@@ -86,34 +63,48 @@ def _locking(dialect: str, conditions: Sequence[ColumnElement[bool]]) -> Select[
     return select(*each.c).select_from(wanted.join(each, true()))
 
 
+class EndedAttempt(NamedTuple):
+    """A job, as it is after the change, and how the change ended its attempt."""
+
+    job: CurrentJob
+    outcome: Outcome
+
+
 class Settling:
-    """Jobs that were read under a lock, each with the time as ``now``, and what becomes of them.
+    """Jobs that were read under a lock, and the changes of them; written in a few statements.
 
     ``by`` is who changes them: ``user:1``, ``key:1``, None for the service itself.
-    ``jobs`` are the jobs by their ids, as they are after what was applied.
+    ``jobs`` are the jobs by their ids, as they are after what was applied. ``ended`` are the
+    attempts that it ended.
     """
 
-    def __init__(self, rows: Sequence[AnyRow], *, by: str | None) -> None:
+    def __init__(self, rows: Sequence[CurrentJob], *, by: str | None) -> None:
         self._by = by
         self._before = {row.job_id: row for row in rows}
-        self._ended: list[dict[str, Any]] = []
+        self._attempts: list[Attempt] = []
         self._touched: set[str] = set()
-        self.jobs = {row.job_id: SimpleNamespace(**row._asdict()) for row in rows}
+        # Copies, which can be changed; a row cannot.
+        self.jobs: dict[str, CurrentJob] = {
+            row.job_id: cast(CurrentJob, SimpleNamespace(**cast(Any, row)._asdict()))
+            for row in rows
+        }
+        self.ended: list[EndedAttempt] = []
 
-    def apply(self, job: Any, values: Mapping[str, Any]) -> None:
+    def apply(self, job: CurrentJob, change: Change) -> None:
         """Change one of the jobs, as a rule says."""
-        ended = leases.ended_attempt(job, values, job.now)
-        if ended is not None:
-            self._ended.append(ended)
-        vars(job).update(values)
-        if not leases.is_renewal(values):
-            vars(job).update(updated_at=job.now, version=job.version + 1, changed_by=self._by)
+        attempt = leases.ended_attempt(job, change, job.now)
+        if attempt is not None:
+            self._attempts.append(attempt)
+        if change.outcome is not None:
+            self.ended.append(EndedAttempt(job, change.outcome))
+        vars(job).update(change.values)
+        if not change.is_renewal:
+            vars(job).update(
+                version=job.version + 1,
+                updated_at=job.now,
+                changed_by=self._by,
+            )
         self._touched.add(job.job_id)
-
-    @property
-    def changed(self) -> list[Any]:
-        """The jobs that are not as they were, but for their leases."""
-        return [job for job in self.jobs.values() if job.version > self._before[job.job_id].version]
 
     def settle(self, session: Executor) -> None:
         """Write down what was applied, each to the job as it was read."""
@@ -130,9 +121,10 @@ class Settling:
         if len(settled) != len(rows):
             # They were locked when they were read.
             raise RuntimeError("jobs changed although they were locked")
-        if self._ended:
+        if self._attempts:
+            ended = [attempt._asdict() for attempt in self._attempts]
             session.execute(
-                insert_records(session, attempts, _ATTEMPT), records(session, self._ended)
+                insert_records(session, attempts, Attempt._fields), records(session, ended)
             )
 
 

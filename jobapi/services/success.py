@@ -20,12 +20,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import BigInteger, bindparam, case, cast, extract, func, or_, true, update
 
-from ..rules.documents import merge_patch, wrong_document
-from ..rules.jobs import JobStatus
+from ..rules.documents import Document, merge_patch, wrong_document
+from ..rules.jobs import JobStatus, Report
 from ..rules.lifecycle import NO_LEASE, TRANSITIONS
 from ..store.columns import OneOf, Texts
 from ..store.connections import AnyRow, Executor
@@ -36,17 +36,27 @@ from ..store.tables import jobs
 LEASE_TOKEN = re.compile(r"[0-9a-f]{32}")
 """The form of a lease token. The database may not even take other texts: look for none of them."""
 
+
+class PlainSuccess(TypedDict):
+    """A report that only says that a job succeeded, as the statement wants it."""
+
+    job_id: str
+    lease_token: str
+    result: Document | None
+    """Without the nulls that a merge would take away; None: the job's own stays."""
+
+
 _PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
 
 
-def plain(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def plain(reports: Sequence[Report]) -> dict[str, PlainSuccess]:
     """Of the reports, those that only say that a job succeeded, by ``job_id``, for ``settle``.
 
     A ``result`` of None is not among them: it removes the job's result, which only the rules do.
     Nor are two reports of one job, which count in their order.
     """
     times = Counter(each["job_id"] for each in reports)
-    found = {}
+    found: dict[str, PlainSuccess] = {}
     for each in reports:
         job_id, result = each["job_id"], each.get("result")
         if (
@@ -67,7 +77,7 @@ def plain(reports: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def settle(
     session: Executor,
     workspace_id: int,
-    plain: Mapping[str, Mapping[str, Any]],
+    plain: Mapping[str, PlainSuccess],
     *,
     only_job_types: Sequence[str] | None,
     by: str | None,
@@ -110,7 +120,7 @@ def _success(typed: bool) -> Statement[AnyRow]:
             OneOf(jobs.c.job_type, bindparam("types", type_=Texts)) if typed else true(),
         )
         .values(
-            status=TRANSITIONS["succeed"][1],
+            status=TRANSITIONS["succeed"].target,
             version=jobs.c.version + 1,
             result=func.coalesce(report.c.result, jobs.c.result),
             error=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from flask import Response, request
 from sqlalchemy import Connection
@@ -19,12 +19,11 @@ from ..errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from ..rules.jobs import JobStatus
+from ..rules.jobs import Job, JobEdit, JobStatus, Report
 from ..rules.lifecycle import PENDING_FIELDS
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
 from ..services import jobs, queue
-from ..store.connections import AnyRow
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import View, json_response, location, state
@@ -233,7 +232,7 @@ def renews_lease(view: View) -> View:
         ) as refused:
             token = lease_token()
             if token is not None:
-                report = {"job_id": job_id, "lease_token": token, "refused": refused}
+                report: Report = {"job_id": job_id, "lease_token": token, "refused": refused}
                 queue.report(caller.connection, workspace_id, [report], backoff=state().backoff)
             raise
 
@@ -259,7 +258,7 @@ def renews_lease(view: View) -> View:
 @renews_lease
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
 @blp.response(200, schemas.Job, example=examples.RUNNING, headers=ETAG)
-def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
+def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) -> Any:
     """Change the status, progress or result of a job; while it is pending, also its settings.
 
     `result` and `metadata` are merged (RFC 7396). Absent fields stay as they are. With a
@@ -285,9 +284,7 @@ def update_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     return _put_back(caller, row)
 
 
-def _report(
-    caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str, token: str
-) -> Any:
+def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token: str) -> Any:
     wanted = version_wanted()
     if wanted is not None and not wanted(caller.job.version if caller.job else 0):
         raise jobs.changed_since()
@@ -297,7 +294,7 @@ def _report(
             f"The job is running; {', '.join(not_for_workers)} can be changed only while it "
             "is pending."
         )
-    report = {"job_id": job_id, "lease_token": token, **body}
+    report = cast(Report, {"job_id": job_id, "lease_token": token, **body})
     answer, row = queue.report_one(
         caller.connection, workspace_id, report, backoff=state().backoff, by=caller.name
     )
@@ -309,7 +306,7 @@ def _report(
     return _put_back(caller, row)
 
 
-def _put_back(caller: Caller, row: AnyRow) -> Any:
+def _put_back(caller: Caller, row: Job) -> Any:
     if row.status == JobStatus.PENDING:
         state().waiters.announce(caller.connection, row.workspace_id)
     return tagged(row)

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from flask import Response, request
 from marshmallow import ValidationError
@@ -14,10 +14,10 @@ from marshmallow import ValidationError
 from ..background.long_polling import topic
 from ..background.server_socket import caller_is_gone
 from ..errors import ValidationFailed
+from ..rules.jobs import Job, Report
 from ..rules.roles import Role
 from ..schemas import worker as schemas
 from ..services import claims, queue
-from ..store.connections import AnyRow
 from . import examples
 from .access import Caller, guard, with_access
 from .base import json_response, state, to_json
@@ -104,7 +104,7 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
     wanted["job_types"] = _job_types(caller, body)
     wait_seconds = wanted.pop("wait_seconds", 0)
     key = idempotency_key()
-    rows: Sequence[AnyRow]
+    rows: Sequence[Job]
     if key is None:
         rows = queue.claim(
             caller.connection,
@@ -158,14 +158,14 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """
     given = body["reports"]
     answers: list[dict[str, Any]] = []
-    reports = []
+    reports: list[Report] = []
     judged: list[queue.Answer] = []
     most = MAX_PROBLEM_BYTES
     for raw in given:
         try:
             if isinstance(raw, Unkept):
                 raise ValidationError(dict[str, Any](raw.wrong))
-            reports.append(_REPORT.load(raw))
+            reports.append(cast(Report, _REPORT.load(raw)))
             answers.append({})
         except ValidationError as error:
             problem = refusal(error.messages)
@@ -202,7 +202,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     return {"data": answers}
 
 
-def _lease(raw: Any) -> dict[str, Any] | None:
+def _lease(raw: Any) -> Report | None:
     """The lease that an otherwise invalid report is about."""
     if not isinstance(raw, dict):
         return None
@@ -210,7 +210,7 @@ def _lease(raw: Any) -> dict[str, Any] | None:
         said = _LEASE.load({name: raw[name] for name in _LEASE.fields.keys() & raw.keys()})
     except ValidationError as error:
         said = error.valid_data
-    return said if said.keys() >= {"job_id", "lease_token"} else None
+    return cast(Report, said) if said.keys() >= {"job_id", "lease_token"} else None
 
 
 def _job_id(raw: Any) -> str | None:
@@ -222,12 +222,12 @@ def _job_id(raw: Any) -> str | None:
 
 def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
     job, problem, _, renewed = answer
-    accepted = problem is None
+    holds = problem is None or renewed
     return {
         "job_id": job_id,
-        "accepted": accepted,
+        "accepted": problem is None,
         "status": None if job is None else job.status,
-        "lease_expires_at": job.lease_expires_at if accepted or renewed else None,
+        "lease_expires_at": job.lease_expires_at if job is not None and holds else None,
         "problem": None if problem is None else problem.problem(),
     }
 
@@ -237,4 +237,5 @@ def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
 @blp.response(200, schemas.Attempts, example=examples.ATTEMPTS)
 def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Every attempt in its order: who, when, and how it ended."""
-    return {"data": queue.list_attempts(caller.connection, caller.job)}
+    job: Any = caller.job
+    return {"data": queue.list_attempts(caller.connection, job)}

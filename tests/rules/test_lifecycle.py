@@ -7,17 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from jobapi.errors import Conflict, JobNotEditable, TransitionNotAllowed, ValidationFailed
 from jobapi.rules import leases, lifecycle
 from jobapi.rules.events import JOB_EVENTS, EventKind
-from jobapi.rules.jobs import STATUS_ORDER, JobStatus
+from jobapi.rules.jobs import FIELDS, STATUS_ORDER, JobStatus, Outcome, ReportFields
 from jobapi.rules.leases import Backoff
-from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, actual_duration, due_at
+from jobapi.rules.lifecycle import EDIT_VERBS, TRANSITIONS, Change, actual_duration, due_at
 from jobapi.store.tables import jobs
 
 from ..factories import Desk
@@ -29,23 +27,12 @@ BACKOFF = Backoff(5, 3600)
 def job(status: JobStatus, **values: Any) -> Any:
     return SimpleNamespace(
         **{
+            **{name: field.default for name, field in FIELDS.items()},
             "status": status,
             "started_at": None if status is JobStatus.PENDING else NOW,
             "queued_at": NOW,
             "due_at": NOW,
-            "result": None,
-            "metadata": None,
-            "retry_count": 0,
-            "max_retries": 3,
-            "timeout_seconds": None,
             "attempt": 0 if status is JobStatus.PENDING else 1,
-            "worker": None,
-            "lease_token": None,
-            "lease_seconds": None,
-            "reap_at": None,
-            "prefetched": False,
-            "suspect": False,
-            "run_id": None,
             **values,
         }
     )
@@ -58,7 +45,7 @@ REPORTS: dict[str, dict[str, Any]] = {
 }
 
 
-def act(verb: str, status: JobStatus, *, prefetched: bool = False) -> dict[str, Any]:
+def act(verb: str, status: JobStatus, *, prefetched: bool = False) -> Change:
     later = NOW + timedelta(seconds=9)
     if verb == "cancel":
         return lifecycle.cancel(job(status), reason=None, now=later)
@@ -74,12 +61,18 @@ def act(verb: str, status: JobStatus, *, prefetched: bool = False) -> dict[str, 
 @pytest.mark.parametrize("status", list(JobStatus))
 @pytest.mark.parametrize("verb", sorted(TRANSITIONS.keys() - {"claim"}))
 def test_every_verb_on_every_status(verb: str, status: JobStatus) -> None:
-    allowed, target = TRANSITIONS[verb]
-    if status in allowed:
-        assert act(verb, status).get("status", status) == target
-    else:
+    transition = TRANSITIONS[verb]
+    if status not in transition.allowed:
         with pytest.raises(Conflict, match=status.label):
             act(verb, status)
+        return
+    change = act(verb, status)
+    assert change.values.get("status", status) == transition.target
+    # Starting a job that runs is no event, and cancelling one that never began ends no attempt.
+    starts_again = verb == "start" and status is JobStatus.RUNNING
+    assert change.event == (None if starts_again else transition.event)
+    ends_none = verb == "cancel" and status is JobStatus.PENDING
+    assert change.outcome == (None if ends_none else transition.outcome)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +83,7 @@ def test_verbs_on_a_job_that_has_not_begun(
     verb: str, started_at: int | None, retry_count: int
 ) -> None:
     held = job(JobStatus.RUNNING, prefetched=True)
-    after = vars(held) | act(verb, JobStatus.RUNNING, prefetched=True)
+    after = vars(held) | act(verb, JobStatus.RUNNING, prefetched=True).values
     moment = None if started_at is None else NOW + timedelta(seconds=started_at)
     assert (after["started_at"], after["retry_count"]) == (moment, retry_count)
     assert (after["prefetched"], after["suspect"], after["run_id"]) == (False, False, None)
@@ -112,16 +105,91 @@ def test_lease_that_expires_on_every_status(
         prefetched=prefetched,
     )
     later = NOW + timedelta(seconds=9)
-    values = leases.expire(held, backoff=BACKOFF, chance=0.5, now=later)
+    change = leases.expire(held, backoff=BACKOFF, chance=0.5, now=later)
     if status is not JobStatus.RUNNING:
-        assert values == {}
+        assert change == Change({})
         return
+    values = change.values
+    assert (change.event, change.outcome) == (EventKind.LEASE_EXPIRED, Outcome.EXPIRED)
     costs = not prefetched
     back = prefetched or max_retries > 0
     assert values["status"] == (JobStatus.PENDING if back else JobStatus.FAILED)
     assert values.get("retry_count", 0) == (costs and back)
     assert values["suspect"] == prefetched
     assert ("due_at" in values) == (costs and back)
+
+
+@pytest.mark.parametrize("error", [None, leases.LEASE_EXPIRED, leases.TIMED_OUT])
+def test_failure_with_the_text_of_an_expiry_is_a_failure(error: str | None) -> None:
+    held = job(JobStatus.RUNNING, lease_token="mine", lease_seconds=60, reap_at=NOW, max_retries=0)
+    later = NOW + timedelta(seconds=9)
+    said: ReportFields = {"status": JobStatus.FAILED, "error": error}
+    reported = leases.report(held, "mine", said, backoff=BACKOFF, chance=0.5, now=later)
+    free = job(JobStatus.RUNNING, reap_at=NOW)
+    edited = lifecycle.edit(free, {"status": JobStatus.FAILED, "error": error}, later)
+    for change in (reported, edited):
+        assert (change.event, change.outcome) == (EventKind.FAILED, Outcome.FAILED)
+
+
+def test_attempt_over_its_time_is_timed_out_though_its_lease_has_expired_too() -> None:
+    held = job(
+        JobStatus.RUNNING,
+        lease_token="mine",
+        lease_expires_at=NOW,
+        reap_at=NOW,
+        timeout_seconds=5,
+    )
+    later = NOW + timedelta(seconds=9)
+    change = leases.expire(held, backoff=BACKOFF, chance=0.5, now=later)
+    assert (change.event, change.outcome) == (EventKind.TIMED_OUT, Outcome.TIMED_OUT)
+    assert (change.values["status"], change.values["error"]) == (JobStatus.PENDING, "timed out")
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "is_renewal", "event"),
+    [
+        ({}, {}, True, None),
+        ({}, {"begun": True, "run_id": "r1"}, True, None),
+        ({}, {"result": {"rows": 1}}, False, None),
+        ({}, {"progress_percent": 9}, False, None),
+        ({}, {"progress_percent": 10}, False, EventKind.PROGRESSED),
+        ({"progress_percent": 10}, {"progress_percent": 19}, False, None),
+        ({"progress_percent": 19}, {"progress_percent": None}, False, EventKind.PROGRESSED),
+        ({"prefetched": True}, {"run_id": "r1"}, True, None),
+        ({"prefetched": True}, {"begun": True}, False, None),
+    ],
+)
+def test_report_while_running_is_a_renewal_unless_the_job_changes(
+    before: Any, said: Any, is_renewal: bool, event: EventKind | None
+) -> None:
+    held = job(JobStatus.RUNNING, lease_token="mine", lease_seconds=60, reap_at=NOW, **before)
+    change = leases.report(held, "mine", said, backoff=BACKOFF, chance=0.5, now=NOW)
+    assert (change.is_renewal, change.event, change.outcome) == (is_renewal, event, None)
+    assert change.values["lease_expires_at"] == NOW + timedelta(seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "edited"),
+    [
+        ({}, ()),
+        ({"priority": 1}, ()),
+        ({"priority": None}, ()),
+        ({"priority": 3, "max_retries": 3}, ("priority",)),
+        ({"scheduled_at": NOW, "priority": 0}, ("priority", "scheduled_at")),
+        ({"metadata": {"a": 1}}, ()),
+        ({"metadata": {"a": 1.0}}, ("metadata",)),
+        ({"metadata": {"a": True}}, ("metadata",)),
+        ({"metadata": {"a": None}}, ("metadata",)),
+        ({"metadata": None}, ("metadata",)),
+    ],
+)
+def test_edit_of_a_pending_job_names_the_fields_that_differ_from_before(
+    changes: Any, edited: tuple[str, ...]
+) -> None:
+    before = job(JobStatus.PENDING, metadata={"a": 1})
+    change = lifecycle.edit(before, changes, NOW)
+    assert change.edited == edited
+    assert change.event is (EventKind.EDITED if edited else None)
 
 
 def test_order_of_the_statuses_is_that_of_their_numbers_and_of_all_of_them() -> None:
@@ -154,43 +222,13 @@ def test_edit_to_success_with_an_error_is_a_contradiction() -> None:
         lifecycle.edit(
             job(JobStatus.RUNNING), {"status": JobStatus.SUCCESS, "error": "disk full"}, NOW
         )
-    values = lifecycle.edit(job(JobStatus.RUNNING, error="old"), {"status": JobStatus.SUCCESS}, NOW)
-    assert values["error"] is None
+    change = lifecycle.edit(job(JobStatus.RUNNING, error="old"), {"status": JobStatus.SUCCESS}, NOW)
+    assert change.values["error"] is None
 
 
 def test_edit_max_retries_below_what_was_used_is_refused() -> None:
     with pytest.raises(JobNotEditable):
         lifecycle.edit(job(JobStatus.PENDING, retry_count=2), {"max_retries": 1}, NOW)
-
-
-@pytest.mark.parametrize(
-    ("target", "patch", "merged"),
-    [  # The examples of RFC 7396, appendix A.
-        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
-        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
-        ({"a": "b"}, {"a": None}, {}),
-        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
-        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
-        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
-        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
-        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
-        (["a", "b"], ["c", "d"], ["c", "d"]),
-        ({"a": "b"}, ["c"], ["c"]),
-        ({"a": "foo"}, None, None),
-        ({"a": "foo"}, "bar", "bar"),
-        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
-        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
-        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
-    ],
-)
-def test_merge_patch_is_that_of_the_standard(target: Any, patch: Any, merged: Any) -> None:
-    assert lifecycle.merge_patch(target, patch) == merged
-
-
-def test_merge_patch_leaves_its_arguments_alone() -> None:
-    target, patch = {"a": {"b": 1}}, {"a": {"c": 2}}
-    lifecycle.merge_patch(target, patch)
-    assert (target, patch) == ({"a": {"b": 1}}, {"a": {"c": 2}})
 
 
 @pytest.mark.parametrize(
@@ -262,43 +300,3 @@ def test_columns_are_stored_in_utc_with_microseconds(desk: Desk) -> None:
         stored = tx.execute(select(jobs.c.scheduled_at)).scalar_one()
     assert stored == datetime.fromisoformat(moment)
     assert stored.tzinfo is UTC
-
-
-def patches() -> Any:
-    leaf = st.none() | st.integers(0, 2) | st.just([1])
-    value = st.recursive(leaf, lambda inner: objects(inner), max_leaves=6)
-    return objects(value)
-
-
-def objects(values: Any) -> Any:
-    return st.dictionaries(st.sampled_from("abc"), values, max_size=3)
-
-
-@given(patches(), patches(), patches())
-def test_composed_patch_does_what_both_do_in_turn(target: Any, first: Any, second: Any) -> None:
-    target = lifecycle.merge_patch(None, target)
-    composed = lifecycle.compose_patches(first, second)
-    if composed is not None:
-        in_turn = lifecycle.merge_patch(lifecycle.merge_patch(target, first), second)
-        assert lifecycle.merge_patch(target, composed) == in_turn
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "composed"),
-    [
-        ({}, {"a": None}, {"a": None}),
-        ({"a": 1}, {"a": None}, {"a": None}),
-        ({"a": None}, {"a": 1}, {"a": 1}),
-        ({"a": {"b": 1}}, {"a": {"c": 2}}, {"a": {"b": 1, "c": 2}}),
-        ({"a": {"b": 1}}, {"a": {"b": None}}, {"a": {"b": None}}),
-        ({"a": {"b": 1}}, {"a": [1]}, {"a": [1]}),
-        # What the target has at a would be merged with it.
-        ({"a": None}, {"a": {"b": 1}}, None),
-        ({"a": 1}, {"a": {}}, None),
-        ({"a": {"b": [1]}}, {"a": {"b": {"c": 1}}}, None),
-    ],
-)
-def test_compose_patches_keeps_nulls_and_gives_none_where_impossible(
-    first: Any, second: Any, composed: Any
-) -> None:
-    assert lifecycle.compose_patches(first, second) == composed

@@ -16,6 +16,7 @@ from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters
+from jobapi.services.job_rows import in_workspace
 from jobapi.store.transactions import IN_ORDER, snapshot, transaction
 
 from ..conftest import app_on
@@ -109,7 +110,7 @@ FEW_BLOCKS = 150
 def test_list_beside_a_large_workspace_reads_its_own_jobs(
     desk: Desk, sort: str, filters: dict[str, Any]
 ) -> None:
-    scope = verbs.in_workspace(desk.workspace_id)
+    scope = in_workspace(desk.workspace_id)
     with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
         page = job_lists.page(tx, scope, Filters(**filters), sort=sort)
         assert not page.total_is_capped
@@ -142,7 +143,7 @@ def test_metadata_made_to_look_like_anothers_reads_no_more(crowded: Any, desk: D
     # The index keeps hashes. Whatever they are, no entry of another workspace is followed.
     _, other = crowded
     filters = Filters(metadata={f"{other.workspace_id}.common": "yes"})
-    scope = verbs.in_workspace(desk.workspace_id)
+    scope = in_workspace(desk.workspace_id)
     with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
         assert job_lists.page(tx, scope, filters).total == 0
     assert read.n < FEW_BLOCKS

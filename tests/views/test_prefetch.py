@@ -13,9 +13,6 @@ from sqlalchemy.exc import IntegrityError
 
 from jobapi import jobs as services
 from jobapi import queue
-from jobapi.rules import leases
-from jobapi.rules.jobs import JobStatus
-from jobapi.rules.leases import Backoff
 from jobapi.store.tables import jobs
 from jobapi.store.transactions import transaction
 
@@ -459,44 +456,6 @@ def test_begin_without_the_token_is_refused(desk: Desk) -> None:
 
 
 # The rules in Python, and those that are written as statements
-
-
-@pytest.mark.parametrize("begin", [True, False])
-@pytest.mark.parametrize("timeout_seconds", [None, 30])
-@pytest.mark.parametrize(
-    "report",
-    [
-        {},
-        {"result": {"rows": 1, "gone": None}},
-        {"begun": True},
-        {"begun": False, "result": {}},
-    ],
-)
-def test_success_in_one_statement_does_what_the_rule_says(
-    desk: Desk, begin: bool, timeout_seconds: int | None, report: dict[str, Any]
-) -> None:
-    desk.create(timeout_seconds=timeout_seconds)
-    (job,) = desk.claim(begin=begin)
-    desk.shift(job, 20)
-    before = row(desk, job)
-    said = {"status": JobStatus.SUCCESS, **report}
-    with desk.world.transaction() as tx:
-        given = {"job_id": job["job_id"], "lease_token": job["lease_token"], **said}
-        (answer,) = queue.report(tx, desk.workspace_id, [given], backoff=Backoff(1, 1), by="user:1")
-    after = row(desk, job)
-    ruled = leases.report(
-        before,
-        job["lease_token"],
-        said,
-        backoff=Backoff(1, 1),
-        chance=0,
-        now=after.completed_at,
-    )
-    same = {**before._mapping, **ruled, "version": before.version + 1}
-    same |= {"updated_at": after.completed_at, "changed_by": "user:1"}
-    assert dict(after._mapping) == same
-    assert answer.ran is not None
-    assert (answer.ran < timedelta(seconds=9)) == (not begin)
 
 
 @pytest.mark.parametrize(
