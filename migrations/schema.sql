@@ -17,7 +17,7 @@ CREATE TABLE jobapi_events (
   workspace_id integer NOT NULL,
   xid bigint NOT NULL,  -- the transaction; 0 on SQLite
   at timestamp with time zone NOT NULL,
-  kind smallint NOT NULL,  -- lifecycle.EventKind
+  kind smallint NOT NULL,  -- rules.events.EventKind
   job_id character varying(40),
   job_type character varying(100),
   from_status smallint,
@@ -192,6 +192,9 @@ CREATE TABLE jobapi_jobs (
   prefetched boolean DEFAULT false NOT NULL,  -- leased, and its attempt has not begun
   suspect boolean DEFAULT false NOT NULL,  -- its lease expired before its attempt began: the next lease is given alone
   run_id character varying(64),  -- what began the attempt, as it named itself
+  last_event smallint,  -- the kind of event that the last change is; null: none
+  last_edited text,  -- the names of the fields that it edited, with spaces between
+  last_event_version integer,  -- the version that last_event and last_edited describe
   CONSTRAINT pk_jobapi_jobs PRIMARY KEY (id),
   CONSTRAINT uq_jobapi_jobs_job_id UNIQUE (job_id),
   CONSTRAINT fk_jobapi_jobs_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
@@ -407,7 +410,11 @@ BEGIN
         END
       FROM new_jobs n JOIN old_jobs o ON o.id = n.id
       CROSS JOIN LATERAL (
+        SELECT n.version <> o.version AND n.last_event_version = n.version AS is_current
+      ) AS said
+      CROSS JOIN LATERAL (
         SELECT CASE
+          WHEN is_current THEN coalesce(n.last_edited, '')
           WHEN o.status = 0 AND n.version <> o.version AND n.lease_token IS NULL THEN trim(
             CASE WHEN n.priority IS DISTINCT FROM o.priority
               THEN 'priority ' ELSE '' END
@@ -427,6 +434,7 @@ BEGIN
       ) AS edits
       CROSS JOIN LATERAL (
         SELECT CASE
+          WHEN is_current THEN n.last_event
           WHEN o.status = n.status THEN CASE
             WHEN n.status = 1
               AND coalesce(n.progress_percent, 0) / 10 <> coalesce(o.progress_percent, 0) / 10

@@ -166,6 +166,12 @@ class Job(Protocol):
     """Whether its last lease expired before the attempt began: it is leased alone next time."""
     run_id: str | None
     """What began the attempt, by the name that it gave itself."""
+    last_event: int | None
+    """The ``EventKind`` that the last change is; None: none. The trigger copies it."""
+    last_edited: str | None
+    """The names of the fields that the last change edited, with spaces between."""
+    last_event_version: int | None
+    """The version that these two describe. An older one: the service before them changed it."""
 
 
 class CurrentJob(Job, Protocol):

@@ -439,6 +439,9 @@ def _write(session: Executor, job: CurrentJob, change: Change, by: str | None) -
                 version=job.version + 1,
                 updated_at=job.now,
                 changed_by=by,
+                last_event=change.event,
+                last_edited=" ".join(change.edited) or None,
+                last_event_version=job.version + 1,
             )
             .returning(*COLUMNS)
         ).first()

@@ -216,6 +216,9 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         .values(
             status=transition.target,
             version=jobs.c.version + 1,
+            last_event=transition.event,
+            last_edited=None,
+            last_event_version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
             worker=bindparam("by"),
             changed_by=bindparam("who", type_=jobs.c.changed_by.type),

@@ -22,7 +22,7 @@ from .job_rows import COLUMNS
 DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
 """What the rules look at, and what an answer needs. Not the metadata, which may be large."""
 
-_SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_by")
+_SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_by", "last_event")
 
 
 def lock(
@@ -103,6 +103,7 @@ class Settling:
                 version=job.version + 1,
                 updated_at=job.now,
                 changed_by=self._by,
+                last_event=change.event,
             )
         self._touched.add(job.job_id)
 
@@ -145,6 +146,13 @@ def _settlement(dialect: str) -> Update:
             *(jobs.c[name] == source.c[name] for name in _KEY),
             *(jobs.c[name].is_not_distinct_from(source.c[f"held_{name}"]) for name in _HELD),
         )
-        .values({name: source.c[name] for name in _SETTLED})
+        .values(
+            {
+                **{name: source.c[name] for name in _SETTLED},
+                # None of these changes is an edit of fields.
+                "last_edited": None,
+                "last_event_version": source.c.version,
+            }
+        )
         .returning(jobs.c.id)
     )

@@ -122,6 +122,9 @@ def _success(typed: bool) -> Statement[AnyRow]:
         .values(
             status=TRANSITIONS["succeed"].target,
             version=jobs.c.version + 1,
+            last_event=TRANSITIONS["succeed"].event,
+            last_edited=None,
+            last_event_version=jobs.c.version + 1,
             result=func.coalesce(report.c.result, jobs.c.result),
             error=None,
             updated_at=now,

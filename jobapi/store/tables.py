@@ -308,6 +308,15 @@ class JobRecord(Base):
     run_id: Mapped[str | None] = mapped_column(
         String(64), comment="what began the attempt, as it named itself"
     )
+    last_event: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="the kind of event that the last change is; null: none"
+    )
+    last_edited: Mapped[str | None] = mapped_column(
+        Text, comment="the names of the fields that it edited, with spaces between"
+    )
+    last_event_version: Mapped[int | None] = mapped_column(
+        comment="the version that last_event and last_edited describe"
+    )
 
 
 class AttemptRecord(Base):
@@ -461,7 +470,7 @@ class EventRecord(Base):
     workspace_id: Mapped[int]
     xid: Mapped[int] = mapped_column(BigInteger, comment="the transaction; 0 on SQLite")
     at: Mapped[datetime] = mapped_column(UtcDateTime)
-    kind: Mapped[int] = mapped_column(SmallInteger, comment="lifecycle.EventKind")
+    kind: Mapped[int] = mapped_column(SmallInteger, comment="rules.events.EventKind")
     job_id: Mapped[str | None] = mapped_column(String(40))
     job_type: Mapped[str | None] = mapped_column(String(100))
     from_status: Mapped[int | None] = mapped_column(SmallInteger)

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from jobapi import jobs as verbs
 from jobapi.background import periodic_tasks
+from jobapi.rules.jobs import JobEdit, JobStatus
 from jobapi.rules.roles import Role
 from jobapi.services import events
 from jobapi.store.tables import events as table
+from jobapi.store.tables import jobs
 
 from ..factories import Desk
 
@@ -146,6 +149,53 @@ def test_lease_that_expired_and_a_worker_who_says_so_are_two_things(desk: Desk) 
     desk.shift(claimed, 100)
     desk.reap()
     assert kinds(history(desk, job))[2:] == ["retried", "claimed", "lease_expired"]
+
+
+@pytest.mark.parametrize("error", ["lease expired", "timed out"])
+def test_edit_to_failed_with_the_text_of_an_expiry_is_a_failure(desk: Desk, error: str) -> None:
+    job = desk.create()
+    with desk.world.transaction() as tx:
+        verbs.edit(tx, desk.workspace_id, job["job_id"], {"status": JobStatus.RUNNING})
+        failed: JobEdit = {"status": JobStatus.FAILED, "error": error}
+        verbs.edit(tx, desk.workspace_id, job["job_id"], failed)
+    found = history(desk, job)
+    assert kinds(found) == ["created", "started", "failed"]
+    assert found[2]["data"] == {"error": error}
+    assert [attempt["outcome"] for attempt in desk.attempts(job)] == ["failed"]
+
+
+END = datetime(2024, 1, 15, tzinfo=UTC)
+OLD_CHANGES: list[tuple[str, dict[str, Any], str | None, dict[str, Any] | None]] = [
+    ("pending", {"priority": 3, "retry_count": 1}, "edited", {"fields": "priority"}),
+    ("pending", {"priority": 1}, None, None),
+    ("running", {"progress_percent": 25}, "progressed", {"progress_percent": 25}),
+    ("running", {"progress_percent": 5}, None, None),
+    ("running", {"status": 2, "completed_at": END}, "succeeded", None),
+    ("running", {"status": 3, "completed_at": END, "error": "e"}, "failed", {"error": "e"}),
+    (
+        "running",
+        {"status": 0, "started_at": None, "error": "lease expired", "changed_by": None},
+        "lease_expired",
+        {"error": "lease expired"},
+    ),
+    ("failed", {"status": 0, "started_at": None, "completed_at": None}, "released", None),
+]
+
+
+@pytest.mark.parametrize(("status", "values", "kind", "data"), OLD_CHANGES)
+def test_change_by_the_release_before_is_noted_by_its_columns(
+    desk: Desk, status: str, values: Any, kind: str | None, data: Any
+) -> None:
+    """It writes none of the columns that say which event a change is."""
+    job = desk.job_in(status, priority="low" if values.get("priority") == 3 else "normal")
+    before = len(history(desk, job))
+    with desk.world.transaction() as tx:
+        changed = {"actual_duration": None, **values, "version": jobs.c.version + 1}
+        tx.execute(update(jobs).where(jobs.c.job_id == job["job_id"]).values(changed))
+    noted = history(desk, job)[before:]
+    assert kinds(noted) == [kind] * (kind is not None)
+    for event in noted:
+        assert (event["data"] or {}).items() >= (data or {}).items()
 
 
 def test_operations_are_noted_as_of_whoever_began_them(desk: Desk) -> None:
