@@ -79,7 +79,8 @@ def transactional(*, planner: Sequence[str] = ()) -> Callable[[F], F]:
 
 def _commits_each_statement(connection: Connection) -> bool:
     """Whether a connection is in autocommit mode and outside a transaction, as its driver says."""
-    driver: Any = connection.connection.driver_connection
+    # Not ``driver_connection``, which is None once a connection has left the pool.
+    driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite":
         return driver.isolation_level is None and not driver.in_transaction
     return bool(driver.autocommit and not driver.info.transaction_status)
