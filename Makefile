@@ -38,7 +38,7 @@ $(READY): requirements-dev.txt setup.cfg pyproject.toml
 
 run: export JOBAPI_ENV = development
 run: $(READY)
-	@$(BIN)/jobapi init --demo
+	@$(BIN)/jobapi init --demo --quiet
 	@exec $(BIN)/jobapi serve
 
 lint: $(READY)

@@ -50,8 +50,8 @@ class Settings:
 
     env: str = _setting(
         "production",
-        "`production` or `development`. Development creates and keeps a secret and allows the "
-        "demo user.",
+        "`production` or `development`. Development creates and keeps a secret, allows the demo "
+        "user, and logs as text.",
         choices=("production", "development"),
     )
     database_url: str | None = _setting(
@@ -183,7 +183,8 @@ class Settings:
     )
     log_format: str = _setting(
         "json",
-        "`json` (one object per line) or `text`. Not used when embedded.",
+        "`json` (one object per line) or `text`. In development the default is `text`. Not used "
+        "when embedded.",
         choices=("json", "text"),
     )
 
@@ -221,6 +222,8 @@ def load(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) ->
         # An empty variable counts as not set.
         if name in known and value is not None and value != ""
     }
+    if values.get("env") == "development":
+        values.setdefault("log_format", "text")
     settings = Settings(**values)
     _check(settings)
     folder = environ.get(METRICS_FOLDER)

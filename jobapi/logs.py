@@ -1,4 +1,4 @@
-"""Structured logs: one line for each request, each with the request's id."""
+"""Logs: one line per request, as JSON or as text, with the request's id."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from flask import g, has_request_context
 
 logger = logging.getLogger("jobapi")
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
+_TEXT = {
+    "format": "%(asctime)s %(levelname)s %(message)s [%(request_id)s]",
+    "datefmt": "%Y-%m-%d %H:%M:%S",
+}
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives each record the id of the request in which it was made."""
+    """Gives each record the id of its request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add ``request_id``; nothing is filtered out."""
+        """Add ``request_id``; every record passes."""
         if not hasattr(record, "request_id"):
             known = g.get("jobapi_request_id") if has_request_context() else None
             record.request_id = known or "-"
@@ -28,8 +31,8 @@ class RequestIdFilter(logging.Filter):
 logger.addFilter(RequestIdFilter())
 
 
-def dict_config(level: str, form: str) -> dict[str, Any]:
-    """The logging of the standalone service, gunicorn's included."""
+def dict_config(level: str, form: str, *, server_level: str | None = None) -> dict[str, Any]:
+    """Logging of the standalone service; ``server_level`` is gunicorn's, if it is another one."""
     json_formatter = {
         "()": "pythonjsonlogger.orjson.OrjsonFormatter",
         "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -46,16 +49,20 @@ def dict_config(level: str, form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"request_id": {"()": RequestIdFilter}},
-        "formatters": {"json": json_formatter, "text": {"format": _TEXT}},
+        "formatters": {"json": json_formatter, "text": _TEXT},
         "handlers": {"stderr": handler},
         "loggers": {
             "jobapi": {"level": level, "handlers": ["stderr"], "propagate": False},
-            "gunicorn.error": {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.error": {
+                "level": server_level or level,
+                "handlers": ["stderr"],
+                "propagate": False,
+            },
         },
         "root": {"level": "WARNING", "handlers": ["stderr"]},
     }
 
 
 def configure(level: str, form: str) -> None:
-    """Set up logging for the standalone service."""
+    """Set up the logging of the standalone service."""
     logging.config.dictConfig(dict_config(level, form))

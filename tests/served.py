@@ -60,7 +60,8 @@ class Service:
     def _wait(self) -> str:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
-            found = re.search(r"Listening at: (http://[^ ]+)", self.log.read_text())
+            # In a line of gunicorn's, or in the greeting of development.
+            found = re.search(r"(http://[^ /]+:[0-9]+)", self.log.read_text())
             if found:
                 with contextlib.suppress(httpx2.TransportError):
                     if httpx2.get(f"{found[1]}/health/live").status_code == 200:

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from werkzeug.serving import make_server
 
 from jobapi import JobAPI
-from jobapi.commands.service import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
 
 from ..host import make_host
 from ..served import Service, environment, jobapi

@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-from jobapi.commands.service import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
 
 from ..served import Service
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from jobapi.commands.service import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
 from jobapi.rules.roles import Role
 
-from ..factories import PASSWORD, World
-from ..served import environment, jobapi
+from ..factories import PASSWORD, World, until
+from ..served import Service, environment, jobapi
 
 
 def run(world: World, *arguments: str, input: str | None = None) -> Result:
@@ -199,6 +199,36 @@ def test_init_demo_can_be_run_again_and_again(tmp_path: Path) -> None:
     assert "workspace 1" in again.stderr
 
 
+def test_init_quiet_prints_nothing(tmp_path: Path) -> None:
+    done = jobapi("init", "--demo", "--quiet", env=development(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_serve_in_development_greets_and_logs_a_line_of_text_per_request(tmp_path: Path) -> None:
+    env = development(tmp_path)
+    assert jobapi("init", "--demo", "--quiet", env=env).returncode == 0
+    with closing(Service(tmp_path, env)) as service:
+        greeting, *_ = service.log.read_text().strip().split("\n\n")
+        assert greeting.split()[:2] == ["Dashboard", f"{service.url}/dashboard"]
+        for text in ("/docs\n", f"user {DEMO_USER}, password {DEMO_PASSWORD}\n", "Ctrl-C"):
+            assert text in greeting
+        service.client(DEMO_USER, DEMO_PASSWORD).get("/workspace")
+        until(lambda: "GET /workspace" in service.log.read_text())
+    lines = service.log.read_text().strip().split("\n\n", 1)[1].splitlines()
+    assert [line.split()[2:6] for line in lines if "/health/" not in line] == [
+        ["INFO", "POST", "/auth/login", "200"],
+        ["INFO", "GET", "/workspace", "200"],
+    ]
+
+
+def test_serve_in_development_without_a_database_says_what_to_run(tmp_path: Path) -> None:
+    (tmp_path / "instance").mkdir()
+    with closing(Service(tmp_path, development(tmp_path))) as service:
+        greeting = service.log.read_text()
+    assert "jobapi init" in greeting
+    assert DEMO_PASSWORD not in greeting
+
+
 def test_init_demo_at_once_makes_one_demo(new_database: Any, database: str, tmp_path: Path) -> None:
     env = {**development(tmp_path), "JOBAPI_DATABASE_URL": new_database(database)}
     with ThreadPoolExecutor(4) as pool:
@@ -245,7 +275,7 @@ def test_database_that_is_not_migrated_says_what_to_run(tmp_path: Path) -> None:
 
 def test_help_and_version_need_no_settings() -> None:
     env = environment()
-    assert "Run and look after the Job API" in jobapi("--help", env=env).stdout
+    assert "Run and administer the Job API" in jobapi("--help", env=env).stdout
     assert re.search(r"\d+\.\d+", jobapi("--version", env=env).stdout)
     usage = jobapi("serve", "--help", env=env).stdout
     for text in ("127.0.0.1", "8000", "--workers", "[default: 2", "--threads", "[default: 8"):

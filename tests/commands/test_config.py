@@ -28,6 +28,12 @@ def test_config_wins_over_the_environment_and_others_names_are_left_alone() -> N
     assert (settings.log_level, settings.log_format) == ("DEBUG", "text")
 
 
+def test_development_logs_as_text_unless_a_format_is_set() -> None:
+    assert load({}, {"JOBAPI_ENV": "development"}).log_format == "text"
+    environ = {"JOBAPI_ENV": "development", "JOBAPI_LOG_FORMAT": "json"}
+    assert load({}, environ).log_format == "json"
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("true", True), ("1", True), (" ON ", True), ("False", False), ("no", False), (False, False)],

@@ -44,7 +44,7 @@ FLOORS = {
     "views": "background errors headers metrics rules schemas services state store",
     "extension": "commands config logs state tokens views",
     "client": "errors rules signals",
-    "commands": "client config errors headers logs metrics rules schemas services signals store",
+    "commands": "config errors headers logs metrics rules schemas services signals state store",
 }
 SERVICES = sorted(name for name in MODULES if name.startswith("services."))
 NO_WEB = sorted(name for name in MODULES if name.split(".")[0] in ("errors", "rules", "store"))
