@@ -1,13 +1,13 @@
 """Speed beside the floor: ``make bench``.
 
 The service and a bare Flask view (``floor.py``) run on the same gunicorn and
-the same Postgres, and are asked the same in turns: read a job, its status, a
-page of 50, create one. A ratio is the service's requests per second over the
-floor's in the same round, so that a machine that is busy with other things
-slows both. Printed are medians over the rounds.
+the same Postgres, and get the same requests in turns: read a job, its status, a
+page of 50, create one. A ratio is the service's requests per second divided by
+the floor's in the same round: other load on the machine slows both. The medians
+over the rounds are printed.
 
-``BENCH_DATABASE_URL`` is a Postgres to use, whose jobapi tables must be its
-own to lose; without it a server is started from the tests' wheel.
+``BENCH_DATABASE_URL`` is the Postgres to use; its jobapi tables are overwritten.
+Without it a server is started, like in the tests.
 """
 
 from __future__ import annotations

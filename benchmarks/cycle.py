@@ -1,11 +1,11 @@
-"""The whole cycle: create no-op jobs, claim them, report on them, in jobs per second.
+"""The whole cycle in jobs per second: create no-op jobs, claim and report them.
 
-In one run, with the same number of worker processes on the same Postgres: the
-service over HTTP with its own Python worker, in batches, with events and
-without; the floor, which is the same with plain psycopg and no HTTP;
-Procrastinate; and Celery on Redis (``BENCH_REDIS_URL``). The clock runs from the
-first create to the last end; the workers are up and wait by then. The others
-live in a virtual environment of their own, ``benchmarks/.venv``.
+Compared with the same number of worker processes on the same Postgres: the service over
+HTTP with its Python worker, in batches, with events and without; the floor, which does the
+same with plain psycopg and no HTTP; Procrastinate; and Celery on Redis
+(``BENCH_REDIS_URL``). The clock runs from the first create to the last end; the workers
+are already waiting. Procrastinate and Celery have their own virtual environment,
+``benchmarks/.venv``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ fork = get_context("fork")
 
 @contextlib.contextmanager
 def processes(target: Callable[..., None], workers: int, *arguments: Any) -> Iterator[None]:
-    """Worker processes, up and waiting."""
+    """Worker processes that are already waiting."""
     started = [fork.Process(target=target, args=arguments) for _ in range(workers)]
     for process in started:
         process.start()
@@ -60,7 +60,7 @@ def until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 600
     while not done():
         if time.monotonic() > deadline:
-            raise RuntimeError("jobs that do not end")
+            raise RuntimeError("jobs did not end")
         time.sleep(0.02)
 
 
@@ -107,7 +107,7 @@ def ours(
                     client.create(workspace_id, "noop")
             else:
                 client.create_many(workspace_id, [{"job_type": "noop"}] * jobs)
-            # As the service itself knows it, so that asking costs it nothing.
+            # From the service's own totals, which is cheap.
             query = (
                 "SELECT sum(n) = %s FROM (SELECT n, status FROM jobapi_job_counts UNION ALL "
                 "SELECT n, status FROM jobapi_job_count_changes) AS counted WHERE status = 2"
@@ -163,7 +163,7 @@ def floor(database: str, workers: int, jobs: int) -> float:
             return jobs / (time.perf_counter() - began)
 
 
-# The others
+# Other queues
 
 
 def peer(name: str, database: str, workers: int, jobs: int, folder: Path) -> float:
@@ -211,8 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 8])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=20_000, help="ours and the floor's")
-    parser.add_argument("--few", type=int, default=2_000, help="the others', and one at a time")
+    parser.add_argument("--jobs", type=int, default=20_000, help="jobs of jobapi and the floor")
+    parser.add_argument("--few", type=int, default=2_000, help="jobs of other rows")
     parser.add_argument("--rows", nargs="*", help="only these, jobapi among them")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -235,7 +235,7 @@ def main() -> None:
         for workers in options.workers:
             measured: dict[str, list[float]] = {name: [] for name in rows}
             for number in range(options.rounds):
-                # To and fro, since each finds the server as the one before has left it.
+                # In alternating order, because each row leaves its load on the server.
                 for name, measure in list(rows.items())[:: (-1) ** number]:
                     measured[name].append(measure(workers))
             for name, values in measured.items():

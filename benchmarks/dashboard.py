@@ -1,9 +1,8 @@
 """The dashboard with five million jobs in one workspace: ``make bench-dashboard``.
 
-A real Chromium opens it beside one with five thousand, in turns, each time with
-an empty cache: ms until something is seen (first contentful paint), and until
-the view's own first content is; and what came over the wire. ``SCALE_JOBS`` and
-``BENCH_DATABASE_URL`` are as in ``scale.py``.
+Chromium opens it and one with five thousand jobs in turns, with an empty cache. Measured
+are the ms until the first contentful paint and until the view's own content, and the bytes
+of all responses. ``SCALE_JOBS`` and ``BENCH_DATABASE_URL`` are as in ``scale.py``.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ VIEWS = {
 
 
 def fill(url: str, jobs: int) -> int:
-    """Jobs and somebody who may see them; the workspace."""
+    """Create jobs and a user who can log in; returns the workspace."""
     _, workspace_id, _ = prepare(url)
     with psycopg.connect(url, autocommit=True) as connection:
         load(connection, workspace_id, jobs, others=0)
@@ -64,11 +63,11 @@ def fill(url: str, jobs: int) -> int:
 
 
 def look(browser: Browser, url: str, workspace_id: int) -> dict[str, tuple[float, float, int, int]]:
-    """Of each view: first paint and first content in ms, requests, bytes."""
+    """First paint and first content in ms, requests and bytes of each view."""
     found = {}
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
-    # Answers that say of themselves that they may be kept are, as a browser does.
+    # Within a visit, responses are cached as usual.
     wire = context.new_cdp_session(page)
     wire.send("Network.enable")
     sent: list[int] = []
@@ -103,7 +102,7 @@ def main() -> None:
 
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if chromium is None:
-        sys.exit(f"There is no Chromium here; install one of {', '.join(NAMES)}.")
+        sys.exit(f"Chromium was not found; install one of {', '.join(NAMES)}.")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(postgres())
         urls = stack.enter_context(databases(server, "jobapi_seen_small", "jobapi_seen_large"))
@@ -124,7 +123,7 @@ def main() -> None:
         for number in range(ROUNDS + 1):
             for side, (url, workspace_id) in enumerate(sides):
                 for name, values in look(browser, url, workspace_id).items():
-                    if number:  # nothing was warm
+                    if number:  # the first round is a warm-up
                         seen[name][side].append(values)
         print(f"{'ms':24}{'paint':>7}{'content':>9}{'paint':>9}{'content':>9}  requests, kB")
         for name, both in seen.items():

@@ -1,4 +1,4 @@
-"""The floor: a bare Flask view, one plain psycopg statement by key, JSON. No log-in, no checks."""
+"""The floor: bare Flask views with one psycopg statement each, without log-in or checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No-op jobs through Procrastinate or Celery: ``cycle.py`` runs this in ``benchmarks/.venv``."""
+"""No-op jobs with Procrastinate or Celery; ``cycle.py`` runs it in ``benchmarks/.venv``."""
 
 from __future__ import annotations
 

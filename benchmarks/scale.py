@@ -1,15 +1,15 @@
-"""Five million jobs beside five thousand: ``make bench-scale``.
+"""Five million jobs compared with five thousand: ``make bench-scale``.
 
-Both lie in one Postgres, in a database each, in 50 workspaces, of which one has
-half of them. That one is asked the same in turns, here and there, through the
-app in this process, so that a machine that is busy with other things slows
-both. A ratio is the large one's median over the small one's in the same round;
-printed is the median over the rounds. The filters are such that even the small
-one has a full page of what matches. Ends with 1 where the aim is missed.
+Two databases in one Postgres have 50 workspaces each, one of which has half of the jobs.
+That workspace gets the same requests in both databases in turns, through the application
+in this process: other load on the machine slows both. A ratio is the large database's
+median divided by the small one's in the same round; the median over the rounds is printed.
+The filters match at least a full page in the small database, too. The exit code is 1 if a
+goal is missed.
 
-``SCALE_JOBS`` is how many jobs the large one has, ``SCALE_ROUNDS`` how many
-times 10 requests of each kind are measured. ``BENCH_DATABASE_URL`` is as in
-``bench.py``; both databases are made there, and dropped at the end.
+``SCALE_JOBS`` is the number of jobs in the large database, ``SCALE_ROUNDS`` how often 10
+requests of each kind are measured. ``BENCH_DATABASE_URL`` is as in ``bench.py``; both
+databases are created there, and dropped at the end.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SMALL = 5_000
 LARGE = int(os.environ.get("SCALE_JOBS", "5_000_000"))
 ROUNDS = int(os.environ.get("SCALE_ROUNDS", "12"))
 AT_ONCE = 10
-"""How many requests are made here before it is the other's turn."""
+"""How many requests one database gets before it is the other's turn."""
 
 STEP = 250_000
-"""How many jobs one statement loads."""
+"""How many jobs one statement inserts."""
 
 OTHERS = 49
 TYPES = 20
@@ -51,8 +51,7 @@ PAGE = 50
 AIM = 1.5
 HALF_AIM = 1.2
 
-# Jobs of a year, in the order of their creation. What nobody has reported on
-# waits or runs; the leases outlive this run.
+# Jobs of a year, in the order of their creation. The leases of running jobs outlive this run.
 LOAD = """
 INSERT INTO jobapi_jobs (
   job_id, workspace_id, created_by, job_type, status, priority, version, metadata, result, error,
@@ -106,7 +105,7 @@ FROM (
 
 @contextlib.contextmanager
 def databases(server: str, *names: str) -> Iterator[list[str]]:
-    """New databases on a server; their URLs."""
+    """Create databases on a server and yield their URLs."""
     with psycopg.connect(server, autocommit=True) as connection:
         drop = [
             SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name))
@@ -124,7 +123,7 @@ def databases(server: str, *names: str) -> Iterator[list[str]]:
 
 
 def load(connection: psycopg.Connection[Any], half: int, total: int, others: int = OTHERS) -> None:
-    """So many jobs, half of them in one workspace, or all; what is there already goes."""
+    """Replace all jobs by ``total`` new ones; ``half`` is the workspace that has half of them."""
     connection.execute("TRUNCATE jobapi_jobs CASCADE")
     connection.execute(
         "INSERT INTO jobapi_workspaces (name, created_by, created_at, updated_at)"
@@ -132,8 +131,8 @@ def load(connection: psycopg.Connection[Any], half: int, total: int, others: int
         " FROM jobapi_workspaces, generate_series(1, %s) AS n WHERE id = %s",
         (others, half),
     )
-    # Made at the end they take a fraction of the time. The triggers stay,
-    # but for that of events: they are not what is measured.
+    # Created at the end, indexes take a fraction of the time. Of the triggers, only that of the
+    # events is disabled: events are not measured.
     indexes = connection.execute(
         "SELECT indexname, indexdef FROM pg_indexes"
         " WHERE tablename = 'jobapi_jobs' AND starts_with(indexname, 'ix_')"
@@ -152,7 +151,7 @@ def load(connection: psycopg.Connection[Any], half: int, total: int, others: int
 
 
 class Side:
-    """One of the databases, loaded, and the app that is asked about it."""
+    """One of the databases with its jobs, and an application for it."""
 
     def __init__(self, url: str, total: int) -> None:
         began = time.monotonic()
@@ -160,11 +159,11 @@ class Side:
         self.connection = psycopg.connect(url, autocommit=True)
         load(self.connection, self.workspace_id, total)
         settings = {"JOBAPI_DATABASE_URL": url, "JOBAPI_SECRET_KEY": SECRET}
-        # The maintenance's part is done between the measurements, and not in them.
+        # The maintenance runs between the measurements, see ``fold``.
         app = create_app({**settings, "JOBAPI_MAINTENANCE_ENABLED": False})
         self.engine = app.extensions["jobapi"].engine
         self.fold()
-        # The loading is no traffic; it would be more on one side than on the other.
+        # Loading the jobs must not count as throughput.
         self.connection.execute("DELETE FROM jobapi_job_flow")
         self.connection.execute("VACUUM ANALYZE")
         self.connection.execute("CHECKPOINT")
@@ -186,7 +185,7 @@ class Side:
         print(f"{total:,} jobs, {first['total']:,} of them in one workspace: {took:.0f} s")
 
     def new(self) -> dict[str, Any]:
-        """A job of the next one of the types that there are."""
+        """A job of the next type."""
         return {**new_job(0), "job_type": next(self.types)}
 
     def fold(self) -> None:
@@ -200,7 +199,7 @@ class Side:
                 folded = counts.fold(tx)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[float, Any]:
-        """Seconds, and the answer."""
+        """Send a request; returns the seconds and the answer."""
         began = time.perf_counter()
         response = self.client.open(path, method=method, json=body, headers=self.headers)
         seconds = time.perf_counter() - began
@@ -209,12 +208,12 @@ class Side:
         return seconds, response.get_json()
 
     def forget(self, job_ids: list[str]) -> None:
-        """Delete what a measurement has made, so that both stay as large as they were."""
+        """Delete the jobs of a measurement, so that both databases keep their size."""
         self.connection.execute("DELETE FROM jobapi_jobs WHERE job_id = ANY (%s)", (job_ids,))
 
 
 Action = Callable[[Side], float]
-"""Does one thing; the seconds that it took."""
+"""A measurement; returns its seconds."""
 
 
 def listed(query: str = "") -> Action:
@@ -245,7 +244,7 @@ def create(side: Side) -> float:
 
 
 def claimed(number: int) -> Action:
-    """Claim so many and report on them; as many are created before, and not timed."""
+    """Claim and report this many jobs; creating them before is not measured."""
 
     def claim(side: Side) -> float:
         side.ask("POST", f"{side.jobs}/batch", {"jobs": [side.new() for _ in range(number)]})
@@ -256,7 +255,7 @@ def claimed(number: int) -> Action:
         ]
         reporting, answer = side.ask("POST", f"{side.jobs}/report", {"reports": reports})
         if [each["accepted"] for each in answer["data"]] != [True] * number:
-            raise RuntimeError(f"not all of {number} were claimed and reported on")
+            raise RuntimeError(f"not all of {number} were claimed and reported")
         side.forget([report["job_id"] for report in reports])
         return claiming + reporting
 
@@ -278,13 +277,13 @@ ACTIONS: dict[str, Action] = {
     "create": create,
     "claim 1, report": claimed(1),
     "claim 100, report": claimed(100),
-    # Last, so that there is some traffic to tell of, the same on both sides.
+    # Last, so that both databases have the same throughput to report.
     "stats": stats,
 }
 
 
 def measure(action: Action, sides: list[Side], at_once: int) -> list[list[list[float]]]:
-    """The seconds that it took, for each side those of each round."""
+    """The seconds of each round, for each side."""
     rounds: list[list[list[float]]] = [[] for _ in sides]
     for _ in range(ROUNDS + 1):
         for side, mine in zip(sides, rounds, strict=True):
@@ -326,7 +325,7 @@ def main() -> None:
         sides = [Side(url, total) for url, total in zip(urls, (SMALL, LARGE), strict=True)]
         for name, size in sizes(sides[1].connection, "jobapi_jobs").items():
             print(f"  {name:28}{size / 2**20:8.0f} MiB")
-        # As the service itself does.
+        # As ``jobapi serve`` does.
         gc.collect()
         gc.freeze()
         print(f"{'ms':32}{'small':>8}{'p95':>8}{'large':>8}{'p95':>8}{'ratio':>8}")

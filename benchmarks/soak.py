@@ -1,13 +1,12 @@
-"""Ten minutes of work: ``make soak``.
+"""Ten minutes of full load: ``make soak``.
 
-One process creates jobs, some claim them and report on them, as fast as it
-goes, through a ``jobapi serve`` of their own. The time falls into ten windows;
-the last one's jobs per second over the first one's shall be at least 0.9, else
-this ends with 1. Beside them stands how the table and its indexes grow, and
-what the autovacuum leaves.
+One process creates jobs, others claim and report them as fast as they can, on a
+``jobapi serve``. The time is divided into ten windows. The exit code is 1 if the jobs per
+second of the last window are less than 0.9 of the first. The sizes of the table and its
+indexes and the number of dead rows are printed, too.
 
-``SOAK_SECONDS`` is how long it takes, without the start. ``BENCH_DATABASE_URL``
-is as in ``bench.py``.
+``SOAK_SECONDS`` is the duration without the start. ``BENCH_DATABASE_URL`` is as in
+``bench.py``.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 WINDOWS = 10
 WARM_UP = 10.0
 WORKERS = 2
-"""As many as leave the one who creates enough of two cores to stay ahead of them."""
+"""On two cores, the creating process stays ahead of this many."""
 
 BACKLOG = 5_000
-"""While fewer jobs than so many wait, more are created."""
+"""Jobs are created while fewer than this many are pending."""
 
 GOAL = 0.9
 TABLES = (
@@ -49,7 +48,7 @@ TABLES = (
 
 
 def count(connection: psycopg.Connection[Any], status: JobStatus) -> int:
-    """How many jobs there are, as the service itself knows it, so that asking costs it nothing."""
+    """The number of jobs, from the service's own totals, which is cheap."""
     row = connection.execute(
         "SELECT coalesce(sum(n), 0) FROM (SELECT n, status FROM jobapi_job_counts UNION ALL"
         " SELECT n, status FROM jobapi_job_count_changes) AS counted WHERE status = %s",
@@ -59,7 +58,7 @@ def count(connection: psycopg.Connection[Any], status: JobStatus) -> int:
 
 
 def create(database: str, url: str, token: str, workspace_id: int) -> None:
-    """Keep as many jobs waiting as shall be."""
+    """Keep ``BACKLOG`` jobs pending."""
     with (
         psycopg.connect(database, autocommit=True) as connection,
         Client(url, token=token) as client,
@@ -76,7 +75,7 @@ def create(database: str, url: str, token: str, workspace_id: int) -> None:
 
 
 def dead(connection: psycopg.Connection[Any]) -> int:
-    """How many rows of the jobs' table wait for the autovacuum."""
+    """The number of dead rows in the jobs' table."""
     row = connection.execute(
         "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobapi_jobs'"
     ).fetchone()
@@ -84,7 +83,7 @@ def dead(connection: psycopg.Connection[Any]) -> int:
 
 
 def soak(connection: psycopg.Connection[Any]) -> float:
-    """The last window's jobs per second over the first one's; prints what there is to see."""
+    """Print the windows; returns the last one's jobs per second divided by the first one's."""
     names = ("window", "jobs/s", "ended", "pending", "table MiB", "indexes MiB", "dead")
     print("".join(f"{name:>12}" for name in names))
     points = {"start": sizes(connection, *TABLES)}

@@ -1,8 +1,8 @@
-"""How soon a change is known to everybody who listens: 500 streams on one node.
+"""Latency of events on 500 streams of one node.
 
 Prints the time from just before a job is created until its event has arrived, over all
-streams and changes, in ms: median, 99th percentile and the longest; and what the
-streams cost the service while nothing happens, as a share of one core.
+streams and changes, in ms: median, 99th percentile and maximum; and the load of idle
+streams, as a share of one core.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jobapi.client import Client
 STREAMS = int(os.environ.get("BENCH_STREAMS", "500"))
 CHANGES = 50
 PAUSE_SECONDS = (0.1, 0.3)
-"""Between them: in step with the service's own looks, all changes would wait equally long."""
+"""Random pauses, so that changes are not in step with the service's polling."""
 
 IDLE_SECONDS = 10
 
 
 def processor_seconds() -> float:
-    """What the service's processes have used so far."""
+    """Processor time of the service's processes so far."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -41,7 +41,7 @@ def processor_seconds() -> float:
 
 
 def open_stream(port: int, path: str, token: str) -> socket.socket:
-    """A stream of which the head has been read."""
+    """An open stream, after the head of its response."""
     sock = socket.create_connection(("127.0.0.1", port), timeout=30)
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
     sock.sendall(request.encode())
@@ -83,7 +83,7 @@ def main() -> None:
                         heard[key.fd] = b""
                         missing -= 1
             if number == 0:
-                took.clear()  # nothing was warm
+                took.clear()  # a warm-up
             time.sleep(random.uniform(*PAUSE_SECONDS))
         ms = sorted(seconds * 1000 for seconds in took)
         print(f"{STREAMS} streams, {CHANGES - 1} changes: ms from before a create to its arrival")

@@ -1,4 +1,4 @@
-"""``curl`` and ``jq`` for machines that have none: as much of them as the documented lines use."""
+"""``curl`` and ``jq`` for machines without them, with the options that the guide uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def install(folder: Path, names: tuple[str, ...]) -> None:
-    """Put commands of these names into a folder, for a PATH."""
+    """Create commands with these names in a folder, for ``PATH``."""
     for name in names:
         command = folder / name
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
