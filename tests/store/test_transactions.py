@@ -9,6 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from jobapi.store.engine import long_transaction
 from jobapi.store.transactions import BY_KEY, IN_ORDER, atomic, transaction
 
 from ..factories import World
@@ -71,6 +72,14 @@ def test_atomic_in_an_open_transaction_leaves_the_commit_to_its_owner(world: Wor
             connection.execute(INSERT)
         connection.rollback()
         assert connection.scalar(COUNT) == 0
+
+
+def test_atomic_on_a_connection_that_left_the_pool_joins_its_transaction(world: World) -> None:
+    with world.state.engine.connect() as connection, long_transaction(connection):
+        with atomic(connection):
+            connection.scalar(COUNT)
+        # Still in the transaction.
+        connection.exec_driver_sql("SAVEPOINT a")
 
 
 def test_atomic_in_a_transaction_of_a_host_takes_its_planner_settings_back(world: World) -> None:
