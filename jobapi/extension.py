@@ -1,4 +1,4 @@
-"""The only wiring: how the API comes into a Flask application."""
+"""The only wiring: adds the Job API to a Flask application."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Flask
 from flask_migrate import Migrate
@@ -39,8 +39,6 @@ from .views import (
 )
 from .views.openapi import Api
 
-if TYPE_CHECKING:
-    pass
 VERSION_TABLE = "jobapi_alembic_version"
 MIN_HOST_SECRET_BYTES = 16
 
@@ -50,16 +48,16 @@ logger = logging.getLogger("jobapi")
 class JobAPI:
     """Adds the Job API to a Flask application.
 
-    ``url_prefix`` is where in the application it lives, such as ``/job-api``.
-    ``current_user`` is for an application that has its own log-in: called in
-    each request, it returns the stable id of the user who is logged in (what
-    ``accounts.host_id`` takes), or None. Our own log-in is not served then.
-    ``maintenance`` gives each serving process a thread for the background work, such
-    as expired leases; without it, run ``flask jobapi maintain``.
+    ``url_prefix`` is the path below which it is served, such as ``/job-api``.
+    ``current_user`` is for an application with a log-in of its own: called in each
+    request, it returns the stable id of the logged-in user (what ``accounts.host_id``
+    takes), or None. The log-in of jobapi is not served then. With ``maintenance`` each
+    serving process has a thread for the background work, such as expired leases;
+    without it, run ``flask jobapi maintain``.
 
-    The database is ``JOBAPI_DATABASE_URL``; where it is not set, the
-    application's own Flask-SQLAlchemy engine (its bind ``jobapi``, if there is
-    one); else a SQLite file in the application's instance folder.
+    The database is ``JOBAPI_DATABASE_URL``; if that is not set, the application's
+    Flask-SQLAlchemy engine (its bind ``jobapi``, if there is one); otherwise a SQLite
+    file in the application's instance folder.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class JobAPI:
         """Add the API to ``app``.
 
         Raises ``ConfigError`` for a setting that it cannot work with, and
-        ``RuntimeError`` where the application has a Job API already.
+        ``RuntimeError`` if the application has a Job API already.
         """
         settings = config.load(app.config)
         _install(
@@ -95,10 +93,10 @@ class JobAPI:
 
 
 def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
-    """Make an application that is nothing but the Job API.
+    """Create an application that serves only the Job API.
 
-    ``settings`` are ``JOBAPI_…`` names with their values; they win over the
-    environment. Raises ``ConfigError``.
+    ``settings`` maps ``JOBAPI_…`` names to values, which override the environment.
+    Raises ``ConfigError``.
     """
     loaded = config.load(settings or {})
     app = Flask("jobapi", instance_path=_instance_path(loaded), static_folder=None)
@@ -121,14 +119,14 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     return app
 
 
-# Decoded, as WSGI has it.
+# Of a path that WSGI has decoded.
 _PATH_PREFIX = re.compile(r"(/[^/\\?#\"<>\x00-\x1f\x7f]+)*/?")
 
 
 def _below_prefix(wsgi_app: Callable[..., Any]) -> Callable[..., Any]:
-    """Accept a prefix of all paths only if it is a valid path.
+    """Ignore a SCRIPT_NAME that is not a valid path.
 
-    With ``//evil.example`` our links would lead to another site.
+    With ``//evil.example`` the links of the API would lead to another site.
     """
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -151,17 +149,7 @@ def _install(
     standalone: bool,
     maintain: bool,
 ) -> None:
-    if "jobapi" in app.extensions:
-        raise RuntimeError("This application has a Job API already; call JobAPI once.")
-    if url_prefix and (not url_prefix.startswith("/") or url_prefix.endswith("/")):
-        raise ConfigError(
-            f"url_prefix must start with a slash and not end with one, unlike {url_prefix!r}."
-        )
-    if app.url_map.host_matching:
-        raise ConfigError(
-            "JobAPI does not support an application with host_matching; mount jobapi.create_app() "
-            "beside it instead."
-        )
+    _check_application(app, url_prefix)
     private = Flask("jobapi", instance_path=app.instance_path, static_folder=None)
     Migrate().init_app(private, directory=str(migrations_folder()), version_table=VERSION_TABLE)
     api = Api(app, version=__version__, description=docs.DESCRIPTION)
@@ -180,34 +168,54 @@ def _install(
     )
     app.extensions["jobapi"] = private.extensions["jobapi"] = state
     api.describe_security(current_user is not None)
-    blueprints = [
-        job_lists.blp,
-        jobs.blp,
-        operations.blp,
-        stats.blp,
-        events.blp,
-        worker.blp,
-        workspaces.blp,
-        workspaces.keys_blp,
-        auth.own_blp,
-        users.blp,
-    ]
-    if current_user is None:
-        blueprints.insert(0, auth.blp)
-    for blueprint in [*blueprints, health.blp]:
-        api.register_blueprint(blueprint, url_prefix=url_prefix or None)
-    if settings.metrics_token is not None:
-        app.register_blueprint(metrics.blp, url_prefix=url_prefix or None)
-    if settings.docs_enabled:
-        app.register_blueprint(docs.blp, url_prefix=url_prefix or None)
-    if settings.dashboard_enabled:
-        app.register_blueprint(dashboard.blp, url_prefix=url_prefix or None)
+    for blueprint in _DOCUMENTED:
+        if blueprint is not auth.blp or current_user is None:
+            api.register_blueprint(blueprint, url_prefix=url_prefix or None)
+    undocumented = {
+        metrics.blp: settings.metrics_token is not None,
+        docs.blp: settings.docs_enabled,
+        dashboard.blp: settings.dashboard_enabled,
+    }
+    for plain, enabled in undocumented.items():
+        if enabled:
+            app.register_blueprint(plain, url_prefix=url_prefix or None)
     hooks.register(app, state)
     app.cli.add_command(main.main)
 
 
+_DOCUMENTED = (
+    auth.blp,
+    job_lists.blp,
+    jobs.blp,
+    operations.blp,
+    stats.blp,
+    events.blp,
+    worker.blp,
+    workspaces.blp,
+    workspaces.keys_blp,
+    auth.own_blp,
+    users.blp,
+    health.blp,
+)
+"""The views of the OpenAPI document, in its order."""
+
+
+def _check_application(app: Flask, url_prefix: str) -> None:
+    if "jobapi" in app.extensions:
+        raise RuntimeError("This application has a Job API already; call JobAPI once.")
+    if url_prefix and (not url_prefix.startswith("/") or url_prefix.endswith("/")):
+        raise ConfigError(
+            f"url_prefix must start with a slash and not end with one, unlike {url_prefix!r}."
+        )
+    if app.url_map.host_matching:
+        raise ConfigError(
+            "JobAPI does not support an application with host_matching; mount jobapi.create_app() "
+            "beside it instead."
+        )
+
+
 def migrations_folder() -> Path:
-    """Where the migrations are: in the installed package, or beside it in a checkout."""
+    """The migrations: in the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
@@ -227,12 +235,12 @@ def _host_secret(app: Flask, settings: Settings) -> str:
             "Set JOBAPI_SECRET_KEY, or give the application a SECRET_KEY of at least "
             f"{MIN_HOST_SECRET_BYTES} bytes. Make one with: {NEW_SECRET_COMMAND}"
         )
-    # Derived, so that what the host signs with its key is never a token of ours.
+    # A derived key: nothing that the host signs with its own is a token of ours.
     return hmac.new(key, b"jobapi tokens", hashlib.sha256).hexdigest()
 
 
 def _development_secret(settings: Settings, folder: Path) -> str:
-    """The secret kept in the instance folder, made when it is first needed."""
+    """The secret in the instance folder, created when it is first needed."""
     if not settings.development:
         raise ConfigError(
             "JOBAPI_SECRET_KEY is not set; it signs the tokens. "
@@ -242,8 +250,8 @@ def _development_secret(settings: Settings, folder: Path) -> str:
     path = folder / "development-secret"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        # Written whole before it gets its name: of two processes that start at
-        # the same moment both end up with the same secret.
+        # Written completely before it gets its name, so that two processes that start at
+        # the same moment use the same secret.
         draft = folder / f".development-secret-{os.getpid()}-{secrets.token_hex(4)}"
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(48))

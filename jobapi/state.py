@@ -1,4 +1,4 @@
-"""What the API knows about the application it serves."""
+"""What jobapi knows about the application that it serves."""
 
 from __future__ import annotations
 
@@ -38,28 +38,41 @@ logger = logging.getLogger("jobapi")
 
 BIND_KEY = "jobapi"
 NOTE_AGAIN_SECONDS = 60.0
+"""How long after a failure the use of API keys is not recorded."""
 
 
 @dataclass
 class State:
-    """What the API knows of the application that it serves.
-
-    ``private`` is an application of our own that serves nothing. Our
-    flask-jwt-extended, Flask-Migrate and, where the host has no database for
-    us, Flask-SQLAlchemy live there, so that a host's own stay as they are.
-    """
+    """What jobapi knows about the application that it serves, and what runs in each process."""
 
     app: Flask
+    """The host's application, or the one that ``create_app`` made."""
+
     settings: Settings
+
     private: Flask
+    """An application of ours that serves nothing.
+
+    It has our flask-jwt-extended, our Flask-Migrate and, if the host has no database for
+    us, our Flask-SQLAlchemy, so that the host's own stay as they are.
+    """
+
     tokens: TokenIssuer
+
     url_prefix: str
+    """The path below which the API is served; empty for the root."""
+
     standalone: bool
+    """Whether the application serves only the Job API."""
+
     current_user: Callable[[], Any] | None
+    """Returns the id of the host's user who is logged in; None if jobapi has the log-in."""
+
     spec: APISpec
+    """The OpenAPI document."""
 
     maintain: bool = False
-    """Whether the processes that serve have the maintenance's thread."""
+    """Whether each serving process has a thread for the maintenance."""
 
     is_stopping: Callable[[], bool] = lambda: False
     """Whether this process is about to stop; ``jobapi serve`` asks gunicorn."""
@@ -67,7 +80,19 @@ class State:
     wrote_at: float = float("-inf")
     """When ``/health/ready`` last wrote to the database, on ``time.monotonic``'s clock."""
 
+    server_threads: int = field(init=False)
+    """Threads of each serving process: JOBAPI_SERVER_THREADS, or what ``jobapi serve`` uses."""
+
+    waiters: Waiters = field(init=False)
+    streams: Streams = field(init=False)
+    maintenance: Maintenance = field(init=False)
+
     _note_at: float = float("-inf")
+    """When to record again that keys are used, after that has failed."""
+
+    _measures: bool = field(init=False)
+    """Whether there are metrics, or may be."""
+
     _engine: Engine | None = None
     _listen_engine: Engine | None = None
     _metrics: Metrics | None = None
@@ -91,7 +116,8 @@ class State:
             on_change=self._count_streams,
         )
         self.maintenance = Maintenance(
-            lambda: self.engine, periodic_tasks(self.backoff, self.tell, self.waiters.announce)
+            lambda: self.engine,
+            periodic_tasks(self.backoff, self.count_reaped, self.waiters.announce),
         )
 
     def close(self) -> None:
@@ -105,10 +131,10 @@ class State:
 
     @property
     def engine(self) -> Engine:
-        """The database, one commit for each statement.
+        """The database, in autocommit mode.
 
-        Found when it is first needed, because a host may set up its database
-        after us.
+        It is looked up when it is first needed, because a host may set up its database
+        after jobapi.
         """
         if self._engine is None:
             with self._lock:
@@ -121,10 +147,11 @@ class State:
 
     @property
     def metrics(self) -> Metrics | None:
-        """The metrics; None if they are switched off or not possible.
+        """The metrics; None if they are switched off or failed to start.
 
-        Made when it is first needed, because ``jobapi serve`` says after the
-        application is made where its processes keep their numbers.
+        Created when first needed: ``jobapi serve`` chooses the folder of its processes'
+        metrics after the application was created, and prometheus-client looks for it when
+        it is imported.
         """
         if self._metrics is None and self._measures:
             from .metrics import new
@@ -133,9 +160,9 @@ class State:
                 try:
                     self._metrics = self._metrics or new()
                 except Exception:
-                    # What only measures must not break what serves.
+                    # The service works without metrics.
                     self._measures = False
-                    logger.warning("measuring has failed; nothing is measured", exc_info=True)
+                    logger.warning("cannot collect metrics", exc_info=True)
         return self._metrics
 
     def note_use(self, connection: Connection, key_id: int, now: datetime) -> None:
@@ -148,14 +175,15 @@ class State:
             if judge(error) is None:
                 raise
             connection.rollback()
-            # Each try may wait for a lock.
+            # Each attempt may wait for a lock.
             self._note_at = time.monotonic() + NOTE_AGAIN_SECONDS
-            logger.warning("cannot write down when API keys were used: %s", error.orig)
+            logger.warning("cannot record when API keys were used: %s", error.orig)
 
     def end_host_reads(self) -> None:
-        """Return the connection that the host's session has used to identify the caller.
+        """Return the connection with which the host's session has identified the caller.
 
-        Only if its transaction has written nothing; the session begins another one when needed.
+        Only if its transaction has written nothing; the session begins another one when
+        needed.
         """
         database: Any = self.app.extensions.get("sqlalchemy")
         if self.standalone or not isinstance(database, SQLAlchemy) or len(database.engines) > 1:
@@ -166,8 +194,8 @@ class State:
         if session.in_transaction() and not _has_written(session):
             session.rollback()
 
-    def tell(self, reaped: Sequence[Any]) -> None:
-        """Count the jobs whose leases, or time, had run out."""
+    def count_reaped(self, reaped: Sequence[Any]) -> None:
+        """Count the jobs whose lease expired or whose time was up."""
         if self.metrics is not None:
             self.metrics.reaped(reaped)
 
@@ -193,7 +221,7 @@ class State:
 
     @property
     def listen_engine(self) -> Engine:
-        """For the connection that listens, which may have to go past a pooler."""
+        """The engine of the connection that listens, which may have to bypass a pooler."""
         if self._listen_engine is None:
             if self.settings.listen_database_url is None:
                 return self.engine
@@ -213,7 +241,7 @@ class State:
         )
 
     def schema_problem(self, connection: Connection) -> str | None:
-        """What to do where the database does not have this version's migrations, else None."""
+        """What to do if the database lacks migrations of this version; otherwise None."""
         migrate: Any = self.private.extensions["migrate"]
         return readiness.schema_problem(
             connection, migrate.directory, migrate.configure_args["version_table"]
@@ -232,7 +260,7 @@ def _has_written(session: Session) -> bool:
 
 
 def _usable(engine: Any) -> Engine:
-    """A host's engine. Raises ``ConfigError`` if we cannot work with it."""
+    """A host's engine. Raises ``ConfigError`` if jobapi cannot work with it."""
     instead = "Set JOBAPI_DATABASE_URL, or add a bind named jobapi to SQLALCHEMY_BINDS."
     if not isinstance(engine, Engine):
         raise ConfigError(
@@ -272,7 +300,7 @@ def _own_engine(private: Flask, settings: Settings, limits: Limits) -> Engine:
         prepare_sqlite(engine)
         set_up(engine, limits)
     except BaseException:
-        # So that it can be made later.
+        # So that a later attempt can create it.
         private.extensions.pop("sqlalchemy", None)
         raise
     return engine

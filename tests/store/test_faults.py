@@ -449,7 +449,7 @@ def test_maintenance_survives_a_table_that_is_locked_and_says_so_once(
 
     tasks = [
         PeriodicTask("idempotency keys", 0.05, delete_old_answers),
-        *periodic_tasks.periodic_tasks(state.backoff, state.tell, state.waiters.announce),
+        *periodic_tasks.periodic_tasks(state.backoff, state.count_reaped, state.waiters.announce),
     ]
     maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     with psycopg.connect(postgres_url) as other:
@@ -468,7 +468,7 @@ def test_maintenance_goes_on_after_the_database_was_read_only(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
     state = brief.world.state
-    tasks = periodic_tasks.periodic_tasks(state.backoff, state.tell, state.waiters.announce)
+    tasks = periodic_tasks.periodic_tasks(state.backoff, state.count_reaped, state.waiters.announce)
     maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     late = brief.create(max_retries=0)
     brief.claim(lease_seconds=5)
