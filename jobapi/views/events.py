@@ -20,6 +20,7 @@ from . import examples
 from .access import Caller, guard, identify, may_still
 from .base import paginated, state, to_json
 from .blueprints import Blueprint
+from .openapi import header, header_parameter
 
 blp = Blueprint("events", "Events", "What happened, when, and by whom; as lists and as a stream.")
 
@@ -73,12 +74,9 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
     summary="Stream events",
     errors=(404, 429),
     parameters=[
-        {
-            "name": "Last-Event-ID",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "The last `id` that was received: the stream resumes after it.",
-        }
+        header_parameter(
+            "Last-Event-ID", "The last `id` that was received: the stream resumes after it."
+        )
     ],
     responses={
         "200": {
@@ -88,13 +86,11 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
             "gets, with `event: start` and `data: {}`, is not an Event. Lines that begin with a "
             "colon are comments.",
             "content": {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}},
-            "headers": {
-                "Last-Event-ID": {
-                    "schema": {"type": "string"},
-                    "description": "The position at which the stream begins: to resume one that "
-                    "ends before its first event.",
-                }
-            },
+            "headers": header(
+                "Last-Event-ID",
+                "The position at which the stream begins: to resume one that ends before its "
+                "first event.",
+            ),
         }
     },
 )

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from flask import Response, request
 from marshmallow import ValidationError
@@ -24,6 +24,7 @@ from .base import json_response, state, to_json
 from .blueprints import Blueprint
 from .bodies import Unkept, refusal
 from .jobs import JOB, JOBS
+from .openapi import header
 from .replay import IDEMPOTENCY_KEY, REPLAYED, REPLAYED_HEADER, idempotency_key
 
 blp = Blueprint(
@@ -34,13 +35,13 @@ RETRY_SECONDS = 2
 """The longest ``Retry-After`` of a claim that could not wait."""
 
 _CHANCE = random.SystemRandom()
-_RETRY_AFTER = {
-    "Retry-After": {
-        "schema": {"type": "integer", "minimum": 1},
-        "description": "Seconds to wait before the next claim. Only in an empty answer that "
-        "came before `wait_seconds` had passed.",
-    }
-}
+_RETRY_AFTER = header(
+    "Retry-After",
+    "Seconds to wait before the next claim. Only in an empty answer that came before "
+    "`wait_seconds` had passed.",
+    type="integer",
+    minimum=1,
+)
 
 MAX_PROBLEM_BYTES = 16 * 1024
 """How large all the problems of malformed reports in one request may be."""
@@ -156,30 +157,9 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     repeated with the same token. A report with invalid content is refused but still
     renews the lease: see its `lease_expires_at`.
     """
-    given = body["reports"]
-    answers: list[dict[str, Any]] = []
-    reports: list[Report] = []
+    given = _loaded(body["reports"])
+    reports = [each for each in given if not isinstance(each, _Malformed)]
     judged: list[queue.Answer] = []
-    most = MAX_PROBLEM_BYTES
-    for raw in given:
-        try:
-            if isinstance(raw, Unkept):
-                raise ValidationError(dict[str, Any](raw.wrong))
-            reports.append(cast(Report, _REPORT.load(raw)))
-            answers.append({})
-        except ValidationError as error:
-            problem = refusal(error.messages)
-            most -= len(to_json(problem.problem()))
-            if most < 0:
-                problem = ValidationFailed(
-                    {"body": ["Not valid; correct the reports above first."]}
-                )
-            lease = _lease(raw)
-            if lease is None:
-                answers.append(_answer(_job_id(raw), queue.Answer(problem=problem)))
-            else:
-                reports.append({**lease, "refused": problem})
-                answers.append({})
     if reports:
         judged = queue.report(
             caller.connection,
@@ -191,15 +171,49 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
         )
         if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
             state().waiters.announce(caller.connection, workspace_id)
-        results = iter(zip(reports, judged, strict=True))
-        for number, answer in enumerate(answers):
-            if not answer:
-                report, found = next(results)
-                answers[number] = _answer(report["job_id"], found)
     metrics = state().metrics
     if metrics is not None:
         metrics.reported(workspace_id, reports, judged, malformed=len(given) - len(reports))
-    return {"data": answers}
+    found = iter(judged)
+    return {
+        "data": [
+            _answer(each.job_id, queue.Answer(problem=each.problem))
+            if isinstance(each, _Malformed)
+            else _answer(each["job_id"], next(found))
+            for each in given
+        ]
+    }
+
+
+class _Malformed(NamedTuple):
+    """An invalid report without a lease that could be renewed."""
+
+    job_id: str | None
+    problem: ValidationFailed
+
+
+def _loaded(given: Sequence[Any]) -> list[Report | _Malformed]:
+    """Load each report. Of an invalid one with a lease, the lease and the error are left."""
+    loaded: list[Report | _Malformed] = []
+    remaining = MAX_PROBLEM_BYTES
+    for raw in given:
+        try:
+            if isinstance(raw, Unkept):
+                raise ValidationError(dict[str, Any](raw.wrong))
+            loaded.append(cast(Report, _REPORT.load(raw)))
+        except ValidationError as error:
+            problem = refusal(error.messages)
+            remaining -= len(to_json(problem.problem()))
+            if remaining < 0:
+                problem = ValidationFailed(
+                    {"body": ["Not valid; correct the reports above first."]}
+                )
+            lease = _lease(raw)
+            if lease is None:
+                loaded.append(_Malformed(_job_id(raw), problem))
+            else:
+                loaded.append({**lease, "refused": problem})
+    return loaded
 
 
 def _lease(raw: Any) -> Report | None:
