@@ -1,19 +1,20 @@
-"""Who calls, which workspace, which role: found and checked once, in one query.
+"""Authentication and authorization of requests.
 
-A view behind ``guard`` gets a ``Caller``. Where its path names a job, the same
-query has read the job, so that reading one costs one round trip.
+``guard`` decorates a view. It identifies the caller, checks the caller's access to
+the workspace in the path, and passes a ``Caller`` to the view. One query reads the
+user, the membership and, on paths with a job, the job: such a view needs no query
+of its own.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from flask import g, request
 from sqlalchemy import Connection, and_, bindparam, select
@@ -43,11 +44,13 @@ _JOB_ID = re.compile(r"job_[0-9a-v]{26,32}")
 _DEFAULT_PORT = re.compile(r":(80|443)$")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-HOST_SECONDS = 300.0
-"""How long a host's log-in holds for a stream."""
+HOST_LOGIN_SECONDS = 300.0
+"""How long a stream trusts a login of the host, which can be checked only in a request."""
 
-JOB_COLUMNS = {
-    "job": COLUMNS,
+JobColumns = Literal["all", "status", "result"]
+
+JOB_COLUMNS: dict[JobColumns, Sequence[Any]] = {
+    "all": COLUMNS,
     "status": (
         jobs.c.job_id,
         jobs.c.job_type,
@@ -67,58 +70,78 @@ JOB_COLUMNS = {
     ),
 }
 
-logger = logging.getLogger("jobapi")
+
+Credential = Literal["token", "key", "host"]
+"""An access token, an API key, or the host application's own login."""
 
 
 class Identity(NamedTuple):
-    """What a request says of its caller, before the database has been asked."""
+    """The caller that a request claims to be, before the query that checks it."""
 
-    kind: str  # "token", "key" or "host"
-    parameters: dict[str, Any]
-    until: float | None = None
-    """Until when that may be believed without another request, in seconds since 1970."""
+    credential: Credential
+    parameters: Mapping[str, Any]
+    """Parameters of the query: the key's hash, the user's name, or the ids in the token."""
+
+    expires: float | None = None
+    """When the credential itself expires, in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, and what the request is about."""
+    """The authenticated caller of a request, and what the query for it has read."""
 
     connection: Connection
+    """The connection of the request; each statement is committed by itself."""
+
     now: datetime
+    """The database's time."""
+
     user_id: int
+    """The user. For an API key: the user on whose behalf it acts."""
+
     is_admin: bool
+    """False for an API key, also of an administrator."""
+
     session_id: str | None = None
+    """The login session of an access token."""
+
     key_id: int | None = None
     key_workspace_id: int | None = None
     job_types: Sequence[str] | None = None
+    """The job types to which the API key is limited; None: all."""
+
     role: Role | None = None
+    """The role in the workspace of the path, or in the API key's workspace."""
+
     job: AnyRow | None = None
+    """The job of the path, with the columns of ``guard(job_columns=…)`` and ``now``."""
 
     @property
     def name(self) -> str:
-        """For the log: who this is, without anything secret."""
+        """The actor of changes, also in the log: ``user:1`` or ``key:1``."""
         return f"key:{self.key_id}" if self.key_id is not None else f"user:{self.user_id}"
 
     def check_role(self, role: Role | None) -> None:
-        """Refuse whose role in the workspace is lower (``RoleTooLow``)."""
+        """Raise ``RoleTooLow`` for a lower role in the workspace."""
         if role is not None and (self.role is None or self.role < role):
-            raise errors.RoleTooLow(_need(role, self.role))
+            raise errors.RoleTooLow(_required(role, self.role))
 
     def check_job_type(self, job_type: str) -> None:
-        """Refuse what is not for this key (``JobTypeNotAllowed``)."""
+        """Raise ``JobTypeNotAllowed`` if the API key is limited to other job types."""
         if self.job_types is not None and job_type not in self.job_types:
             raise errors.JobTypeNotAllowed(
-                f"This API key is for the job types {', '.join(self.job_types)} only."
+                f"This API key is limited to the job types {', '.join(self.job_types)}. Use one of "
+                "these, or another key."
             )
 
 
 def lease_token() -> str | None:
-    """The lease that the caller says it holds."""
+    """The value of the ``Lease-Token`` header."""
     return request.headers.get("Lease-Token")
 
 
 def public(view: View) -> View:
-    """Mark a view that anybody may call."""
+    """Mark a view that needs no authentication."""
     view.__dict__.setdefault("_apidoc", {})["jobapi"] = {"public": True}
     return view
 
@@ -126,32 +149,37 @@ def public(view: View) -> View:
 def guard(
     role: Role | None = None,
     *,
-    job: str | None = None,
+    job_columns: JobColumns | None = None,
     admin: bool = False,
     keys: bool = True,
     lease_role: Role | None = None,
 ) -> Callable[[View], View]:
-    """Let a view be called only by whoever may, and tell it who that is.
+    """Check the caller of a view, and pass it to the view as a ``Caller``.
 
-    ``role`` is the least role in the workspace of the path. ``job`` names the
-    columns to read of the path's job. ``admin``: administrators only;
-    ``keys=False``: no API keys. ``lease_role`` is the least role of a call with
-    a ``Lease-Token`` header. Refused in this order: 401, an unknown
-    workspace 404, no member 403, role too low 403, an unknown job 404.
+    ``role`` is the lowest role that is sufficient in the workspace of the path.
+    ``lease_role`` replaces it for requests with a ``Lease-Token`` header.
+    ``admin=True`` allows administrators only, ``keys=False`` refuses API keys.
+
+    ``job_columns`` is for paths with a job: the columns of the job to read into
+    ``Caller.job``. All of them may be megabytes; ``status`` and ``result`` are the
+    few columns that the views of those names show.
+
+    The checks are made in this order: authentication (401), unknown workspace (404),
+    no member (403), role too low (403), unknown job (404).
     """
 
-    access = _Access(role, job, admin, keys, lease_role)
+    access = _Access(role, job_columns, admin, keys, lease_role)
 
     def decorator(view: View) -> View:
         @wraps(view)
         def guarded(**url: Any) -> Any:
             identity = identify()
-            # Read the body first: a slow upload must not hold a connection. One that the view
-            # ignores has the same limit.
+            # Read the body first: a slow upload must not hold a connection. The size limit
+            # also applies to a body that the view ignores.
             try:
                 read_body()
             except (errors.BadRequest, errors.BodyTooLarge, errors.UnsupportedMediaType):
-                # A worker's view reads it again, and renews the lease before it refuses.
+                # The view for reports reads it again, and renews the lease before it refuses.
                 if lease_role is None or lease_token() is None:
                     raise
             for name in NUMBERS & url.keys():
@@ -171,19 +199,19 @@ def guard(
 
 
 class _Access(NamedTuple):
-    """What is required of a caller; the arguments of ``guard``."""
+    """The requirements of a view: the arguments of ``guard``."""
 
     role: Role | None = None
-    job: str | None = None
+    job_columns: JobColumns | None = None
     admin: bool = False
     keys: bool = True
     lease_role: Role | None = None
 
 
 def with_access(role: Role, workspace_id: int, act: Callable[[Caller], T]) -> T:
-    """Check the access of this request's caller again, and act on a connection of its own.
+    """Check the access of this request's caller again, and call ``act`` on a new connection.
 
-    For a view that has waited: the role may have been revoked meanwhile. Raises as ``guard``.
+    For a view that has waited: the role may have been revoked. Raises like ``guard``.
     """
     url = {"workspace_id": workspace_id}
     return _with_access(_Access(role), identify(), url, act)
@@ -196,21 +224,21 @@ def _with_access(
         return act(_check(connection, access, identity, url))
 
     with connect() as connection:
-        return again_if_read_only(connection, checked)
+        return retry_if_read_only(connection, checked)
 
 
 def _check(
     connection: Connection, access: _Access, identity: Identity, url: Mapping[str, Any]
 ) -> Caller:
-    workspace_id, job = url.get("workspace_id"), access.job
-    caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job)
+    workspace_id, job_columns = url.get("workspace_id"), access.job_columns
+    caller = _look_up(connection, identity, workspace_id, url.get("job_id"), job_columns)
     g.jobapi_caller = caller.name
     if caller.key_id is not None and (access.admin or not access.keys):
-        raise errors.KeyNotAllowed("An API key cannot do this; log in as a user.")
+        raise errors.KeyNotAllowed("An API key cannot do this. Log in as a user.")
     if access.admin and not caller.is_admin:
-        raise errors.AdministratorOnly("Only an administrator may do this.")
+        raise errors.AdministratorOnly("Only an administrator may do this. Ask one to do it.")
     caller.check_role(access.lease_role if access.lease_role and lease_token() else access.role)
-    if job is not None and (
+    if job_columns is not None and (
         caller.job is None
         or caller.job.job_id is None
         or (caller.job_types is not None and caller.job.job_type not in caller.job_types)
@@ -220,25 +248,28 @@ def _check(
 
 
 def _number(text: str) -> int:
-    # In the path ids are text, so that one out of range is an unknown one like
-    # any other, in this order of refusals. No row has the id 0.
+    # Ids in the path are text, so an invalid one is treated as unknown, in the same
+    # order of checks. No row has the id 0.
     number = int(text) if _NUMBER.fullmatch(text) else 0
     return number if number <= MAX_ID else 0
 
 
-def _need(role: Role, has: Role | None) -> str:
+def _required(role: Role, has: Role | None) -> str:
     or_higher = "" if role is Role.OWNER else " or higher"
-    yours = f"; yours is {has.label}" if has is not None else ""
-    return f"This needs the role {role.label}{or_higher} in the workspace{yours}."
+    yours = f" Yours is {has.label}." if has is not None else ""
+    return (
+        f"This requires the role {role.label}{or_higher} in the workspace.{yours} Ask an owner of "
+        "the workspace."
+    )
 
 
-def connect(*, sure: bool = False) -> Connection:
-    """A connection from the pool, each statement committed by itself; to be closed.
+def connect(*, ping: bool = False) -> Connection:
+    """A connection from the pool, in autocommit mode. The caller closes it.
 
-    ``sure`` asks the database first, so that it is none that was closed while it lay in the pool.
+    ``ping`` tests it with a query first and replaces one that the database has closed.
     """
     connection = state().engine.connect()
-    if sure:
+    if ping:
         try:
             once_more(connection, lambda: connection.exec_driver_sql("SELECT 1"))
         except BaseException:
@@ -247,12 +278,12 @@ def connect(*, sure: bool = False) -> Connection:
     return connection
 
 
-def again_if_read_only(connection: Connection, ask: Callable[[], T]) -> T:
-    """Ask, and again on another connection where the database refused to be written to.
+def retry_if_read_only(connection: Connection, ask: Callable[[], T]) -> T:
+    """Call ``ask``, and again on a new connection if the database was read-only.
 
-    Nothing was written on the first one, and it has been dropped: the database may be writable
-    by now, or another server may have taken over. What has closed the connection is not asked
-    again.
+    That is safe, because nothing was written. After a failover the pool may still hold
+    connections to the former primary; such a connection has been invalidated here. If
+    ``ask`` has closed the connection, it is not called again.
     """
     try:
         return ask()
@@ -266,13 +297,13 @@ def again_if_read_only(connection: Connection, ask: Callable[[], T]) -> T:
 
 
 def bearer() -> str:
-    """The token that the request carries; empty where there is none."""
+    """The token in the ``Authorization`` header, or an empty text."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def identify() -> Identity:
-    """Who the request says it is from. Raises ``Unauthorized``."""
+    """Read the credential of the request. Raises ``Unauthorized``."""
     token = bearer()
     if token.startswith(KEY_PREFIX):
         return Identity("key", {"key_hash": digest(token)})
@@ -288,35 +319,34 @@ def identify() -> Identity:
 
 def _identify_by_host(current_user: Callable[[], Any]) -> Identity:
     try:
-        # A proxy of the host's, and its user's attributes, may ask and raise like the function.
+        # The result may be a proxy whose attributes run code of the host, and raise, too.
         host_id = accounts.host_id(current_user())
     except accounts.NoUserId:
         raise
     except Exception as error:
         raise RaisedByHost(error) from None
     if host_id is None:
-        raise errors.TokenMissing("Log in first.")
+        raise errors.TokenMissing("You are not logged in. Log in to the application first.")
     if request.method not in _SAFE_METHODS and _is_cross_site():
         raise errors.CrossSiteRequest(
-            "Requests from pages of other sites are refused; to allow a site, add its origin to "
+            "The request comes from a page of another site. To allow that site, add its origin to "
             "JOBAPI_CORS_ORIGINS."
         )
-    # The host is not to be asked without a request.
-    until = time.time() + HOST_SECONDS
-    return Identity("host", {"username": accounts.host_username(host_id)}, until)
+    expires = time.time() + HOST_LOGIN_SECONDS
+    return Identity("host", {"username": accounts.host_username(host_id)}, expires)
 
 
-_SENT_BY_ITSELF = frozenset({"", "basic", "digest", "negotiate", "ntlm"})
+_SENT_BY_BROWSERS = frozenset({"", "basic", "digest", "negotiate", "ntlm"})
 
 
 def _is_cross_site() -> bool:
-    """Whether another site's page may have sent this, together with the host's log-in.
+    """Whether a page of another site may have sent this request (CSRF).
 
-    A browser adds cookies, and passwords that it keeps, to requests of any page. Another
-    ``Authorization`` header only the page itself can have set, and only where CORS allows it.
+    A browser adds cookies and saved passwords to requests from any page. Any other
+    ``Authorization`` header was set by the page's own script, which CORS must allow.
     """
     scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
-    if scheme not in _SENT_BY_ITSELF:
+    if scheme not in _SENT_BY_BROWSERS:
         return False
     origin = request.headers.get("Origin")
     if origin is not None and origin.lower() in state().settings.origins:
@@ -326,21 +356,23 @@ def _is_cross_site() -> bool:
         return site not in ("same-origin", "none")
     if origin is None:
         return False
-    # Proxies drop the port from the Host header, or add their own default.
+    # Proxies may drop the port from the Host header, or add a default one.
     authority = origin.lower().partition("://")[2]
     host = _DEFAULT_PORT.sub("", request.host.lower())
     return authority != host and authority.rpartition(":")[0] != host
 
 
 @cache
-def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement[AnyRow]:
-    """The query for a caller, with workspace and job where the path names them."""
+def _lookup(
+    credential: Credential, in_workspace: bool, job_columns: JobColumns | None
+) -> Statement[AnyRow]:
+    """The query for a caller, joined with the workspace and the job of the path."""
     columns: list[Any] = [
         users.c.id.label("caller_id"),
         users.c.is_admin.label("caller_is_admin"),
         DbNow().label("now"),
     ]
-    if kind == "key":
+    if credential == "key":
         source: Any = api_keys.join(users, users.c.id == api_keys.c.user_id)
         columns += [
             api_keys.c.id.label("key_id"),
@@ -352,7 +384,7 @@ def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement[AnyRow]
             api_keys.c.last_used_at.label("key_last_used_at"),
         ]
         where = api_keys.c.key_hash == bindparam("key_hash")
-    elif kind == "token":
+    elif credential == "token":
         source = users.join(sessions, sessions.c.user_id == users.c.id)
         where = and_(users.c.id == bindparam("user_id"), sessions.c.id == bindparam("session_id"))
     else:
@@ -363,15 +395,15 @@ def _lookup(kind: str, in_workspace: bool, job: str | None) -> Statement[AnyRow]
         source = source.outerjoin(
             workspaces, and_(workspaces.c.id == bindparam("workspace_id"), IS_THERE)
         )
-    if in_workspace or kind == "key":
-        of = api_keys.c.workspace_id if kind == "key" else workspaces.c.id
+    if in_workspace or credential == "key":
+        of = api_keys.c.workspace_id if credential == "key" else workspaces.c.id
         columns.append(memberships.c.role.label("caller_role"))
         source = source.outerjoin(
             memberships,
             and_(memberships.c.workspace_id == of, memberships.c.user_id == users.c.id),
         )
-    if job is not None:
-        columns += JOB_COLUMNS[job]
+    if job_columns is not None:
+        columns += JOB_COLUMNS[job_columns]
         source = source.outerjoin(
             jobs,
             and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
@@ -385,41 +417,40 @@ def _look_up(
     identity: Identity,
     workspace_id: int | None,
     job_id: str | None,
-    job: str | None,
+    job_columns: JobColumns | None,
     *,
     write: bool = True,
 ) -> Caller:
-    kind, parameters = identity.kind, identity.parameters
+    credential, parameters = identity.credential, identity.parameters
     in_workspace = workspace_id is not None
     if in_workspace:
         parameters = {**parameters, "workspace_id": workspace_id}
-    if job is not None:
-        # What cannot be an id is looked for as nothing, not sent as it is.
-        known_form = job_id is not None and _JOB_ID.fullmatch(job_id)
-        parameters = {**parameters, "job_id": job_id if known_form else ""}
-    lookup = _lookup(kind, in_workspace, job)
+    if job_columns is not None:
+        # The database may refuse a malformed id, such as one with U+0000. No job has the id "".
+        well_formed = job_id is not None and _JOB_ID.fullmatch(job_id)
+        parameters = {**parameters, "job_id": job_id if well_formed else ""}
+    lookup = _lookup(credential, in_workspace, job_columns)
     row = once_more(connection, lambda: lookup.first(connection, parameters))
-    if row is None and kind == "host" and write:
-        # Nobody has seen this user here before, or they are disabled.
-        accounts.host_user(
-            connection, parameters["username"].removeprefix(accounts.HOST_USER_PREFIX)
-        )
+    if row is None and credential == "host" and write:
+        # A new user of the host, or one who is disabled.
+        name = parameters["username"]
+        accounts.host_user(connection, name.removeprefix(accounts.HOST_USER_PREFIX))
         row = lookup.first(connection, parameters)
     if row is None:
-        raise errors.TokenRevoked(_REVOKED[kind])
-    return _caller(connection, identity, row, in_workspace, job, write=write)
+        raise errors.TokenRevoked(_REVOKED[credential])
+    return _caller(connection, identity, row, in_workspace, job_columns, write=write)
 
 
 def may_still(
     identity: Identity, workspace_id: int, role: Role | None, job_types: Sequence[str] | None
 ) -> Callable[[Connection], bool]:
-    """Asks, later, whether a caller still may what they may in this request.
+    """A function that tells, later, whether the caller's access is still the same.
 
-    It only reads, so that it never waits for anybody's lock.
+    It only reads, so it never waits for a lock.
     """
 
     def may(connection: Connection) -> bool:
-        if identity.until is not None and time.time() >= identity.until:
+        if identity.expires is not None and time.time() >= identity.expires:
             return False
         try:
             caller = _look_up(connection, identity, workspace_id, None, None, write=False)
@@ -430,10 +461,11 @@ def may_still(
     return may
 
 
-_REVOKED = {
-    "token": "The log-in of this token has ended; log in again.",
-    "key": "This API key does not work, or no longer; ask the workspace's owner for another.",
-    "host": "This user is disabled; ask an administrator.",
+_REVOKED: dict[Credential, str] = {
+    "token": "The session of this token has ended. Log in again.",
+    "key": "This API key is not valid; it may have been revoked. Ask a workspace owner for a new "
+    "one.",
+    "host": "This user is disabled. Ask an administrator.",
 }
 
 
@@ -442,43 +474,42 @@ def _caller(
     identity: Identity,
     row: AnyRow,
     in_workspace: bool,
-    job: str | None,
+    job_columns: JobColumns | None,
     *,
     write: bool,
 ) -> Caller:
-    key = _check_key(connection, row, write=write) if identity.kind == "key" else {}
+    by_key = identity.credential == "key"
+    if by_key:
+        _check_key(connection, row, write=write)
     if in_workspace and row.caller_workspace_id is None:
-        raise errors.WorkspaceNotFound("There is no such workspace.")
+        raise errors.WorkspaceNotFound("No workspace has this id.")
     role = None
-    if in_workspace or key:
+    if in_workspace or by_key:
         role = Role.OWNER if row.caller_is_admin else row.caller_role
-        elsewhere = key and in_workspace and row.key_workspace_id != row.caller_workspace_id
+        elsewhere = by_key and in_workspace and row.key_workspace_id != row.caller_workspace_id
         if role is None or elsewhere:
-            raise errors.NotAMember("No access to this workspace; ask one of its owners.")
-        # A key can do no more than the user for whom it acts.
-        role = Role(min(role, row.key_role) if key else role)
+            raise errors.NotAMember("You have no access to this workspace. Ask one of its owners.")
+        # A key can do no more than the user on whose behalf it acts.
+        role = Role(min(role, row.key_role) if by_key else role)
     return Caller(
         connection=connection,
         now=row.now,
         user_id=row.caller_id,
-        is_admin=row.caller_is_admin and not key,
+        is_admin=row.caller_is_admin and not by_key,
         session_id=identity.parameters.get("session_id"),
+        key_id=row.key_id if by_key else None,
+        key_workspace_id=row.key_workspace_id if by_key else None,
+        job_types=row.key_job_types if by_key else None,
         role=role,
-        job=row if job is not None else None,
-        **key,
+        job=row if job_columns is not None else None,
     )
 
 
-def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> dict[str, Any]:
+def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> None:
     if row.key_revoked_at is not None:
-        raise errors.TokenRevoked("This API key was revoked.")
+        raise errors.TokenRevoked("This API key was revoked. Ask a workspace owner for a new one.")
     if row.key_expires_at is not None and row.key_expires_at <= row.now:
-        raise errors.TokenExpired("This API key has expired.")
+        raise errors.TokenExpired("This API key has expired. Ask a workspace owner for a new one.")
     last = row.key_last_used_at
     if write and (last is None or last <= row.now - USE_RESOLUTION):
         state().note_use(connection, row.key_id, row.now)
-    return {
-        "key_id": row.key_id,
-        "key_workspace_id": row.key_workspace_id,
-        "job_types": row.key_job_types,
-    }

@@ -11,7 +11,7 @@ from ..rules.roles import address_bucket
 from ..schemas import accounts as schemas
 from ..services import accounts
 from . import examples
-from .access import Caller, again_if_read_only, bearer, connect, guard, public
+from .access import Caller, bearer, connect, guard, public, retry_if_read_only
 from .base import state
 from .blueprints import Blueprint
 
@@ -27,8 +27,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 @blp.response(200, schemas.Tokens, example=examples.TOKENS)
 def login(body: dict[str, Any]) -> Any:
     """Exchange a username and a password for an access token and a refresh token."""
-    with connect(sure=True) as connection:
-        session = again_if_read_only(
+    with connect(ping=True) as connection:
+        session = retry_if_read_only(
             connection,
             lambda: accounts.log_in(
                 connection,
@@ -60,8 +60,8 @@ def refresh() -> Any:
         raise TokenMissing("Send the refresh token: Authorization: Bearer REFRESH_TOKEN")
     issuer = state().tokens
     claims = issuer.verify(token, "refresh")
-    with connect(sure=True) as connection:
-        session = again_if_read_only(
+    with connect(ping=True) as connection:
+        session = retry_if_read_only(
             connection,
             lambda: accounts.refresh_session(
                 connection, claims.session_id, claims.token_id, issuer.refresh_lifetime

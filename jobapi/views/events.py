@@ -61,7 +61,7 @@ def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any
 @blp.operation(
     "/workspace/<workspace_id>/jobs/<job_id>/events", summary="Get job history", errors=(404,)
 )
-@guard(Role.VIEWER, job="status")
+@guard(Role.VIEWER, job_columns="status")
 @blp.arguments(schemas.JobEventQuery, location="query")
 @blp.response(200, schemas.EventList, example=examples.EVENTS)
 def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, job_id: str) -> Any:

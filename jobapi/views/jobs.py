@@ -175,7 +175,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     parameters=[IF_NONE_MATCH],
     responses=NOT_MODIFIED,
 )
-@guard(Role.VIEWER, job="job")
+@guard(Role.VIEWER, job_columns="all")
 @blp.response(200, schemas.Job, example=examples.SUCCESS, headers=ETAG)
 def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Return one job."""
@@ -189,7 +189,7 @@ def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
     parameters=[IF_NONE_MATCH],
     responses=NOT_MODIFIED,
 )
-@guard(Role.VIEWER, job="status")
+@guard(Role.VIEWER, job_columns="status")
 @blp.response(200, schemas.JobProgress, example=examples.STATUS, headers=ETAG)
 def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Return the status and progress of a job; cheap enough to poll."""
@@ -203,7 +203,7 @@ def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
     parameters=[IF_NONE_MATCH],
     responses=NOT_MODIFIED,
 )
-@guard(Role.VIEWER, job="result")
+@guard(Role.VIEWER, job_columns="result")
 @blp.response(200, schemas.JobResult, example=examples.RESULT, headers=ETAG)
 def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Return the result of a job that has ended; 409 before."""
@@ -254,7 +254,7 @@ def renews_lease(view: View) -> View:
         }
     },
 )
-@guard(Role.MEMBER, job="job", lease_role=Role.WORKER)
+@guard(Role.MEMBER, job_columns="all", lease_role=Role.WORKER)
 @renews_lease
 @blp.arguments(schemas.JobUpdate, location="patch_json", example=examples.UPDATE)
 @blp.response(200, schemas.Job, example=examples.RUNNING, headers=ETAG)
@@ -319,7 +319,7 @@ def _put_back(caller: Caller, row: Job) -> Any:
     errors=(404, 409, 412),
     parameters=[IF_MATCH],
 )
-@guard(Role.MEMBER, job="job")
+@guard(Role.MEMBER, job_columns="all")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
@@ -343,7 +343,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
     errors=(404, 409, 412),
     parameters=[IF_MATCH],
 )
-@guard(Role.MEMBER, job="job")
+@guard(Role.MEMBER, job_columns="all")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
@@ -361,7 +361,7 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 
 
 @blp.operation(JOB, "DELETE", summary="Delete job", errors=(404, 409))
-@guard(Role.OWNER, job="status")
+@guard(Role.OWNER, job_columns="status")
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     """Delete a job that has ended, with its attempts; 409 before."""

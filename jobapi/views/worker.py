@@ -247,7 +247,7 @@ def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
 
 
 @blp.operation(f"{JOB}/attempts", summary="List a job's attempts", errors=(404,))
-@guard(Role.VIEWER, job="job")
+@guard(Role.VIEWER, job_columns="all")
 @blp.response(200, schemas.Attempts, example=examples.ATTEMPTS)
 def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Every attempt in its order: who, when, and how it ended."""

@@ -239,7 +239,7 @@ def test_current_user_of_the_host_is_ours(embed: Any) -> None:
 def test_stream_of_a_host_user_ends_so_that_the_host_is_asked_again(
     embed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "HOST_SECONDS", 0.5)
+    monkeypatch.setattr(access, "HOST_LOGIN_SECONDS", 0.5)
     world = embed(current_user=who).world
     world.set_stream_options(heartbeat_seconds=0.1)
     made = as_host_user(world, "POST", "/workspace", "u-17", json={"name": "Mine"}).json

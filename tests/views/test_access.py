@@ -363,10 +363,11 @@ def test_refusal_of_a_role_says_which_role_may(world: World) -> None:
     response = cast.call("viewer", "POST", "/workspace/1/jobs", JOB)
     assert response.json["type"].endswith(":role-too-low")
     assert response.json["detail"] == (
-        "This needs the role member or higher in the workspace; yours is viewer."
+        "This requires the role member or higher in the workspace. Yours is viewer. "
+        "Ask an owner of the workspace."
     )
     detail = cast.call("member", "DELETE", "/workspace/1").json["detail"]
-    assert detail == "This needs the role owner in the workspace; yours is member."
+    assert detail.startswith("This requires the role owner in the workspace. Yours is member.")
 
 
 def test_role_and_disabling_take_effect_at_once(world: World) -> None:
