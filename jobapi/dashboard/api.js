@@ -1,4 +1,4 @@
-// The one way to the API: who is logged in, requests, and what they end with.
+// Access to the API: the login session, requests and their errors.
 
 const page = document.documentElement.dataset;
 
@@ -8,31 +8,30 @@ const API = HOME.slice(0, -"/dashboard".length);
 const STORE = "jobapi";
 const TIMEOUT = 30_000;
 
-// A refusal, as the service words it.
+// An error response. Its message is the `detail` of the problem.
 export class Problem extends Error {
   constructor(status, body, retryAfter) {
-    super(body?.detail || `The service answered with ${status}.`);
+    super(body?.detail || `The service responded with status ${status}.`);
     this.status = status;
     this.errors = body?.errors || {};
-    this.kind = (body?.type || "").replace("urn:jobapi:problem:", "");
     this.retryAfter = retryAfter;
   }
-  // Whether it may go well a moment later.
+  // Whether the same request may succeed later.
   get passing() {
     return this.status >= 500 || this.status === 429;
   }
 }
 
-// No answer at all.
+// No response.
 export class Away extends Error {
   constructor() {
-    super(navigator.onLine ? "The service does not answer." : "You are offline.");
+    super(navigator.onLine ? "The service does not respond." : "You are offline.");
     this.passing = true;
   }
 }
 
-// Who is logged in. In the tab's own storage: it is gone with the tab, and no
-// other site's script can be on this page to read it.
+// The login session. It is in the tab's sessionStorage: it ends with the tab, and the
+// page's Content-Security-Policy allows no foreign script that could read it.
 
 let session = JSON.parse(sessionStorage.getItem(STORE) || "null");
 
@@ -73,8 +72,8 @@ export async function logOut() {
 
 export const forget = () => keep(null);
 
-// A duplicated tab has the same log-in, which would end if the tab used a refresh
-// token that another one exchanged a while ago.
+// A duplicated tab has the same session. Using a refresh token that another tab has
+// exchanged would end it, so tabs share new tokens.
 const tabs = new BroadcastChannel(STORE);
 tabs.addEventListener("message", ({ data }) => {
   if (session?.refresh === data.old) keep(data.now);
@@ -82,7 +81,7 @@ tabs.addEventListener("message", ({ data }) => {
 
 let refreshing = null;
 
-// Several requests may find the token old at the same moment: one refreshes it.
+// Concurrent requests share one refresh.
 function refresh() {
   refreshing ??= (async () => {
     try {
@@ -117,7 +116,7 @@ async function send(method, path, { headers, body, signal, lasting } = {}) {
   }
 }
 
-// A response to a request of whoever is logged in. `lasting` is for streams.
+// Send a request with the session's token. `lasting` requests, such as streams, have no timeout.
 export async function ask(method, path, options = {}) {
   const current = () => session?.key || session?.access;
   if (session?.refresh && session.until < Date.now() + 20_000) await refresh().catch(passOver);
@@ -131,7 +130,7 @@ export async function ask(method, path, options = {}) {
   return response;
 }
 
-// A refresh that was refused leaves the old token, whose refusal is told.
+// After a failed refresh the request is sent with the old token, and its error is shown.
 function passOver(error) {
   if (error instanceof Away || error.passing) throw error;
 }
@@ -145,13 +144,13 @@ async function answerOf(response) {
   try {
     body = parse(text);
   } catch {
-    // Something in between has answered, in its own words.
+    // Not from the service: a proxy, for example.
   }
   if (!response.ok) throw new Problem(response.status, body, Number(response.headers.get("Retry-After")) || null);
   return body;
 }
 
-// What the answer holds; throws a Problem, or Away.
+// The body of the response. Throws a Problem or Away.
 export async function call(method, path, options = {}) {
   return answerOf(await ask(method, path, options));
 }
@@ -168,7 +167,7 @@ export async function problemOf(response) {
   return new Away();
 }
 
-// Numbers that JavaScript cannot hold stay as they were written.
+// Integers beyond 2^53 keep their digits.
 export function parse(text) {
   return JSON.parse(text, (key, value, context) =>
     Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source && JSON.rawJSON
@@ -177,14 +176,14 @@ export function parse(text) {
   );
 }
 
-// For one request that is to happen once, however often it is sent.
+// A random idempotency key.
 export const newKey = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
 
 export const workspacePath = (id, rest = "") => `/workspace/${id}${rest}`;
 export const jobPath = (id, job, rest = "") => `/workspace/${id}/jobs/${encodeURIComponent(job)}${rest}`;
 
-// The names of a workspace's members by their ids, read once.
+// The user names of a workspace's members by user id, cached.
 const known = new Map();
 export function names(id) {
   if (!known.has(id)) {

@@ -1,7 +1,7 @@
-// The frame: which view the address means, log-in, and what is wrong.
+// The frame: routing, the header, login, and errors of whole views.
 
 import { Away, HOME, HOST_LOGIN, byKey, forget, get, logIn, logInByKey, logOut, loggedIn, workspacePath } from "./api.js";
-import { field, form, h } from "./dom.js";
+import { ROLES, field, form, h } from "./dom.js";
 import { backoff, fine, pause, trouble } from "./live.js";
 
 const VIEWS = [
@@ -17,11 +17,11 @@ const VIEWS = [
 const main = document.getElementById("main");
 const top = document.getElementById("top");
 
-const LOG_IN = "log in"; // no address: it is shown at any
+const LOG_IN = "log in"; // the login form has no address of its own
 
-let me = null; // the user, where a user is logged in
-let shown = null; // the address of the view that is shown
-let view = new AbortController(); // ends what belongs to the view
+let me = null; // the user who is logged in
+let shown = null; // the address of the current view
+let view = new AbortController(); // aborts the requests of the current view
 
 const here = () => location.pathname.slice(HOME.length);
 
@@ -62,7 +62,7 @@ async function show() {
   }
 }
 
-// A view's files come from the same service, which may be away.
+// The modules of a view come from the same service, which may be unavailable.
 const load = (read) => read().catch(() => Promise.reject(new Away()));
 
 async function open(path, signal) {
@@ -76,7 +76,7 @@ async function open(path, signal) {
   me = user;
   if (!found) {
     header(null);
-    return { title: "No such page", node: h("p", {}, "There is no such page. ", h("a", { href: HOME }, "All workspaces")) };
+    return { title: "Page not found", node: h("p", {}, "This page does not exist. ", h("a", { href: HOME }, "All workspaces")) };
   }
   const made = await module.default({
     id,
@@ -94,11 +94,9 @@ async function open(path, signal) {
   return made;
 }
 
-const ROLES = ["viewer", "worker", "member", "owner"];
-
 function refusal(error) {
   return {
-    title: error.status === 404 ? "Not found" : "Refused",
+    title: error.status === 404 ? "Not found" : "Error",
     node: h(
       "div",
       { class: "refusal" },
@@ -108,8 +106,8 @@ function refusal(error) {
   };
 }
 
-// What somebody is typing, or has under the keyboard, stays where a view is
-// made anew at the same address.
+// When the view at the same address is rendered again, the focused input keeps the
+// focus, the selection and the text that the user has typed.
 function mount({ title, node, heading }, again, path) {
   const active = again && main.contains(document.activeElement) ? document.activeElement : null;
   const name = h("h1", { tabindex: -1 }, heading || title);
@@ -180,11 +178,11 @@ function showLogIn(message) {
   const name = h("input", { name: "username", autocomplete: "username", autocapitalize: "none", spellcheck: "false", required: true });
   const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
   const key = h("input", { name: "key", type: "password", autocomplete: "off", placeholder: "jk_…" });
-  const byName = form({}, [field("Name", name), field("Password", password)], "Log in", async () => {
+  const byName = form({}, [field("User name", name), field("Password", password)], "Log in", async () => {
     await logIn(name.value, password.value);
     await show();
   });
-  const withKey = form({}, field("API key", key, "For one workspace; shows neither its members nor its keys."), "Use the key", async () => {
+  const withKey = form({}, field("API key", key, "Gives access to one workspace, without its members and keys."), "Log in with the key", async () => {
     await logInByKey(key.value.trim());
     await show();
   });
@@ -199,7 +197,7 @@ function showLogIn(message) {
   name.focus();
 }
 
-// Links within the page, and the keyboard
+// Links within the dashboard, and the keyboard shortcut
 
 document.addEventListener("click", (event) => {
   const link = event.target.closest?.("a[href]");
@@ -226,6 +224,6 @@ document.addEventListener("keydown", (event) => {
 
 await show();
 
-// The other views, so that a click does not wait for their files.
+// Load the other views in advance, so that a click does not wait for them.
 const idle = window.requestIdleCallback || ((run) => setTimeout(run, 1000));
 idle(() => VIEWS.forEach(([, read]) => loggedIn() && read().catch(() => {})));

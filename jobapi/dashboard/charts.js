@@ -1,4 +1,4 @@
-// Charts in SVG, each with the same numbers as a table beneath it.
+// Charts in SVG, each with its numbers as a table.
 
 import { h, number, rows, cell, s } from "./dom.js";
 
@@ -8,7 +8,7 @@ const BOTTOM = 22;
 const TOP = 10;
 const RIGHT = 10;
 
-// A round number that is not less, and as many steps to it as are nice.
+// The top of an axis that fits `most`, and the step between its grid lines.
 export function ceiling(most) {
   if (!(most > 0)) return { top: 1, step: 1 };
   const size = 10 ** Math.floor(Math.log10(most / 4));
@@ -16,8 +16,9 @@ export function ceiling(most) {
   return { top: Math.ceil(most / step - 1e-9) * step, step };
 }
 
-// `series` is a list of {name, label, values}; `points` are the moments at
-// which the spans begin. `kind` is "area" or "bars", both stacked, or "line".
+// `points` are the times at which the intervals of `span` seconds begin; `series` is a
+// list of {name, label, values} with a value for each. `kind` is "area" or "bars",
+// both stacked, or "line". `unit` formats a value; `whole` allows only integers as grid lines.
 export function chart({ title, kind, points, span, series, unit = number, whole = true }) {
   const WIDTH = Math.max(280, Math.min(560, document.getElementById("main").clientWidth - 64));
   const n = points.length;
@@ -52,7 +53,7 @@ export function chart({ title, kind, points, span, series, unit = number, whole 
         below[i] += value;
       });
     } else {
-      // Each value holds at its span's end; it is drawn over the whole of it.
+      // A value is the state at the end of an interval, drawn over the whole interval.
       const up = [];
       const down = [];
       each.values.forEach((value, i) => {
@@ -65,7 +66,7 @@ export function chart({ title, kind, points, span, series, unit = number, whole 
     }
   }
 
-  // What there is under the pointer.
+  // The values under the pointer.
   const read = s("text", { class: "read", x: WIDTH - RIGHT, y: TOP + 2 });
   const mark = s("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM, x1: -9, x2: -9 });
   svg.append(mark, read);
@@ -108,7 +109,7 @@ function lines({ name, values }, x, y) {
   if (part.length) parts.push(part);
   return parts.flatMap((part) => [
     part.length > 1 && s("polyline", { class: `line ${name}`, points: part.map((point) => point.join()).join(" ") }),
-    // One span by itself makes no line.
+    // A line of one or two points is hard to see.
     ...(part.length < 3 ? part.map(([cx, cy]) => s("circle", { class: name, cx, cy, r: 2.5 })) : []),
   ]).filter(Boolean);
 }
@@ -123,7 +124,7 @@ function when(iso, span, n) {
   return (total <= 3600 ? CLOCK : total <= 2 * 86400 ? CLOCK : span >= 86400 ? DAY : BOTH).format(new Date(iso));
 }
 
-// One bar for each thing, stacked, with a label before it and a total behind it.
+// A stacked bar for each item, between its label and its total.
 export function bars(items, series, most) {
   return h(
     "ul",

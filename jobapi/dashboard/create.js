@@ -1,14 +1,14 @@
-// A new job, from nothing or like another.
+// The form for a new job, empty or filled from another job.
 
 import { Problem, get, jobPath, newKey, parse, post, workspacePath } from "./api.js";
 import { PRIORITIES, field, form, h, select, toUtc } from "./dom.js";
 
 export default async function create({ id, query, signal, go, may }) {
-  if (!may("member")) return { title: "Create job", node: h("p", {}, "This needs the role member or higher.") };
+  if (!may("member")) return { title: "Create job", node: h("p", {}, "Creating jobs requires the role member or higher.") };
   const like = query.get("like");
   const [old, stats] = await Promise.all([
     like ? get(jobPath(id, like), { signal }) : {},
-    // Only to offer the types that there are.
+    // Only to suggest existing job types.
     get(workspacePath(id, "/stats"), { signal }).catch(() => ({ by_type: {} })),
   ]);
   const text = (name, properties) => h("input", { name, autocomplete: "off", spellcheck: "false", ...properties });
@@ -20,18 +20,18 @@ export default async function create({ id, query, signal, go, may }) {
   const node = form(
     { class: "create" },
     [
-      field("Type", text("job_type", { list: "types", required: true, value: old.job_type || "" }), "What workers know it by: letters, digits, _ . : -"),
+      field("Type", text("job_type", { list: "types", required: true, value: old.job_type || "" }), "Workers claim jobs by type. Use letters, digits, _ . : -"),
       h("datalist", { id: "types" }, Object.keys(stats.by_type).slice(0, 200).map((type) => h("option", { value: type }))),
       field("Priority", select({ name: "priority" }, PRIORITIES, old.priority || "normal")),
-      field("Metadata", metadata, "A JSON object: what the job needs to know."),
-      field("Not before", h("input", { type: "datetime-local", step: 1, name: "scheduled_at" }), "In your own time zone; empty: now."),
+      field("Metadata", metadata, "The input of the job, as a JSON object."),
+      field("Scheduled for", h("input", { type: "datetime-local", step: 1, name: "scheduled_at" }), "In your time zone. Empty: now."),
       h(
         "details",
         { open: Boolean(like) },
-        h("summary", {}, "More"),
-        field("Automatic retries", whole("max_retries", old.max_retries), "0 to 100; 3 where it is empty."),
-        field("An attempt may run for, in seconds", whole("timeout_seconds", old.timeout_seconds)),
-        field("Expected to take, in seconds", whole("estimated_duration", old.estimated_duration)),
+        h("summary", {}, "More options"),
+        field("Automatic retries", whole("max_retries", old.max_retries), "0 to 100. Empty: 3."),
+        field("Timeout of an attempt, in seconds", whole("timeout_seconds", old.timeout_seconds)),
+        field("Estimated duration, in seconds", whole("estimated_duration", old.estimated_duration)),
       ),
     ],
     "Create job",
@@ -41,10 +41,10 @@ export default async function create({ id, query, signal, go, may }) {
       if (fields.scheduled_at.value) body.scheduled_at = toUtc(fields.scheduled_at.value);
       for (const name of ["max_retries", "timeout_seconds", "estimated_duration"]) {
         const value = fields[name].value.trim();
-        // What is no number is sent as it is: the service says what is wrong with it.
+        // Anything but digits is sent unchanged; the service explains what is wrong.
         if (value) body[name] = /^\d+$/.test(value) ? Number(value) : value;
       }
-      // Sent again, after no answer came, it is still one job.
+      // The same key when the same body is sent again: after a lost response it is one job.
       const same = JSON.stringify(body);
       if (same !== sent) key = newKey();
       sent = same;
@@ -60,9 +60,9 @@ function object(text) {
   try {
     value = parse(text);
   } catch (error) {
-    throw wrong(`This is no JSON: ${error.message}`);
+    throw wrong(`Not valid JSON: ${error.message}`);
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) throw wrong('Write an object: {"name": "value"}.');
+  if (value === null || typeof value !== "object" || Array.isArray(value)) throw wrong('Enter a JSON object, such as {"name": "value"}.');
   return value;
 }
 

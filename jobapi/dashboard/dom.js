@@ -1,5 +1,5 @@
-// Small things from which the views are put together. Whatever comes from the
-// API becomes text, never markup.
+// Elements, formats and forms that the views share. Values from the API become text
+// nodes or attributes, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -17,7 +17,7 @@ function fill(node, properties, children) {
 export const h = (tag, properties, ...children) => fill(document.createElement(tag), properties, children);
 export const s = (tag, properties, ...children) => fill(document.createElementNS(SVG, tag), properties, children);
 
-// For who cannot see what has changed.
+// Announce a change to screen readers.
 export function say(text) {
   document.getElementById("said").textContent = text;
 }
@@ -43,7 +43,7 @@ export function duration(seconds) {
   return parts.slice(0, 2).join(" ");
 }
 
-// Between two of the API's times, which have whole seconds.
+// The time between two timestamps of the API, which have whole seconds.
 export const ran = (from, to) => (from === to ? "< 1 s" : duration((Date.parse(to) - Date.parse(from)) / 1000));
 
 const WHOLE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
@@ -53,13 +53,13 @@ function ago(iso) {
   const seconds = Math.round((Date.now() - Date.parse(iso)) / 1000);
   const size = Math.abs(seconds);
   if (size < 5) return "now";
-  // The one unit that matters, so that a column of them can be read.
+  // Only the largest unit, so that a column of times is easy to read.
   const [name, length] = UNITS.find(([, length]) => size >= length);
   const text = `${Math.floor(size / length)} ${name}`;
   return seconds < 0 ? `in ${text}` : `${text} ago`;
 }
 
-// A time as "5 min ago", kept right while it is shown.
+// A time as "5 min ago", kept up to date.
 export const since = (iso) =>
   iso ? h("time", { datetime: iso, title: moment(iso), class: "ago" }, ago(iso)) : h("span", {}, "–");
 
@@ -70,7 +70,7 @@ setInterval(() => {
   }
 }, 5000);
 
-// Between an input of the browser's, in local time, and the API, in UTC.
+// Convert between a datetime-local input, in local time, and the API, in UTC.
 export const toLocal = (iso) => {
   const date = new Date(iso);
   if (Number.isNaN(date.getTime())) return "";
@@ -78,10 +78,28 @@ export const toLocal = (iso) => {
 };
 export const toUtc = (local) => (local ? new Date(local).toISOString().replace(/\.\d+/, "") : "");
 
-// Jobs
+// The API's enumerations
 
+export const ROLES = ["viewer", "worker", "member", "owner"];
 export const STATUSES = ["pending", "running", "success", "failed", "cancelled"];
 export const PRIORITIES = ["low", "normal", "high", "urgent"];
+
+// The event kinds about jobs, with their names in a job's history.
+export const JOB_EVENTS = {
+  created: "Created",
+  started: "Started by hand",
+  claimed: "Claimed",
+  progressed: "Progress",
+  succeeded: "Succeeded",
+  failed: "Failed",
+  retried: "Queued again for a retry",
+  lease_expired: "Lease expired",
+  cancelled: "Cancelled",
+  edited: "Edited",
+  released: "Released by the worker",
+  deleted: "Deleted",
+  timed_out: "Timed out",
+};
 
 export const badge = (status) => h("span", { class: `badge ${STATUSES.includes(status) ? status : ""}` }, status);
 
@@ -100,7 +118,7 @@ export function bar(percent, message) {
 
 let fields = 0;
 
-// An input with its label, and room for what is wrong with it.
+// An input with its label, hint and error message.
 export function field(label, input, hint) {
   input.id ||= `field-${++fields}`;
   const wrong = h("p", { class: "wrong", id: `${input.id}-wrong` });
@@ -119,19 +137,19 @@ export const select = (properties, options, chosen) =>
     }),
   );
 
-// Say beside the fields, and above them all, what is wrong.
+// Show the messages of an error at the fields, and the rest in the form's alert.
 export function showProblem(form, error) {
   form.querySelectorAll("[aria-invalid]").forEach((input) => input.removeAttribute("aria-invalid"));
   form.querySelectorAll(".wrong").forEach((node) => node.replaceChildren());
   const rest = [];
   for (const [name, messages] of Object.entries(error?.errors || {})) {
     const input = form.elements[name] || form.elements[name.split(".")[0]];
-    const place = input?.id && form.querySelector(`#${CSS.escape(input.id)}-wrong`);
-    if (!place) rest.push(`${name}: ${messages.join(" ")}`);
+    const below = input?.id && form.querySelector(`#${CSS.escape(input.id)}-wrong`);
+    if (!below) rest.push(`${name}: ${messages.join(" ")}`);
     else {
       input.setAttribute("aria-invalid", "true");
       input.closest("details")?.setAttribute("open", "");
-      place.append(`${name.includes(".") ? `${name}: ` : ""}${messages.join(" ")}`);
+      below.append(`${name.includes(".") ? `${name}: ` : ""}${messages.join(" ")}`);
     }
   }
   const general = form.querySelector(".problem");
@@ -140,7 +158,7 @@ export function showProblem(form, error) {
   form.querySelector("[aria-invalid]")?.focus();
 }
 
-// A form whose button waits while it is sent, and that says what is wrong.
+// A form whose button is disabled while it is sent. Errors of `send` are shown in it.
 export function form(properties, body, label, send) {
   const button = h("button", { class: "primary" }, label);
   const node = h(
@@ -172,7 +190,7 @@ export function form(properties, body, label, send) {
 export const cancelButton = () =>
   h("button", { type: "button", onclick: (event) => event.target.closest("dialog").close() }, "Close");
 
-// A dialog over the page; `closed` is called when it is gone, however.
+// A modal dialog. `closed` is called after it is closed in any way.
 export function dialog(title, content, closed) {
   const opener = document.activeElement;
   const heading = h("h2", { id: "dialog-title" }, title);
@@ -187,7 +205,7 @@ export function dialog(title, content, closed) {
   return node;
 }
 
-// Ask before something is done. `run` gets what was typed; what it throws is shown.
+// Ask for confirmation. `run` gets the reason, if there is one; its errors are shown.
 export function confirm(title, text, label, run, { reason } = {}) {
   const input = reason && h("input", { name: "reason", maxlength: 1000, autocomplete: "off" });
   const node = form({}, [h("p", {}, text), input && field("Reason (optional)", input)], label, async (fields) => {
@@ -210,14 +228,14 @@ export function rows(headings, body, properties) {
 
 export const cell = (label, ...content) => h("td", { role: "cell", "data-label": label }, content);
 
-// JSON to be read, or to be saved where it is long.
+// Formatted JSON; a long one is cut and can be saved.
 const MOST = 200_000;
 
 export function json(value, name) {
   if (value === null || value === undefined) return h("p", { class: "none" }, "None");
   const text = JSON.stringify(value, null, 2);
   if (text.length <= MOST) return h("pre", { tabindex: 0, dir: "auto" }, text);
-  const save = h("button", { type: "button", onclick: () => download(text, name) }, `Save all ${number(text.length)} characters`);
+  const save = h("button", { type: "button", onclick: () => download(text, name) }, `Download all ${number(text.length)} characters`);
   return h("div", {}, h("p", {}, `The first ${number(MOST)} characters. `, save), h("pre", { tabindex: 0, dir: "auto" }, `${text.slice(0, MOST)}…`));
 }
 

@@ -1,7 +1,7 @@
-// One job: what it is, how far it is, and how it came to that.
+// One job: its fields, progress, attempts and history, and the actions on it.
 
 import { HOME, ask, get, jobPath, names, post, call, problemOf, parse } from "./api.js";
-import { badge, bar, cell, confirm, duration, h, json, moment, ran, rows, say, since } from "./dom.js";
+import { JOB_EVENTS, badge, bar, cell, confirm, duration, h, json, moment, ran, rows, say, since } from "./dom.js";
 import { every, follow, seldom } from "./live.js";
 
 const PROGRESS = 2000;
@@ -44,7 +44,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
       actions.dataset.verbs = wanted.join();
       actions.replaceChildren(
         ...wanted.map((verb) => h("button", { type: "button", class: verb === "delete" ? "danger" : "", onclick: () => DO[verb]() }, `${verb[0].toUpperCase()}${verb.slice(1)}`)),
-        ...(may("member") ? [h("a", { class: "button", href: `${HOME}/${id}/jobs/new?like=${name}` }, "Create another like it")] : []),
+        ...(may("member") ? [h("a", { class: "button", href: `${HOME}/${id}/jobs/new?like=${name}` }, "Create a copy")] : []),
       );
     }
     facts.replaceChildren(
@@ -56,10 +56,10 @@ export default async function job({ id, rest: name, signal, go, may }) {
         ["Started", since(now.started_at)],
         now.completed_at && ["Ended", since(now.completed_at)],
         now.completed_at && now.started_at && ["Ran for", ran(now.started_at, now.completed_at)],
-        now.completed_at && ["From due to end", duration(now.actual_duration)],
-        now.estimated_duration !== null && ["Expected to take", duration(now.estimated_duration)],
-        now.timeout_seconds !== null && ["May run for", duration(now.timeout_seconds)],
-        ["Retries", `${now.retry_count} of ${now.max_retries}`],
+        now.completed_at && ["Total, since due", duration(now.actual_duration)],
+        now.estimated_duration !== null && ["Estimated duration", duration(now.estimated_duration)],
+        now.timeout_seconds !== null && ["Timeout", duration(now.timeout_seconds)],
+        ["Automatic retries", `${now.retry_count} of ${now.max_retries}`],
         ["Changed", since(now.updated_at)],
       ]
         .filter(Boolean)
@@ -76,7 +76,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
       h("h2", {}, "Attempts"),
       data.length
         ? rows(
-            ["No.", "Worker", "Started", "Took", "Ended as"],
+            ["No.", "Worker", "Started", "Took", "Outcome"],
             data.flatMap((each) => [
               h(
                 "tr",
@@ -85,11 +85,11 @@ export default async function job({ id, rest: name, signal, go, may }) {
                 cell("Worker", h("span", { dir: "auto" }, each.worker || "–")),
                 cell("Started", since(each.started_at)),
                 cell("Took", each.ended_at ? ran(each.started_at, each.ended_at) : "–"),
-                cell("Ended as", badge((each.outcome || "running").replaceAll("_", " ")), each.error && h("pre", { class: "error", tabindex: 0, dir: "auto" }, each.error)),
+                cell("Outcome", badge((each.outcome || "running").replaceAll("_", " ")), each.error && h("pre", { class: "error", tabindex: 0, dir: "auto" }, each.error)),
               ),
             ]),
           )
-        : h("p", { class: "none" }, "None yet."),
+        : h("p", { class: "none" }, "No attempts yet."),
     ]);
   }
 
@@ -101,10 +101,10 @@ export default async function job({ id, rest: name, signal, go, may }) {
     }
     cursor = found.pagination.next_cursor;
     const more = h("button", { type: "button", onclick: async () => showEvents(await get(path(`/events?cursor=${encodeURIComponent(cursor)}`), { signal })) }, "Show more");
-    replaceWhereOther(history, [h("h2", {}, "History"), seen.length ? h("ol", { class: "timeline" }, seen.map((event) => entry(event, user))) : h("p", { class: "none" }, "Not kept any more."), ...(cursor ? [more] : [])]);
+    replaceWhereOther(history, [h("h2", {}, "History"), seen.length ? h("ol", { class: "timeline" }, seen.map((event) => entry(event, user))) : h("p", { class: "none" }, "No events: they were deleted after the retention time."), ...(cursor ? [more] : [])]);
   }
 
-  // All of it, where the job is another one than it was.
+  // Read the job again and, if it has changed, its attempts and events.
   async function reread() {
     const response = await ask("GET", path(), { signal, headers: etag ? { "If-None-Match": etag } : {} });
     if (response.status === 304) return;
@@ -115,7 +115,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
     showJob();
     const [tries, events] = await Promise.all([get(path("/attempts"), { signal }), cursor ? null : get(path(`/events?order=desc`), { signal })]);
     showAttempts(tries);
-    // The newest are at the end; a list that has more at its end stays as it is.
+    // The newest events are at the end. While older ones are still to be loaded, keep the list.
     if (events) showEvents({ data: events.data.reverse(), pagination: { next_cursor: null } });
     if (now.status !== before) {
       say(`The job is ${now.status}`);
@@ -132,17 +132,17 @@ export default async function job({ id, rest: name, signal, go, may }) {
 
   const DO = {
     cancel: () =>
-      confirm("Cancel this job?", "What it has done so far stays in its result. A worker learns of it with its next report.", "Cancel the job", async (reason) => {
+      confirm("Cancel this job?", "The result so far is kept. A worker that runs the job learns of it from its next report.", "Cancel the job", async (reason) => {
         await post(path("/cancel"), reason ? { reason } : undefined);
         await reread();
       }, { reason: true }),
     retry: () =>
-      confirm("Retry this job?", "It becomes pending, due now; its result is replaced.", "Retry the job", async (reason) => {
+      confirm("Retry this job?", "The job becomes pending and due now. Its result will be replaced.", "Retry the job", async (reason) => {
         await post(path("/retry"), reason ? { reason } : undefined);
         await reread();
       }, { reason: true }),
     delete: () =>
-      confirm("Delete this job?", "With its result, attempts and history, for good.", "Delete the job", async () => {
+      confirm("Delete this job?", "Its result, attempts and history are deleted too. This cannot be undone.", "Delete the job", async () => {
         await call("DELETE", path());
         await go(`/${id}/jobs`);
       }),
@@ -174,27 +174,11 @@ export default async function job({ id, rest: name, signal, go, may }) {
 
 const section = (title, ...content) => h("section", {}, h("h2", {}, title), content);
 
-// What is the same stays, with its scroll and whatever is selected in it.
+// Replace the children only if their text differs: that keeps scroll positions and selections.
 function replaceWhereOther(node, children) {
   const made = h("div", {}, children);
   if (node.textContent !== made.textContent) node.replaceChildren(...made.childNodes);
 }
-
-const WORDS = {
-  created: "Created",
-  started: "Started by hand",
-  claimed: "Claimed",
-  progressed: "Progress",
-  succeeded: "Succeeded",
-  failed: "Failed",
-  retried: "Put back for another attempt",
-  lease_expired: "Its worker fell silent",
-  cancelled: "Cancelled",
-  edited: "Edited",
-  released: "Handed back",
-  deleted: "Deleted",
-  timed_out: "Ran too long",
-};
 
 function entry(event, user) {
   const who = [event.worker && `worker ${event.worker}`, event.key_id && `API key ${event.key_id}`, event.user_id && user(event.user_id)].filter(Boolean).join(", ");
@@ -202,7 +186,7 @@ function entry(event, user) {
   return h(
     "li",
     { class: event.to_status || "" },
-    h("span", { class: "what" }, WORDS[event.kind] || event.kind.replaceAll("_", " "), percent !== undefined && percent !== null && `: ${percent} %`),
+    h("span", { class: "what" }, JOB_EVENTS[event.kind] || event.kind.replaceAll("_", " "), percent !== undefined && percent !== null && `: ${percent} %`),
     event.attempt && h("span", { class: "hint" }, ` attempt ${event.attempt}`),
     who && h("span", { class: "hint", dir: "auto" }, ` by ${who}`),
     message && h("p", { class: "detail", dir: "auto" }, message),

@@ -1,7 +1,7 @@
-// The list: filters, sort and page stand in the address, rows change where they are.
+// The list of jobs. Filters, sort and page are in the address; rows are updated in place.
 
 import { HOME, get, jobPath, workspacePath } from "./api.js";
-import { PRIORITIES, STATUSES, badge, bar, cell, count, field, h, ran, rows, say, select, since, toLocal, toUtc } from "./dom.js";
+import { JOB_EVENTS, PRIORITIES, STATUSES, badge, bar, cell, count, field, h, ran, rows, say, select, since, toLocal, toUtc } from "./dom.js";
 import { every, follow, seldom } from "./live.js";
 
 const SORTS = [
@@ -20,7 +20,7 @@ const ENDED = ["success", "failed", "cancelled"];
 
 const alive = (job) => !ENDED.includes(job.status);
 
-// The API's parameters are the address's own.
+// The query of the address is the query of the API's list.
 const path = (id, query, more) => {
   const all = new URLSearchParams(query);
   for (const [name, value] of Object.entries({ light: "true", ...more })) {
@@ -36,7 +36,7 @@ export default async function jobs({ id, query, signal, go, may }) {
   try {
     found = await get(path(id, query), { signal });
   } catch (error) {
-    // A filter that is none: shown above the filters, which can be changed.
+    // An invalid filter: the message is shown at the filters, which stay editable.
     if (error.status !== 422 && error.status !== 400) throw error;
     problem = error;
   }
@@ -53,10 +53,10 @@ export default async function jobs({ id, query, signal, go, may }) {
   showTotal(pagination);
 
   function renew() {
-    const anew = new URLSearchParams(query);
-    anew.delete("page");
-    anew.delete("cursor");
-    return go(address(id, anew), { replace: true });
+    const first = new URLSearchParams(query);
+    first.delete("page");
+    first.delete("cursor");
+    return go(address(id, first), { replace: true });
   }
 
   async function operate(action) {
@@ -64,8 +64,8 @@ export default async function jobs({ id, query, signal, go, may }) {
     ask(id, action, query, () => go(address(id, query), { replace: true }));
   }
 
-  // One request for all of the page, however many of them have changed. Rows
-  // stay where they are; what is new is only counted.
+  // One request for the whole page, however many jobs have changed. Rows keep their
+  // positions; new jobs are only counted.
   async function reread() {
     if (problem) return;
     const answer = await get(path(id, query), { signal });
@@ -81,7 +81,7 @@ export default async function jobs({ id, query, signal, go, may }) {
     fresh.textContent = newest ? `${others}${others === answer.data.length ? " or more" : ""} new` : "The list has changed";
   }
 
-  // Returns the rows that were not among these.
+  // Update the rows of these jobs. Returns the rows of all others.
   function update(jobs, whole) {
     const by = new Map(jobs.map((job) => [job.job_id, job]));
     const ended = [];
@@ -102,15 +102,15 @@ export default async function jobs({ id, query, signal, go, may }) {
     return missing;
   }
 
-  // What the running ones say, in one request. The light list has no progress,
-  // so this one may be heavy; then it is asked for less often.
+  // The progress of the running jobs, in one request. The light list has no progress, so
+  // this is the full one, which may be large; then it is polled less often.
   async function progress() {
     const running = [...shown.values()].map((each) => each.job).filter((job) => job.status === "running");
     if (!running.length || problem) return null;
     const began = performance.now();
     const answer = await get(path(id, query, { light: "false", status: "running", limit: 100, ...window_(running) }), { signal });
     for (const job of answer.data) shown.get(job.job_id)?.update(job);
-    // One that is not running any more: the list knows what it is now.
+    // A job that is no longer running: read its status from the list.
     const there = new Set(answer.data.map((job) => job.job_id));
     if (running.some((job) => !there.has(job.job_id)) && answer.data.length < 100) await reread();
     return Math.max(PROGRESS, 10 * (performance.now() - began));
@@ -120,7 +120,7 @@ export default async function jobs({ id, query, signal, go, may }) {
   const node = h(
     "div",
     {},
-    h("details", { id: "filters", open: Boolean(problem) || [...query.keys()].some(isFilter) || matchMedia("(min-width: 641px)").matches }, h("summary", { id: "filters-open" }, "Filters and order"), filters(id, query, problem, go)),
+    h("details", { id: "filters", open: Boolean(problem) || [...query.keys()].some(isFilter) || matchMedia("(min-width: 641px)").matches }, h("summary", { id: "filters-open" }, "Filters and sorting"), filters(id, query, problem, go)),
     h(
       "div",
       { class: "toolbar" },
@@ -136,13 +136,12 @@ export default async function jobs({ id, query, signal, go, may }) {
     ),
     shown.size
       ? rows(heads, [...shown.values()].map((each) => each.node), { class: "jobs" })
-      : !problem && h("p", { class: "none" }, first(query) && ![...query.keys()].some(isFilter) ? "No jobs yet." : "No job matches."),
+      : !problem && h("p", { class: "none" }, first(query) && ![...query.keys()].some(isFilter) ? "No jobs yet." : "No jobs match the filters."),
     pages(id, query, pagination),
   );
 
   function live(signal) {
-    const kinds = ["created", "started", "claimed", "succeeded", "failed", "retried", "lease_expired", "cancelled", "edited", "released", "deleted", "timed_out", "progressed"];
-    const again = follow(id, `?${new URLSearchParams(kinds.map((kind) => ["kind", kind]))}`, signal, {
+    const again = follow(id, `?${new URLSearchParams(Object.keys(JOB_EVENTS).map((kind) => ["kind", kind]))}`, signal, {
       read: reread,
       events: (found) => {
         let reading = false;
@@ -170,7 +169,7 @@ const first = (query) => !query.has("cursor") && (query.get("page") || "1") === 
 const address = (id, query) => `/${id}/jobs${String(query) && `?${query}`}`;
 const isFilter = (name) => !["sort", "order", "page", "limit", "cursor"].includes(name);
 
-// The time in which these were created, as filters; times have whole seconds.
+// Filters for the period in which these jobs were created. The API's times have whole seconds.
 function window_(jobs) {
   const times = jobs.map((job) => Date.parse(job.created_at));
   const at = (ms) => new Date(ms).toISOString();
@@ -210,7 +209,7 @@ function row(id, first) {
   return each;
 }
 
-// From its start, where it has one: what a person takes for how long it took.
+// From the start of the last attempt. `actual_duration` also includes the waiting.
 function took({ started_at, completed_at }) {
   if (!started_at || !completed_at) return "–";
   return ran(started_at, completed_at);
@@ -232,7 +231,7 @@ function pages(id, query, { total_pages, next_cursor }) {
     Object.entries(changes).forEach(([name, value]) => there.set(name, value));
     return h("a", { href: HOME + address(id, there), rel }, text);
   };
-  // Far in, pages have no numbers: what is added meanwhile would move them.
+  // Later pages are reached by cursor, which is faster and unaffected by new jobs.
   const next = number && number < PAGED_BY_NUMBER ? { page: number + 1 } : { cursor: next_cursor };
   return h(
     "nav",
@@ -273,15 +272,15 @@ function filters(id, query, problem, go) {
     h(
       "details",
       { open: more.some((name) => query.has(name)) },
-      h("summary", {}, "More"),
+      h("summary", {}, "More filters"),
       h(
         "div",
         { class: "filters" },
-        field("Created from", time("created_after")),
+        field("Created at or after", time("created_after")),
         field("Created before", time("created_before")),
-        field("Changed from", time("updated_after")),
+        field("Changed at or after", time("updated_after")),
         field("Created by (user id)", text("created_by", { inputmode: "numeric", value: query.get("created_by") || "" })),
-        field("Jobs on a page", select({ name: "limit", id: "limit" }, ["10", "25", "50", "100"], query.get("limit") || "50")),
+        field("Jobs per page", select({ name: "limit", id: "limit" }, ["10", "25", "50", "100"], query.get("limit") || "50")),
       ),
     ),
     [...query.keys()].some((name) => isFilter(name)) && h("a", { href: `${HOME}/${id}/jobs`, onclick: clear }, "Clear filters"),
@@ -289,7 +288,7 @@ function filters(id, query, problem, go) {
     h("button", { class: "unseen" }, "Filter"),
   );
 
-  // At once, and not only when the next view comes, which may be filtered meanwhile.
+  // Immediately: the user may enter another filter before the next view is there.
   function clear() {
     for (const input of node.querySelectorAll("input")) {
       if (input.type === "checkbox") input.checked = false;
@@ -307,7 +306,7 @@ function filters(id, query, problem, go) {
       wanted.append(`metadata.${name.trim()}`, value.join("=").trim());
     }
     for (const name of more.slice(0, 3)) {
-      // To the second, as it is seen: what was not touched stays as it is.
+      // The input shows seconds. An untouched value keeps its fraction.
       const local = form.get(name);
       const old = query.get(name);
       if (local) wanted.set(name, old && toLocal(old) === local ? old : toUtc(local));
@@ -319,7 +318,7 @@ function filters(id, query, problem, go) {
       wanted.set("order", order);
     }
     if (form.get("limit") !== "50") wanted.set("limit", form.get("limit"));
-    // Enter is a change and a submission; and the next view may be on its way.
+    // Enter triggers both change and submit, and the user may have left the view.
     if (location.pathname !== `${HOME}/${id}/jobs` || String(wanted) === String(new URLSearchParams(location.search))) return;
     go(address(id, wanted));
   }

@@ -1,4 +1,4 @@
-// What keeps a view up to date: reading again and again, or a stream of events.
+// Live updates: polling, and the stream of events.
 
 import { ask, Away, workspacePath } from "./api.js";
 import { h, say } from "./dom.js";
@@ -8,7 +8,7 @@ const wake = (target = WAKE) => target.dispatchEvent(new Event("wake"));
 addEventListener("online", () => wake());
 document.addEventListener("visibilitychange", () => document.hidden || wake());
 
-// Wait; less, where somebody wants to know now: all that wait, or those at `bell`.
+// Sleep. A "wake" event on WAKE (online again, page visible, "Try now") or on `bell` ends it early.
 export function pause(ms, signal, bell = new EventTarget()) {
   return new Promise((resolve) => {
     const listened = [[WAKE, "wake"], [bell, "wake"], [signal, "abort"]];
@@ -36,7 +36,7 @@ export function trouble(error) {
   if (banner.dataset.text === text) return;
   banner.dataset.text = text;
   banner.replaceChildren(
-    h("p", {}, h("strong", {}, text), " What you see may be old. Trying again by itself."),
+    h("p", {}, h("strong", {}, text), " This page may be out of date. Retrying automatically."),
     h("button", { type: "button", onclick: () => wake() }, "Try now"),
   );
 }
@@ -50,13 +50,13 @@ export function fine() {
 
 addEventListener("offline", () => trouble(new Away()));
 
-// How long until the next try after so many that failed, in milliseconds.
+// The delay before the next try, in milliseconds: Retry-After or exponential, with jitter.
 export const backoff = (failures, error) =>
   (error?.retryAfter ? Math.min(error.retryAfter, 60) * 1000 : Math.min(15_000, 1000 * 2 ** failures)) * (0.75 + Math.random() / 2);
 
-// Do something every so often while the page is seen; it may return for how
-// long to wait instead, or null where it did nothing. Where it fails, the banner
-// says so until it goes well.
+// Call `read` every `ms` milliseconds while the page is visible. It may return another
+// delay for once, or null if it made no request. An error is shown in the banner until
+// a call succeeds.
 export async function every(ms, signal, read, bell) {
   let failures = 0;
   let wait = ms;
@@ -83,11 +83,11 @@ export async function every(ms, signal, read, bell) {
   }
 }
 
-// The stream of a workspace's events. `events` gets what happened; `read` is
-// called when the stream begins, while there is none every few seconds, and when
-// what is returned is called.
+// Follow the event stream of a workspace. `events` gets new events. `read` is called when
+// the stream begins, every few seconds while there is no stream, and when the returned
+// function is called.
 
-const WITHOUT = 5000;
+const POLL = 5000;
 const SILENCE = 45_000;
 const HIDDEN = 20_000;
 
@@ -101,7 +101,7 @@ export function follow(id, query, signal, { events, read }) {
     wake(bell);
   };
 
-  every(WITHOUT, signal, async () => {
+  every(POLL, signal, async () => {
     if (open && !due) return null;
     due = false;
     try {
@@ -110,7 +110,7 @@ export function follow(id, query, signal, { events, read }) {
       due = true;
       throw error;
     }
-    return due ? 1 : WITHOUT;
+    return due ? 1 : POLL;
   }, bell);
 
   (async () => {
@@ -127,23 +127,23 @@ export function follow(id, query, signal, { events, read }) {
         });
         if (response.ok) {
           open = true;
-          // The view was read before the stream began, and may have missed something.
+          // Events between the reading of the view and the begin of the stream were missed.
           again();
           const began = Date.now();
           await listen(response.body, stop, (found) => {
             last = found.at(-1).id || last;
             events(found.map((event) => event.data));
           });
-          // One that held for a while did not fail.
+          // A stream that lasted for a while is no failure.
           if (Date.now() - began > 5000) failures = 0;
         } else {
-          // The event is of a server from before a restore.
+          // The id is invalid, for example because the database was restored from a backup.
           if (response.status === 422) last = null;
           error = { retryAfter: Number(response.headers.get("Retry-After")) || 30 };
           await response.body?.cancel();
         }
       } catch {
-        // What is wrong, reading finds out and says.
+        // Polling meets the same error and shows it.
       }
       if (open && !signal.aborted) {
         open = false;
@@ -161,14 +161,14 @@ async function listen(body, stop, events) {
     clearTimeout(timer);
     timer = setTimeout(() => stop.abort(), SILENCE);
   };
-  // A browser has few connections to a service: no page that nobody sees keeps one.
+  // Browsers limit the connections per service, so a hidden page closes its stream.
   let hidden;
-  const look = () => {
+  const onVisibility = () => {
     clearTimeout(hidden);
     if (document.hidden) hidden = setTimeout(() => stop.abort(), HIDDEN);
   };
-  document.addEventListener("visibilitychange", look);
-  look();
+  document.addEventListener("visibilitychange", onVisibility);
+  onVisibility();
   alive();
   try {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -185,7 +185,7 @@ async function listen(body, stop, events) {
   } finally {
     clearTimeout(timer);
     clearTimeout(hidden);
-    document.removeEventListener("visibilitychange", look);
+    document.removeEventListener("visibilitychange", onVisibility);
   }
 }
 
@@ -198,7 +198,7 @@ function parseEvent(text) {
   return found.data ? { id: found.id, data: JSON.parse(found.data) } : null;
 }
 
-// Call at most once in so many milliseconds, and once more after the last call.
+// Throttle: `run` at most once per `ms` milliseconds, and once more after the last call.
 export function seldom(ms, signal, run) {
   let timer = null;
   let last = 0;

@@ -1,4 +1,4 @@
-// Many jobs at once: first how many, then, if that was meant, all of them.
+// Operations: cancel, retry or delete all jobs that match a filter, after a dry run has counted them.
 
 import { HOME, get, newKey, post, workspacePath } from "./api.js";
 import { cancelButton, cell, count, dialog, h, number, rows, say, since } from "./dom.js";
@@ -6,12 +6,12 @@ import { every } from "./live.js";
 
 const WHAT = {
   cancel: { takes: "pending and running jobs", done: "cancelled" },
-  retry: { takes: "failed and cancelled jobs", done: "put back" },
+  retry: { takes: "failed and cancelled jobs", done: "retried" },
   delete: { takes: "ended jobs", done: "deleted" },
 };
 const FOLLOWED = 700;
 
-// The list's filters as an operation takes them.
+// The filters of the list in the form that an operation takes.
 function filterOf(query) {
   const filter = {};
   for (const name of ["status", "job_type", "priority"]) {
@@ -39,32 +39,32 @@ const inWords = (filter) =>
 const matched = (operation, what = "job") =>
   operation.matched_is_capped ? `more than ${count(operation.matched, what)}` : count(operation.matched, what);
 
-// Ask in a dialog; `changed` is called when it is closed after something was done.
+// The dialog for an operation. `changed` is called when it is closed after the start of one.
 export function ask(id, action, query, changed) {
   const filter = filterOf(query);
   const what = WHAT[action];
   const path = workspacePath(id, "/operations");
   const key = newKey();
-  const gone = new AbortController();
+  const closed = new AbortController();
   let begun = false;
   const body = h("div", {}, h("p", { "aria-busy": true }, "Counting…"));
   const close = cancelButton();
   const buttons = h("div", { class: "buttons" }, close);
   const wrong = h("p", { class: "problem", role: "alert" });
-  const title = `${action[0].toUpperCase()}${action.slice(1)} all that match`;
-  dialog(title, [h("p", {}, "Filter: ", h("strong", { dir: "auto" }, inWords(filter)), `; of these, ${what.takes}.`), body, wrong, buttons], () => {
-    gone.abort();
+  const title = `${action[0].toUpperCase()}${action.slice(1)} all matching jobs`;
+  dialog(title, [h("p", {}, "Filter: ", h("strong", { dir: "auto" }, inWords(filter)), `. Applies to ${what.takes}.`), body, wrong, buttons], () => {
+    closed.abort();
     if (begun) changed();
   });
 
   async function plan() {
     wrong.textContent = "";
-    const operation = await post(path, { action, filter, dry_run: true }, { signal: gone.signal });
-    if (!operation.matched) return body.replaceChildren(h("p", {}, "No job matches: there is nothing to do."));
+    const operation = await post(path, { action, filter, dry_run: true }, { signal: closed.signal });
+    if (!operation.matched) return body.replaceChildren(h("p", {}, "No jobs match."));
     const reason = h("input", { id: "reason", maxlength: 1000, autocomplete: "off" });
     body.replaceChildren(
       h("p", {}, h("strong", { class: "matched" }, matched(operation)), ` will be ${what.done}.`),
-      action === "delete" ? h("p", {}, "With their results, attempts and history, for good.") : h("div", { class: "field" }, h("label", { for: "reason" }, "Reason (optional)"), reason),
+      action === "delete" ? h("p", {}, "Their results, attempts and history are deleted too. This cannot be undone.") : h("div", { class: "field" }, h("label", { for: "reason" }, "Reason (optional)"), reason),
     );
     const run = h("button", { type: "button", class: "primary", onclick: () => attempt(() => start(reason.value.trim())) }, `${title.split(" ")[0]} ${matched(operation)}`);
     buttons.prepend(run);
@@ -76,7 +76,7 @@ export function ask(id, action, query, changed) {
     const run = buttons.querySelector(".primary");
     run.disabled = true;
     try {
-      // With its key it happens once, also where an answer was lost.
+      // The idempotency key: a repeated request after a lost response starts no second operation.
       const operation = await post(path, { action, filter, ...(reason ? { reason } : {}) }, { headers: { "Idempotency-Key": key } });
       begun = true;
       run.remove();
@@ -99,15 +99,15 @@ export function ask(id, action, query, changed) {
       bar.value = now.status === "finished" ? bar.max : now.changed + now.skipped;
       text.textContent =
         `${number(now.changed)} ${what.done}` +
-        (now.status === "running" ? ` of ${matched(now)}. It goes on when you close this.` : now.status === "stopped" ? ", then stopped." : ".") +
-        (now.skipped ? ` ${number(now.skipped)} skipped: their result would be too large.` : "");
+        (now.status === "running" ? ` of ${matched(now)}. The operation continues if you close this dialog.` : now.status === "stopped" ? ", then stopped." : ".") +
+        (now.skipped ? ` ${number(now.skipped)} skipped, because their result would become too large.` : "");
       if (now.status !== "running") {
         stop.remove();
-        gone.abort();
+        closed.abort();
       }
     }
     show(operation);
-    if (operation.status === "running") every(FOLLOWED, gone.signal, async () => show(await get(`${path}/${operation.operation_id}`, { signal: gone.signal })));
+    if (operation.status === "running") every(FOLLOWED, closed.signal, async () => show(await get(`${path}/${operation.operation_id}`, { signal: closed.signal })));
   }
 
   async function attempt(run) {
@@ -115,14 +115,14 @@ export function ask(id, action, query, changed) {
     try {
       await run();
     } catch (error) {
-      if (!gone.signal.aborted) wrong.textContent = error.message;
+      if (!closed.signal.aborted) wrong.textContent = error.message;
     }
   }
 
   attempt(plan).then(() => wrong.textContent && body.replaceChildren());
 }
 
-// The page of them.
+// The page of a workspace's operations.
 export default async function operations({ id, signal, may, reload, query }) {
   const page = Number(query.get("page")) || 1;
   const path = workspacePath(id, "/operations");
@@ -137,7 +137,7 @@ export default async function operations({ id, signal, may, reload, query }) {
       cell("Jobs", h("span", { dir: "auto" }, inWords(operation.filter)), operation.reason && h("span", { class: "hint", dir: "auto" }, ` (${operation.reason})`)),
       cell("Status", h("span", { class: "badge" }, operation.status), operation.status === "running" && mine && stop),
       cell("Done", `${number(operation.changed)} of ${matched(operation, "job")}`, operation.skipped ? `, ${number(operation.skipped)} skipped` : ""),
-      cell("Begun", since(operation.created_at)),
+      cell("Started", since(operation.created_at)),
     );
   };
   const to = (n, text) => h("a", { href: `${HOME}/${id}/operations?page=${n}` }, text);
@@ -146,8 +146,8 @@ export default async function operations({ id, signal, may, reload, query }) {
     node: h(
       "div",
       {},
-      h("p", {}, "What was done to many jobs at once, from ", h("a", { href: `${HOME}/${id}/jobs` }, "the list"), "; kept for 30 days."),
-      data.length ? rows(["Action", "Jobs", "Status", "Done", "Begun"], data.map(each)) : h("p", { class: "none" }, "None."),
+      h("p", {}, "Operations that were started from ", h("a", { href: `${HOME}/${id}/jobs` }, "the list of jobs"), " or through the API. They are kept for 30 days."),
+      data.length ? rows(["Action", "Jobs", "Status", "Done", "Started"], data.map(each)) : h("p", { class: "none" }, "No operations yet."),
       pagination.total_pages > 1 && h("p", { class: "pages" }, page > 1 && to(page - 1, "Previous"), h("span", {}, `Page ${page} of ${pagination.total_pages}`), page < pagination.total_pages && to(page + 1, "Next")),
     ),
     live: (signal) => data.some((operation) => operation.status === "running") && every(2000, signal, reload),

@@ -1,4 +1,4 @@
-// A workspace: what there is, and how it came to be so.
+// The overview of a workspace: counts, charts, rates and durations.
 
 import { HOME, get, workspacePath } from "./api.js";
 import { STATUSES, cell, count, duration, h, number, rows } from "./dom.js";
@@ -11,7 +11,7 @@ const SPANS = ["minute", "hour", "day"];
 const TYPES = 12;
 const STATS = 5000;
 
-// Which charts' numbers are open, and which statuses are left out of the first.
+// The charts whose numbers are open, and the statuses hidden in the first chart.
 const opened = new Set();
 const hidden = new Set();
 
@@ -29,7 +29,7 @@ export default async function overview({ id, query, signal }) {
     const list = (status) => `${HOME}/${id}/jobs?status=${status}`;
     tiles.replaceChildren(
       ...STATUSES.map((status) => h("a", { class: `tile ${status}`, href: list(status) }, h("strong", {}, number(stats.by_status[status])), h("span", {}, status))),
-      h("div", { class: "tile" }, h("strong", {}, stats.oldest_pending_seconds === null ? "–" : duration(stats.oldest_pending_seconds)), h("span", {}, "the oldest has waited")),
+      h("div", { class: "tile" }, h("strong", {}, stats.oldest_pending_seconds === null ? "–" : duration(stats.oldest_pending_seconds)), h("span", {}, "longest wait of a due job")),
     );
     rates.replaceChildren(
       h("h2", {}, "Rates"),
@@ -55,17 +55,17 @@ export default async function overview({ id, query, signal }) {
       all.length > TYPES ? h("p", { class: "hint" }, `And ${count(all.length - TYPES, "more type")}.`) : "",
     );
     durations.replaceChildren(
-      h("h2", {}, "How long they run"),
+      h("h2", {}, "Run times"),
       took.length
         ? rows(
-            ["Type", "Median", "95 of 100 within", "Of"],
+            ["Type", "Median", "95th percentile", "Sample"],
             took.map(([type]) => {
               const each = stats.durations[type];
-              return h("tr", { role: "row" }, cell("", type), cell("Median", duration(each.median_seconds)), cell("95 of 100 within", duration(each.p95_seconds)), cell("Of", count(each.jobs, "job")));
+              return h("tr", { role: "row" }, cell("", type), cell("Median", duration(each.median_seconds)), cell("95th percentile", duration(each.p95_seconds)), cell("Sample", count(each.jobs, "job")));
             }),
             { class: "numbers" },
           )
-        : h("p", { class: "none" }, "None has succeeded yet."),
+        : h("p", { class: "none" }, "No job has succeeded yet."),
     );
   }
 
@@ -75,7 +75,7 @@ export default async function overview({ id, query, signal }) {
     const values = (read) => data.map(read);
     const line = (read) => values((point) => (read(point) === null ? null : Math.max(0, read(point))));
     charts.replaceChildren(
-      figure("by status", "Jobs by status", "at the end of each span", {
+      figure("by status", "Jobs by status", "at the end of each interval", {
         kind: "area",
         points,
         span,
@@ -101,7 +101,7 @@ export default async function overview({ id, query, signal }) {
     );
   }
 
-  // With `choice` the legend leaves series out, or takes them in again.
+  // With `choice` the legend's buttons hide and show the series.
   function figure(name, title, note, options, choice) {
     const { svg, table, empty } = chart({ title: `${title}, ${note}`, ...options });
     const key = (label, series) => [h("span", { class: `key ${series}` }), label];
@@ -109,7 +109,7 @@ export default async function overview({ id, query, signal }) {
       ? choice.map((each) => h("button", { type: "button", id: `legend-${each}`, "aria-pressed": String(!hidden.has(each)), onclick: () => toggle(each) }, key(each, each)))
       : options.series.map((each) => h("span", {}, key(each.label, each.name)));
     const numbers = h("details", { open: opened.has(name) }, h("summary", { id: `numbers-${name}` }, "Numbers"));
-    const fill = () => numbers.childElementCount < 2 && numbers.append(empty ? h("p", { class: "none" }, "Nothing yet.") : h("div", { class: "scroll", tabindex: 0 }, table()));
+    const fill = () => numbers.childElementCount < 2 && numbers.append(empty ? h("p", { class: "none" }, "No data yet.") : h("div", { class: "scroll", tabindex: 0 }, table()));
     if (opened.has(name)) fill();
     numbers.addEventListener("toggle", () => {
       opened[numbers.open ? "add" : "delete"](name);
@@ -145,14 +145,14 @@ export default async function overview({ id, query, signal }) {
         [stats, history] = await read(signal);
         keepFocus(() => {
           showStats();
-          // Not under the pointer of somebody who reads it.
+          // Not while the pointer is on a chart.
           if (!charts.querySelector("svg:hover")) showCharts();
         });
       }),
   };
 }
 
-// Do something that makes nodes anew, with the keyboard where it was.
+// Run something that replaces nodes, then restore the focus.
 function keepFocus(run) {
   const { id, href } = document.activeElement || {};
   run();

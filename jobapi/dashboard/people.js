@@ -1,9 +1,8 @@
-// Who may do what in a workspace: members and keys; and what it keeps.
+// The members, API keys and settings of a workspace.
 
 import { HOME, call, get, post, workspacePath } from "./api.js";
-import { cancelButton, cell, confirm, count, dialog, field, form, h, rows, say, select, since, toUtc } from "./dom.js";
+import { ROLES, cancelButton, cell, confirm, count, dialog, field, form, h, rows, say, select, since, toUtc } from "./dom.js";
 
-const ROLES = ["viewer", "worker", "member", "owner"];
 const PAGE = 50;
 
 export default async function people(context) {
@@ -33,7 +32,7 @@ async function members({ id, query, me, signal, may, reload, go }) {
       wrong.textContent = "";
       try {
         await call("PATCH", `${path}/${member.user_id}`, { body: { role: choose.value } });
-        say(`${member.username} is ${choose.value} now`);
+        say(`${member.username} is now ${choose.value}`);
         member.role = choose.value;
       } catch (error) {
         choose.value = member.role;
@@ -46,8 +45,8 @@ async function members({ id, query, me, signal, may, reload, go }) {
   function remove(member) {
     const own = member.user_id === me.user_id;
     if (!own && !may("owner")) return null;
-    const label = own ? "Leave" : "Take out";
-    return h("button", { type: "button", onclick: () => confirm(`${label}: ${member.username}?`, "Keys of theirs stop working, too.", label, async () => {
+    const label = own ? "Leave" : "Remove";
+    return h("button", { type: "button", onclick: () => confirm(own ? "Leave this workspace?" : `Remove ${member.username}?`, own ? "Your API keys for it stop working too." : "Their API keys stop working too.", label, async () => {
       await call("DELETE", `${path}/${member.user_id}`);
       await (own ? go("") : reload());
     }) }, label);
@@ -78,9 +77,9 @@ async function keys({ id, query, signal, reload }) {
   const page = Number(query.get("page")) || 1;
   const path = workspacePath(id, "/keys");
   const { data, pagination } = await get(`${path}?limit=${PAGE}&page=${page}`, { signal });
-  const state = (key) => (key.revoked_at ? ["revoked ", since(key.revoked_at)] : key.expires_at ? [Date.parse(key.expires_at) < Date.now() ? "expired " : "until ", since(key.expires_at)] : "works");
+  const state = (key) => (key.revoked_at ? ["revoked ", since(key.revoked_at)] : key.expires_at ? [Date.parse(key.expires_at) < Date.now() ? "expired " : "expires ", since(key.expires_at)] : "active");
   const revoke = (key) =>
-    h("button", { type: "button", onclick: () => confirm(`Revoke the key ${key.name}?`, "At once and for good.", "Revoke", async () => {
+    h("button", { type: "button", onclick: () => confirm(`Revoke the key ${key.name}?`, "The key stops working immediately. This cannot be undone.", "Revoke", async () => {
       await call("DELETE", `${path}/${key.key_id}`);
       await reload();
     }) }, "Revoke");
@@ -90,8 +89,8 @@ async function keys({ id, query, signal, reload }) {
     [
       field("Name", h("input", { name: "name", maxlength: 200, autocomplete: "off" })),
       field("Role", select({ name: "role" }, ROLES.slice(0, 3), "worker")),
-      field("Job types (optional)", h("input", { name: "job_types", autocomplete: "off", spellcheck: "false" }), "The only ones that it has to do with; with spaces between them."),
-      field("Until (optional)", h("input", { name: "expires_at", type: "datetime-local" })),
+      field("Job types (optional)", h("input", { name: "job_types", autocomplete: "off", spellcheck: "false" }), "Limits the key to these job types. Separate them with spaces."),
+      field("Expires (optional)", h("input", { name: "expires_at", type: "datetime-local" })),
     ],
     "Create key",
     async (fields) => {
@@ -106,7 +105,7 @@ async function keys({ id, query, signal, reload }) {
   function show(made) {
     const text = h("input", { readonly: true, value: made.key, "aria-label": "The key", class: "secret", spellcheck: "false" });
     const copy = navigator.clipboard && h("button", { type: "button", class: "primary", onclick: () => navigator.clipboard.writeText(made.key).then(() => say("Copied")) }, "Copy");
-    dialog(`The key ${made.name}`, [h("p", {}, "It is shown this once: keep it now."), text, h("div", { class: "buttons" }, copy, cancelButton())], reload);
+    dialog(`The key ${made.name}`, [h("p", {}, "Copy the key now. It will not be shown again."), text, h("div", { class: "buttons" }, copy, cancelButton())], reload);
     text.select();
   }
 
@@ -131,7 +130,7 @@ async function keys({ id, query, signal, reload }) {
               ),
             ),
           )
-        : h("p", { class: "none" }, "None."),
+        : h("p", { class: "none" }, "No API keys yet."),
       pages(`/${id}/keys`, page, pagination),
       h("section", {}, h("h2", {}, "Create a key"), create),
     ),
@@ -145,7 +144,7 @@ async function settings({ id, workspace, reload }) {
     { class: "create" },
     [
       field("Name", h("input", { name: "name", maxlength: 200, autocomplete: "off", value: workspace.name })),
-      h("fieldset", {}, h("legend", {}, "For how many days to keep; empty: for ever"), days("success", "Jobs that succeeded"), days("failed", "Jobs that failed"), days("cancelled", "Jobs that were cancelled"), days("events", "Events")),
+      h("fieldset", {}, h("legend", {}, "Retention in days. Empty: keep forever."), days("success", "Succeeded jobs"), days("failed", "Failed jobs"), days("cancelled", "Cancelled jobs"), days("events", "Events")),
     ],
     "Save",
     async (fields) => {
@@ -161,8 +160,8 @@ async function settings({ id, workspace, reload }) {
         say("Saved");
       };
       if (!shorter.length) return save();
-      // What is older goes within a minute, for good.
-      confirm("Keep less?", `${shorter.map((name) => `${name}: ${typeof retention[name] === "number" ? count(retention[name], "day") : retention[name]}`).join(", ")}. What is older is deleted, for good.`, "Save", save);
+      // Older jobs and events are deleted within a minute.
+      confirm("Shorten the retention?", `${shorter.map((name) => `${name}: ${typeof retention[name] === "number" ? count(retention[name], "day") : retention[name]}`).join(", ")}. Older data is deleted. This cannot be undone.`, "Save", save);
     },
   );
   return { title: "Settings", node };

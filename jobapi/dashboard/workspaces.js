@@ -1,4 +1,4 @@
-// Which workspaces there are to choose from.
+// The list of the workspaces that the user may read.
 
 import { HOME, byKey, get, post } from "./api.js";
 import { cell, count, field, form, h, rows, since } from "./dom.js";
@@ -28,7 +28,7 @@ export default async function workspaces({ query, signal, go }) {
     node: h(
       "div",
       {},
-      data.length ? list : h("p", { class: "none" }, "None yet. Ask an owner to add you to theirs, or create one."),
+      data.length ? list : h("p", { class: "none" }, "No workspaces yet. Create one, or ask the owner of a workspace to add you."),
       pages(page, pagination),
       !byKey() && h("details", { class: "more" }, h("summary", {}, "New workspace"), create),
     ),

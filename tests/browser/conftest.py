@@ -1,4 +1,4 @@
-"""A real Chromium, which its owner has installed, and a service with the demo user."""
+"""Fixtures: an installed Chromium, and a service with the demo user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLAGS = [
 def browser() -> Iterator[Any]:
     """One browser for all tests."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
-    assert path, f"There is no Chromium here; install one of {', '.join(NAMES)}."
+    assert path, f"Chromium is not installed. Install one of {', '.join(NAMES)}."
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -49,7 +49,7 @@ def demo(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def page(browser: Any, demo: Service) -> Iterator[Page]:
-    """A page that complains at its end of requests to elsewhere and of errors."""
+    """A page that fails the test for requests to other hosts and for errors."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
     outside: list[str] = []

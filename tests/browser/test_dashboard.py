@@ -1,4 +1,4 @@
-"""The dashboard in a real Chromium, from the log-in to a job that has finished."""
+"""The dashboard in a real Chromium."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ REFUSED = r"Failed to load resource: the server responded with a status of 4\d\d
 
 @contextmanager
 def watched(browser: Any, url: str, allow: str = "^$", **options: Any) -> Iterator[Page]:
-    """A page of its own; errors on its console that ``allow`` does not name are complained of.
+    """A page that fails the test for requests to other hosts and for errors on its console.
 
-    A violation of the content security policy is one of them.
+    Messages that match ``allow`` are accepted. A violation of the content security policy
+    is an error, too.
     """
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
     page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
 
     def note(message: Any) -> None:
         if message.type in ("error", "warning") and not re.match(allow, message.text):
-            wrong.append(message.text)
+            faults.append(message.text)
 
     def ask(request: Any) -> None:
         if not request.url.startswith((f"{url}/", "data:", "blob:")):
-            wrong.append(request.url)
+            faults.append(request.url)
 
     page.on("console", note)
     page.on("request", ask)
@@ -53,25 +54,25 @@ def watched(browser: Any, url: str, allow: str = "^$", **options: Any) -> Iterat
         yield page
     finally:
         context.close()
-    assert wrong == []
+    assert faults == []
 
 
 def log_in(page: Page, service: Service, path: str = "", user: str = DEMO_USER) -> None:
     page.goto(f"{service.url}/dashboard{path}")
-    page.get_by_label("Name").fill(user)
+    page.get_by_label("User name").fill(user)
     page.get_by_label("Password").fill(DEMO_PASSWORD)
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("button", name="Log out")).to_be_visible()
 
 
 def follow(page: Page, link: str, heading: str) -> None:
-    """Press a link and wait for its view; until then the one before is there."""
+    """Click a link and wait for its view; until then the previous view is shown."""
     page.locator("#top nav, main").get_by_role("link", name=link, exact=True).first.click()
     expect(page.get_by_role("heading", level=1, name=heading, exact=True)).to_be_visible()
 
 
 class Worker:
-    """Does jobs over HTTP, as slowly as a test wants it."""
+    """Runs jobs over HTTP, step by step as the test needs it."""
 
     def __init__(self, service: Service) -> None:
         self.http = service.client(DEMO_USER, DEMO_PASSWORD)
@@ -99,11 +100,11 @@ def badge(page: Page, status: str) -> Any:
     return page.locator(".job .status .badge", has_text=status)
 
 
-def no_sideways(page: Page) -> None:
+def expect_no_horizontal_scrolling(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
 
 
-def test_from_log_in_to_watching_a_job_finish(page: Page, demo: Service) -> None:
+def test_watch_job_from_creation_shows_each_change_live(page: Page, demo: Service) -> None:
     streams: list[int] = []
     page.on("response", lambda r: streams.append(r.status) if "/events/stream" in r.url else None)
     worker = Worker(demo)
@@ -125,14 +126,14 @@ def test_from_log_in_to_watching_a_job_finish(page: Page, demo: Service) -> None
     expect(row.locator(".badge")).to_have_text("pending")
     expect(page.get_by_role("row")).to_have_count(2)
 
-    # From here on nothing is pressed: the list follows by itself.
+    # From here on the test clicks nothing: the list updates itself.
     page.evaluate("window.same = true")
     (job,) = worker.claim()
     expect(row.locator(".badge")).to_have_text("running")
     worker.report(job, progress_percent=43, progress_message="Rows 1 to 430")
     expect(row).to_contain_text("43 %")
     expect(row).to_contain_text("Rows 1 to 430")
-    worker.report(job, progress_percent=47)  # within the same tenth: no event tells of it
+    worker.report(job, progress_percent=47)  # within the same ten percent: no event
     expect(row).to_contain_text("47 %")
     picture(page, "dashboard-list")
 
@@ -152,7 +153,7 @@ def test_from_log_in_to_watching_a_job_finish(page: Page, demo: Service) -> None
     expect(attempt).to_contain_text("w-1")
     expect(attempt.locator(".badge")).to_have_text("success")
     picture(page, "dashboard-job")
-    assert page.evaluate("window.same") is True  # the page was never loaded anew
+    assert page.evaluate("window.same") is True  # the page was never reloaded
     assert streams
     assert set(streams) == {200}
 
@@ -161,7 +162,9 @@ def test_from_log_in_to_watching_a_job_finish(page: Page, demo: Service) -> None
     assert page.evaluate("sessionStorage.length") == 0
 
 
-def test_new_jobs_are_counted_and_do_not_move_the_rows(page: Page, demo: Service) -> None:
+def test_create_jobs_while_listing_counts_them_and_keeps_the_rows(
+    page: Page, demo: Service
+) -> None:
     worker = Worker(demo)
     worker.create(3)
     log_in(page, demo, "/1/jobs")
@@ -173,7 +176,7 @@ def test_new_jobs_are_counted_and_do_not_move_the_rows(page: Page, demo: Service
     expect(hint).to_be_visible()
     expect(page.get_by_text("5 jobs")).to_be_visible()
     assert rows.all_inner_texts()[0].split("\n")[0] == before
-    # What was pushed off the first page is followed all the same.
+    # Jobs that were pushed off the first page are still updated.
     worker.create(60, job_type="many", priority="low")
     expect(page.get_by_role("button", name="50 or more new")).to_be_visible()
     job = next(job for job in worker.claim(5) if job["job_type"] == "etl")
@@ -189,7 +192,9 @@ def test_new_jobs_are_counted_and_do_not_move_the_rows(page: Page, demo: Service
     assert page.url.endswith("/1/jobs?page=2")
 
 
-def test_filters_and_order_are_in_the_address_and_back_works(page: Page, demo: Service) -> None:
+def test_filter_and_sort_change_the_address_and_back_restores_them(
+    page: Page, demo: Service
+) -> None:
     worker = Worker(demo)
     worker.create(2, priority="low", metadata={"batch_id": 3, "file": {"name": "a b&c.csv"}})
     worker.create(3, job_type="report", priority="high")
@@ -239,7 +244,7 @@ def test_filters_and_order_are_in_the_address_and_back_works(page: Page, demo: S
     expect(page.get_by_text("Page 2 of 3")).to_be_visible()
 
 
-def test_filter_that_is_none_is_refused_in_its_place(browser: Any, demo: Service) -> None:
+def test_open_invalid_filter_shows_the_error_at_the_filters(browser: Any, demo: Service) -> None:
     with watched(browser, demo.url, REFUSED) as page:
         log_in(page, demo, "/1/jobs?status=lost&nothing=1")
         wrong = page.locator(".filters .problem").first
@@ -249,7 +254,7 @@ def test_filter_that_is_none_is_refused_in_its_place(browser: Any, demo: Service
         expect(page.get_by_text("No jobs yet.")).to_be_visible()
 
 
-def test_many_are_cancelled_after_their_count_was_shown(page: Page, demo: Service) -> None:
+def test_cancel_all_matching_jobs_asks_with_their_count_first(page: Page, demo: Service) -> None:
     worker = Worker(demo)
     worker.create(700, job_type="import")
     worker.create(1, job_type="kept")
@@ -279,7 +284,7 @@ def test_many_are_cancelled_after_their_count_was_shown(page: Page, demo: Servic
     expect(page.locator("tbody tr")).to_contain_text("700 of 700 jobs")
 
 
-def test_one_job_is_cancelled_retried_and_deleted(page: Page, demo: Service) -> None:
+def test_cancel_retry_and_delete_one_job_changes_its_status(page: Page, demo: Service) -> None:
     worker = Worker(demo)
     (job,) = worker.create()
     log_in(page, demo, f"/1/jobs/{job['job_id']}")
@@ -291,7 +296,7 @@ def test_one_job_is_cancelled_retried_and_deleted(page: Page, demo: Service) -> 
     page.get_by_role("button", name="Retry", exact=True).click()
     page.get_by_role("button", name="Retry the job").click()
     expect(badge(page, "pending")).to_be_visible()
-    page.get_by_role("link", name="Create another like it").click()
+    page.get_by_role("link", name="Create a copy").click()
     expect(page.get_by_label("Type")).to_have_value("etl")
     page.go_back()
     worker.call("POST", f"/workspace/1/jobs/{job['job_id']}/cancel")
@@ -301,26 +306,26 @@ def test_one_job_is_cancelled_retried_and_deleted(page: Page, demo: Service) -> 
     expect(page.get_by_text("No jobs yet.")).to_be_visible()
 
 
-def test_wrong_password_and_wrong_key_are_told(browser: Any, demo: Service) -> None:
+def test_log_in_with_wrong_password_or_key_shows_the_error(browser: Any, demo: Service) -> None:
     with watched(browser, demo.url, REFUSED) as page:
         page.goto(f"{demo.url}/dashboard/1/jobs")
-        page.get_by_label("Name").fill(DEMO_USER)
+        page.get_by_label("User name").fill(DEMO_USER)
         page.get_by_label("Password").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert").filter(has_text="password")).to_be_visible()
         page.get_by_text("Use an API key instead").click()
         page.get_by_label("API key").fill("jk_nonsense")
-        page.get_by_role("button", name="Use the key").click()
-        expect(page.get_by_text("This API key does not work")).to_be_visible()
+        page.get_by_role("button", name="Log in with the key").click()
+        expect(page.get_by_text("This API key is not valid")).to_be_visible()
         assert page.evaluate("sessionStorage.length") == 0
         page.get_by_label("Password").fill(DEMO_PASSWORD)
         page.keyboard.press("Enter")
-        # Where somebody wanted to go, they are.
+        # The address that was opened first is shown after the login.
         expect(page.get_by_text("No jobs yet.")).to_be_visible()
         assert page.url.endswith("/dashboard/1/jobs")
 
 
-def test_service_that_is_away_is_told_and_comes_back(
+def test_stop_the_service_shows_a_banner_until_it_is_back(
     browser: Any, demo: Service, tmp_path: Path
 ) -> None:
     worker = Worker(demo)
@@ -331,10 +336,10 @@ def test_service_that_is_away_is_told_and_comes_back(
         expect(rows).to_have_count(2)
         demo.stop()
         banner = page.locator("#trouble")
-        expect(banner).to_contain_text("The service does not answer.")
+        expect(banner).to_contain_text("The service does not respond.")
         expect(rows).to_have_count(2)
         picture(page, "dashboard-away")
-        # A view that was not there yet waits for the service.
+        # A view that is opened now waits for the service.
         page.get_by_role("link", name="Overview").click()
         page.wait_for_timeout(500)
         port = demo.url.rpartition(":")[2]
@@ -351,7 +356,7 @@ def test_service_that_is_away_is_told_and_comes_back(
             again.close()
 
 
-def test_what_stands_in_a_job_stays_text(browser: Any, demo: Service) -> None:
+def test_show_job_with_markup_displays_it_as_text(browser: Any, demo: Service) -> None:
     worker = Worker(demo)
     evil = "<script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
     right_to_left = "\u202e\u05e9\u05dc\u05d5\u05dd \u202eabc"
@@ -366,25 +371,25 @@ def test_what_stands_in_a_job_stays_text(browser: Any, demo: Service) -> None:
         log_in(page, demo, "/1/jobs")
         row = page.locator("table.jobs tbody tr")
         expect(row).to_contain_text("<script>window.evil")
-        no_sideways(page)
+        expect_no_horizontal_scrolling(page)
         worker.report(job, status="failed", error=f"{evil}\n{right_to_left}{long}", retryable=False)
         expect(row.locator(".error")).to_contain_text("<script>window.evil")
-        no_sideways(page)
+        expect_no_horizontal_scrolling(page)
         row.get_by_role("link").click()
         expect(page.locator("pre.error").first).to_contain_text("<script>window.evil")
         expect(page.locator("article pre").nth(1)).to_contain_text("onerror=")
         expect(page.locator("article pre").nth(1)).to_contain_text("__proto__")
         expect(page.locator(".timeline .error")).to_contain_text("<img src=x")
-        no_sideways(page)
+        expect_no_horizontal_scrolling(page)
         page.goto(f"{demo.url}/dashboard/1/jobs?job_type=%3Cscript%3Ealert(1)%3C/script%3E")
         expect(page.locator(".filters .problem").first).to_contain_text("job_type")
         assert page.evaluate("window.evil") is None
         page.goto(f"{demo.url}/dashboard/1/%3Cscript%3E")
-        expect(page.get_by_text("There is no such page.")).to_be_visible()
+        expect(page.get_by_text("This page does not exist.")).to_be_visible()
         assert page.evaluate("document.scripts.length") == 1
 
 
-def test_large_results_are_shown_in_part_and_saved_whole(page: Page, demo: Service) -> None:
+def test_show_large_result_cuts_it_and_offers_a_download(page: Page, demo: Service) -> None:
     worker = Worker(demo)
     worker.create()
     (job,) = worker.claim()
@@ -393,12 +398,12 @@ def test_large_results_are_shown_in_part_and_saved_whole(page: Page, demo: Servi
     log_in(page, demo, f"/1/jobs/{job['job_id']}")
     expect(page.get_by_text("The first 200,000 characters.")).to_be_visible()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save all").click()
+        page.get_by_role("button", name="Download all").click()
     assert json.loads(Path(download.value.path()).read_text()) == result
     assert download.value.suggested_filename == f"{job['job_id']}-result.json"
 
 
-def test_overview_has_charts_and_their_numbers(page: Page, demo: Service) -> None:
+def test_open_overview_shows_charts_with_their_numbers(page: Page, demo: Service) -> None:
     worker = Worker(demo)
     worker.create(12)
     worker.create(5, job_type="report")
@@ -424,7 +429,9 @@ def test_overview_has_charts_and_their_numbers(page: Page, demo: Service) -> Non
     expect(page.locator("table.jobs tbody tr")).to_have_count(5)
 
 
-def test_owner_manages_members_keys_and_retention(browser: Any, page: Page, demo: Service) -> None:
+def test_manage_workspace_as_owner_changes_members_keys_and_settings(
+    browser: Any, page: Page, demo: Service
+) -> None:
     done = jobapi("users", "create", "anna", "--password", DEMO_PASSWORD, env=demo.env)
     assert done.returncode == 0, done.stderr
     log_in(page, demo, "/1/members")
@@ -442,7 +449,7 @@ def test_owner_manages_members_keys_and_retention(browser: Any, page: Page, demo
         expect(other.get_by_role("button", name="Cancel all…")).to_have_count(0)
 
     role.select_option("member")
-    expect(page.locator("#said")).to_have_text("anna is member now")
+    expect(page.locator("#said")).to_have_text("anna is now member")
 
     follow(page, "Keys", "API keys")
     page.get_by_label("Name").fill("ci")
@@ -458,7 +465,7 @@ def test_owner_manages_members_keys_and_retention(browser: Any, page: Page, demo
         other.goto(f"{demo.url}/dashboard")
         other.get_by_text("Use an API key instead").click()
         other.get_by_label("API key").fill(key)
-        other.get_by_role("button", name="Use the key").click()
+        other.get_by_role("button", name="Log in with the key").click()
         other.get_by_role("link", name="Demo", exact=True).click()
         expect(other.get_by_text("No jobs yet.")).to_be_visible()
         for name in ("Members", "Keys"):
@@ -469,27 +476,29 @@ def test_owner_manages_members_keys_and_retention(browser: Any, page: Page, demo
     expect(page.locator("tbody tr")).to_contain_text("revoked")
 
     follow(page, "Settings", "Settings")
-    page.get_by_label("Jobs that succeeded").fill("7")
+    page.get_by_label("Succeeded jobs").fill("7")
     page.get_by_label("Name").fill("Renamed")
     page.get_by_role("button", name="Save").click()
     page.get_by_role("dialog").get_by_role("button", name="Save").click()
     expect(page.locator("#top .workspace")).to_have_text("Renamed")
-    expect(page.get_by_label("Jobs that succeeded")).to_have_value("7")
+    expect(page.get_by_label("Succeeded jobs")).to_have_value("7")
 
 
-def test_refusals_stand_beside_their_fields(browser: Any, demo: Service) -> None:
+def test_submit_invalid_form_shows_messages_at_the_fields(browser: Any, demo: Service) -> None:
     with watched(browser, demo.url, REFUSED) as page:
         log_in(page, demo, "/1/jobs/new")
         page.get_by_label("Type").fill("no spaces, please")
         page.get_by_label("Metadata").fill("{nonsense}")
         page.get_by_role("button", name="Create job").click()
-        expect(page.locator(".field", has=page.get_by_label("Metadata"))).to_contain_text("no JSON")
+        expect(page.locator(".field", has=page.get_by_label("Metadata"))).to_contain_text(
+            "Not valid JSON"
+        )
         page.get_by_label("Metadata").fill("")
-        page.get_by_text("More").click()
+        page.get_by_text("More options").click()
         page.get_by_label("Automatic retries").fill("many")
         page.get_by_role("button", name="Create job").click()
-        wrong = page.locator(".field", has=page.get_by_label("Type"))
-        expect(wrong).to_contain_text("letters, digits")
+        invalid = page.locator(".field", has=page.get_by_label("Type"))
+        expect(invalid).to_contain_text("letters, digits")
         expect(page.get_by_label("Type")).to_have_attribute("aria-invalid", "true")
         expect(page.locator(".field", has=page.get_by_label("Automatic"))).to_contain_text(
             "integer"
@@ -497,9 +506,9 @@ def test_refusals_stand_beside_their_fields(browser: Any, demo: Service) -> None
         assert page.evaluate("document.activeElement.name") == "job_type"
 
 
-def test_keyboard_alone_logs_in_and_creates(page: Page, demo: Service) -> None:
+def test_log_in_and_create_job_needs_only_the_keyboard(page: Page, demo: Service) -> None:
     page.goto(f"{demo.url}/dashboard")
-    expect(page.get_by_label("Name")).to_be_focused()
+    expect(page.get_by_label("User name")).to_be_focused()
     page.keyboard.type(DEMO_USER)
     page.keyboard.press("Tab")
     page.keyboard.type(DEMO_PASSWORD)
@@ -538,7 +547,9 @@ def test_keyboard_alone_logs_in_and_creates(page: Page, demo: Service) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_phone_shows_cards_and_scrolls_down_alone(browser: Any, demo: Service, scheme: Any) -> None:
+def test_open_views_on_a_phone_shows_cards_without_horizontal_scrolling(
+    browser: Any, demo: Service, scheme: Any
+) -> None:
     worker = Worker(demo)
     worker.create(3, job_type="a_rather_long_type_of_job_" + "x" * 70, metadata={"k": "v" * 500})
     (job, _) = worker.claim(2)
@@ -555,18 +566,18 @@ def test_phone_shows_cards_and_scrolls_down_alone(browser: Any, demo: Service, s
         for path in ("", "/1", "/1/jobs", f"/1/jobs/{job['job_id']}", "/1/jobs/new"):
             page.goto(f"{demo.url}/dashboard{path}")
             expect(page.get_by_role("heading", level=1)).to_be_visible()
-            no_sideways(page)
+            expect_no_horizontal_scrolling(page)
         for path in ("/1/operations", "/1/members", "/1/keys", "/1/settings"):
             page.goto(f"{demo.url}/dashboard{path}")
             expect(page.get_by_role("heading", level=1)).to_be_visible()
-            no_sideways(page)
+            expect_no_horizontal_scrolling(page)
         follow(page, "Jobs", "Jobs")
-        page.get_by_text("Filters and order").click()
+        page.get_by_text("Filters and sorting").click()
         expect(page.get_by_label("Type")).to_be_visible()
-        no_sideways(page)
+        expect_no_horizontal_scrolling(page)
 
 
-def test_log_in_goes_on_and_ends(browser: Any, tmp_path: Path) -> None:
+def test_session_is_refreshed_until_the_user_is_disabled(browser: Any, tmp_path: Path) -> None:
     env = environment(
         JOBAPI_ENV="development",
         JOBAPI_INSTANCE_PATH=str(tmp_path / "instance"),
@@ -585,18 +596,20 @@ def test_log_in_goes_on_and_ends(browser: Any, tmp_path: Path) -> None:
             page.get_by_role("button", name="Create job").click()
             expect(badge(page, "pending")).to_be_visible()
             assert page.evaluate(access) != first
-            # The user is disabled: the log-in ends where they are, and says so.
+            # Disabling the user ends the session; the login form says so.
             other = ("users", "create", "other", "--admin", "--password", "other-password")
             assert jobapi(*other, env=env).returncode == 0
             assert jobapi("users", "disable", DEMO_USER, env=env).returncode == 0
             page.locator("#top").get_by_role("link", name="Overview").click()
             expect(page.get_by_label("Password")).to_be_visible()
-            expect(page.get_by_role("alert").filter(has_text="log in again")).to_be_visible()
+            expect(page.get_by_role("alert").filter(has_text="Log in again")).to_be_visible()
     finally:
         service.close()
 
 
-def test_host_with_its_own_log_in(browser: Any, tmp_path: Path) -> None:
+def test_open_dashboard_with_the_login_of_a_host_needs_no_form(
+    browser: Any, tmp_path: Path
+) -> None:
     app, db = make_host(f"sqlite:///{tmp_path / 'host.sqlite3'}")
     JobAPI(app, url_prefix="/job-api", current_user=lambda: session.get("user"))
 
@@ -616,7 +629,7 @@ def test_host_with_its_own_log_in(browser: Any, tmp_path: Path) -> None:
             sent: list[str | None] = []
             page.on("request", lambda r: sent.append(r.headers.get("authorization")))
             page.goto(f"{url}/job-api/dashboard")
-            expect(page.get_by_text("Log in first.")).to_be_visible()
+            expect(page.get_by_text("You are not logged in.")).to_be_visible()
             expect(page.get_by_label("Password")).to_have_count(0)
             page.goto(f"{url}/enter")
             page.goto(f"{url}/job-api/dashboard")

@@ -1,4 +1,4 @@
-"""Swagger UI at ``/docs``: log in there, try operations, nothing from outside."""
+"""Swagger UI at ``/docs`` in a real Chromium."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
 from ..served import Service
 
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
-"""A folder for pictures of the pages, where somebody wants to look at them."""
+"""A folder for screenshots; none are taken if it is not set."""
 
 
 def picture(page: Page, name: str) -> None:
@@ -23,7 +23,7 @@ def picture(page: Page, name: str) -> None:
 
 
 def operation(page: Page, name: str) -> Locator:
-    """An operation, opened."""
+    """The block of an operation, expanded."""
     block = page.locator(f"[id$='-{name}'].opblock")
     if "is-open" not in (block.get_attribute("class") or ""):
         block.locator(".opblock-summary-control").click()
@@ -31,7 +31,7 @@ def operation(page: Page, name: str) -> Locator:
 
 
 def execute(block: Locator) -> tuple[int, Any]:
-    """Press the button; the answer's status and body."""
+    """Click Execute; returns the status and the body of the response."""
     block.get_by_role("button", name="Execute").click()
     live = block.locator(".live-responses-table .response")
     expect(live).to_be_visible()
@@ -40,11 +40,11 @@ def execute(block: Locator) -> tuple[int, Any]:
     return status, json.loads(body)
 
 
-def test_docs_log_in_and_try_operations(page: Page, demo: Service) -> None:
+def test_try_operations_after_login_shows_their_responses(page: Page, demo: Service) -> None:
     page.goto(f"{demo.url}/docs")
     expect(page.locator(".info .title")).to_contain_text("Job API")
     expect(page.locator(".opblock").first).to_be_visible()
-    # Whatever the document's absolute URL is: the page calls where it came from.
+    # The page calls its own origin, whatever absolute URL the document names.
     expect(page.locator(".servers option")).to_have_text("/")
     picture(page, "docs")
 
@@ -66,7 +66,7 @@ def test_docs_log_in_and_try_operations(page: Page, demo: Service) -> None:
     create.get_by_placeholder("workspace_id").fill("1")
     status, job = execute(create)
     assert status == 201
-    assert job["job_type"] == "data_processing"  # the guide's example, as it stands there
+    assert job["job_type"] == "data_processing"  # the example of the guide, unchanged
     picture(page, "create")
 
     listing = operation(page, "list_jobs")
