@@ -1,4 +1,4 @@
-"""The dashboard: one page of plain files, which uses the API and nothing else; ``/dashboard``."""
+"""The dashboard, ``/dashboard``: a page of static files that uses only the public API."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .problems import add_error_handlers
 FOLDER = resources.files("jobapi") / "dashboard"
 PAGE = "index.html"
 
-# Scripts and styles are files of ours alone: what stands in a job stays text
-# even where the page should fail to treat it so.
+# Scripts and styles only from our own files: should the page ever insert a value of a
+# job as markup, it would still not run.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 
-_FOR_EVER = "public, max-age=31536000, immutable"
+_IMMUTABLE = "public, max-age=31536000, immutable"
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}dashboard", __name__)
 add_error_handlers(blp)
@@ -31,20 +31,20 @@ add_error_handlers(blp)
 
 @cache
 def files() -> dict[str, bytes]:
-    """What the page is made of, by name."""
+    """The content of the static files by name."""
     return {file.name: file.read_bytes() for file in FOLDER.iterdir() if file.is_file()}
 
 
 @cache
 def version() -> str:
-    """Names what the files hold, so that a browser may keep them for as long as it likes."""
+    """A hash of all files. It is part of their URLs, so that browsers may cache them forever."""
     return sha256(repr(sorted(files().items())).encode()).hexdigest()[:12]
 
 
 @blp.get("/dashboard", strict_slashes=False)
 @blp.get("/dashboard/<path:view>")
 def get_dashboard(view: str = "") -> Response:
-    """The one page; which view of it, its script sees from the address."""
+    """The page, the same for all addresses: its script chooses the view from the address."""
     if view.startswith("files/"):
         raise NotFound
     page = (
@@ -68,12 +68,12 @@ def get_dashboard(view: str = "") -> Response:
 
 @blp.get("/dashboard/files/<path:file>")
 def get_dashboard_file(file: str) -> Response:
-    """A file of the page's, under the version of them all."""
-    wanted, _, name = file.partition("/")
+    """A static file; ``file`` begins with the version."""
+    requested, _, name = file.partition("/")
     if name not in files() or name == PAGE:
         raise NotFound
     response = send_from_directory(str(FOLDER), name)
-    # Under another version while nodes are updated one after the other.
-    keep = wanted == version()
-    response.headers["Cache-Control"] = _FOR_EVER if keep else "no-cache"
+    # During a rolling update another node may have sent the page, with another version.
+    current = requested == version()
+    response.headers["Cache-Control"] = _IMMUTABLE if current else "no-cache"
     return response

@@ -1,4 +1,4 @@
-"""The API's description and the page to read and try it: ``/openapi.json``, ``/docs``."""
+"""The OpenAPI document, ``/openapi.json``, and Swagger UI, ``/docs``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from .base import BLUEPRINT_PREFIX, address, json_response, state
 from .problems import add_error_handlers
 
 DESCRIPTION = """\
-Background jobs over HTTP: create jobs in a workspace; watch, filter, change, cancel and retry
-them.
+Background jobs over HTTP. Clients create jobs in a workspace, then list, filter, edit, cancel and
+retry them. Workers claim jobs, run them and report their progress and results.
 
-Log in with `POST /auth/login` and send the access token, or an API key, with each request:
-`Authorization: Bearer TOKEN`. Each error is a problem details object (RFC 9457).
+**Authentication.** Log in with `POST /auth/login` and send the access token, or an API key, with
+each request: `Authorization: Bearer TOKEN`.
 
-A request may name itself with `X-Request-Id`, which each response and the log carry. Later
-versions may add fields to responses, and values to those that are documented as open.
+**Errors.** Every error is a problem details object (RFC 9457). Its `type` is stable; its `detail`
+says what is wrong and what to do.
+
+**Request ids.** Each response carries `X-Request-Id`, which is also in the service's log. A request
+may choose its own by sending that header.
+
+**Compatibility.** Later versions may add fields to responses, and values to enumerations that are
+documented as open.
 """
 
-# Swagger UI writes styles into its elements; scripts are files of ours alone.
+# Swagger UI needs inline styles. Scripts are allowed only from our own files.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
@@ -49,8 +55,8 @@ _PAGE = """\
 </html>
 """
 
-# The page calls the host that it came from. The document's absolute URL can be
-# another one where a proxy's X-Forwarded headers are missing or not trusted.
+# The page calls its own origin. The absolute URL in the document can be a different one
+# if the X-Forwarded headers of a proxy are missing or not trusted.
 _START = """\
 const options = {options};
 options.responseInterceptor = (response) => {{
@@ -68,16 +74,15 @@ add_error_handlers(blp)
 
 @blp.get("/openapi.json")
 def get_openapi() -> Response:
-    """The description of the API, OpenAPI 3.1."""
+    """The OpenAPI 3.1 document of the API."""
     spec: dict[str, Any] = state().spec.to_dict()
-    # Absolute, because Postman and generators that read a file have nothing to
-    # which a relative URL could be relative.
+    # Absolute, because Postman and generators that read a file cannot resolve a relative URL.
     return json_response({**spec, "servers": [{"url": iri_to_uri(request.url_root).rstrip("/")}]})
 
 
 @blp.get("/docs")
 def get_docs() -> Response:
-    """Swagger UI."""
+    """The page of Swagger UI."""
     page = _PAGE.format(
         title=escape(state().spec.title),
         files=escape(address(".get_docs_file", name="")),
@@ -92,7 +97,7 @@ def get_docs() -> Response:
 
 @blp.get("/docs/start.js")
 def get_docs_start() -> Response:
-    """What Swagger UI is to show, as a file: the page allows no scripts within it."""
+    """The script that starts Swagger UI. The page's policy allows no inline scripts."""
     options = {
         "url": address(".get_openapi"),
         "dom_id": "#swagger-ui",
@@ -110,6 +115,6 @@ def get_docs_start() -> Response:
 
 @blp.get("/docs/files/<path:name>")
 def get_docs_file(name: str) -> Response:
-    """A file of Swagger UI's."""
+    """A static file of Swagger UI."""
     folder = resources.files("flask_swagger_ui") / "dist"
     return send_from_directory(str(folder), name, max_age=3600)

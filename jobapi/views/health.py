@@ -14,24 +14,24 @@ from .base import state
 from .blueprints import Blueprint
 
 WRITE_AGAIN_SECONDS = 1.0
-"""For how long a successful write is trusted: anyone may call this, and each write costs."""
+"""How long a successful write is remembered: the endpoint is public, and a write is costly."""
 
-blp = Blueprint("health", "Health", "Whether the service lives, and whether it can work.")
+blp = Blueprint("health", "Health", "Probes for load balancers and orchestrators.")
 
 
-@blp.operation("/health/live", summary="Is the process alive")
+@blp.operation("/health/live", summary="Liveness probe")
 @public
 @blp.response(200, schemas.Health)
 def get_live() -> Any:
-    """Answers as long as the process can, whatever the state of the database."""
+    """200 as long as the process responds, whatever the state of the database."""
     return {"status": "ok"}
 
 
-@blp.operation("/health/ready", summary="Can the service work")
+@blp.operation("/health/ready", summary="Readiness probe")
 @public
 @blp.response(200, schemas.Health)
 def get_ready() -> Any:
-    """Checks that the database has this version's migrations and accepts a write."""
+    """200 if the database has the migrations of this version and accepts a write; else 503."""
     ours = state()
     with connect() as connection:
         problem = once_more(connection, lambda: ours.schema_problem(connection))

@@ -1,4 +1,7 @@
-"""What happens around each request of ours, and of nobody else's."""
+"""Hooks around the API's requests: request ids, limits, headers, CORS, metrics and the log.
+
+In a host application they leave the requests for the host's own routes alone.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,15 @@ from .problems import UNKNOWN, add_error_handlers, allowed_methods, handle, hand
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:@/+=\-]{1,128}")
 
-# A host may hold one application context over many requests, as tests do: what ``g`` has of the
-# last one must not mark the next one as ours.
+# A host may keep one application context over several requests, as its tests may do. The values
+# of the previous request in ``g`` must not mark the next one as ours.
 _OF_A_REQUEST = ("jobapi_start", "jobapi_request_id", "jobapi_caller")
 
 logger = logging.getLogger("jobapi")
 
 
 def register(app: Flask, state: State) -> None:
-    """Hook into ``app``: request ids, limits, headers, CORS and the request log."""
+    """Register the hooks with ``app``."""
     settings = state.settings
     origins = frozenset(settings.origins)
 
@@ -44,11 +47,11 @@ def register(app: Flask, state: State) -> None:
             return None
         g.jobapi_start = time.perf_counter()
         if state.maintain:
-            # Not earlier: a server may fork its processes after the app is made.
+            # Not when the app is created: a server may fork its processes after that.
             state.maintenance.start()
         given = request.headers.get("X-Request-Id", "")
         g.jobapi_request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
-        # A body with this one byte more is too large, and not cut at the limit: see ``read_body``.
+        # One byte more than allowed, so that ``read_body`` can tell a larger body from a cut one.
         request.max_content_length = settings.max_body_bytes + 1
         error = request.routing_exception
         if isinstance(error, HTTPException) and not state.standalone:
@@ -63,7 +66,7 @@ def register(app: Flask, state: State) -> None:
             return response
         headers = response.headers
         if request.method == "OPTIONS" and request.endpoint is not None:
-            # Flask would count what only refuses.
+            # Flask would include methods whose only purpose is an error.
             headers["Allow"] = ", ".join(allowed_methods())
             if not headers["Allow"]:
                 del headers["Allow"]
@@ -72,12 +75,12 @@ def register(app: Flask, state: State) -> None:
             if name not in headers:
                 headers[name] = value
         if "Cache-Control" not in headers:
-            # What has an ETag may be kept, and asked about each time.
+            # A response with an ETag may be cached if it is revalidated each time.
             headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
         if origins:
             add_cors_headers(response, origins)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
-            # There may be events of it.
+            # The request may have written events.
             state.streams.wake()
         metrics = state.metrics
         if metrics is not None:
@@ -92,7 +95,7 @@ def register(app: Flask, state: State) -> None:
             _log(response.status_code, started)
         return response
 
-    # First of all hooks: nothing else may look at the body before its limit.
+    # Before all other hooks: none may read the body before its limit is set.
     app.before_request_funcs.setdefault(None, []).insert(0, begin)
     app.after_request(finish)
     if state.standalone:
@@ -106,14 +109,14 @@ def register(app: Flask, state: State) -> None:
 
 
 def _is_ours(state: State) -> bool:
-    """Whether the request is for a route of ours, or for none below our prefix."""
+    """Whether the request is for one of our routes, or for an unknown path below our prefix."""
     endpoint = request.endpoint
     if endpoint is not None:
         return endpoint.startswith(BLUEPRINT_PREFIX)
     error = request.routing_exception
     if isinstance(error, MethodNotAllowed):
         return _rule_is_ours(error)
-    # What is below the prefix has a rule, which Flask does not ask for where the host is wrong.
+    # Paths below the prefix have a rule, but Flask does not match rules for an untrusted Host.
     prefix = state.url_prefix
     return (
         bool(prefix)
@@ -130,7 +133,7 @@ def _rule_is_ours(error: MethodNotAllowed) -> bool:
 
 
 class _Rest(BaseConverter):
-    """All that follows in a path, also where it is nothing."""
+    """The rest of a path, which may be empty."""
 
     regex = ".*?"
     part_isolating = False
@@ -138,7 +141,7 @@ class _Rest(BaseConverter):
 
 
 class _EveryMethod(set[str]):
-    """Has every method and lists none; ``--`` is how Werkzeug asks which ones a path takes."""
+    """Contains every method and lists none. Werkzeug uses ``--`` to ask which methods exist."""
 
     def __contains__(self, method: object) -> bool:
         return method != "--"
@@ -154,7 +157,7 @@ class _Unknown(Rule):
 
 
 def _add_unknown(app: Flask, prefix: str) -> None:
-    """Answer what is below our prefix and is not there, also where the host has a catch-all."""
+    """Answer unknown paths below our prefix, even if the host has a catch-all route."""
     unknown = Blueprint(UNKNOWN.partition(".")[0], __name__)
     add_error_handlers(unknown)
     app.register_blueprint(unknown)
@@ -171,9 +174,10 @@ Shadowed = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def _shadowed(app: Flask) -> Shadowed:
-    """The rules of ours with a variable where another one has a name: which, and which name.
+    """By rule: the variables that match the literal part of another rule, with that part.
 
-    ``/jobs/<job_id>`` takes ``GET /jobs/claim``, where only POST is right.
+    ``/jobs/<job_id>`` matches ``GET /jobs/claim``, but ``claim`` is no job: only
+    ``POST /jobs/claim`` exists.
     """
     ours = {
         rule.rule: rule.rule.split("/")
@@ -199,8 +203,8 @@ def _is_shadowed(shadowed: Shadowed) -> bool:
 
 
 def _log(status: int, started: float) -> None:
-    # The path as it was sent, encoded, so that it cannot break the line. Not
-    # the query, which may hold anything.
+    # The path is encoded, so that it cannot break the line. The query is left out, because
+    # it may contain personal data.
     path = quote(request.path)
     duration = round((time.perf_counter() - started) * 1000, 1)
     logger.info(

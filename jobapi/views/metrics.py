@@ -1,4 +1,4 @@
-"""For Prometheus: ``/metrics``, where there is a token for it."""
+"""Metrics for Prometheus: ``/metrics``, if ``JOBAPI_METRICS_TOKEN`` is set."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger("jobapi")
 
 @blp.get("/metrics")
 def get_metrics() -> Response:
-    """What was measured in all processes, and what the database knows."""
+    """The metrics of all processes, and the queue depth from the database."""
     ours: Any = state()
     _check_token(ours.settings.metrics_token)
     if ours.metrics is None:
-        raise Unavailable("This process cannot collect metrics; its log says why.")
+        raise Unavailable("This process cannot collect metrics. See its log for the reason.")
     if request.environ.get("wsgi.multiprocess") and not ours.metrics.is_shared:
         raise Unavailable(
-            "Several processes serve, and each would answer for itself; set "
-            "PROMETHEUS_MULTIPROC_DIR to an empty folder before they start."
+            "The service runs in several processes, and this one has only its own metrics. Set "
+            "PROMETHEUS_MULTIPROC_DIR to an empty directory before starting the service."
         )
     found = None
     try:
@@ -42,8 +42,8 @@ def get_metrics() -> Response:
     except SQLAlchemyError as error:
         if judge(error) is None and not lacks_schema(error):
             raise
-        # The rest is wanted now more than ever.
-        logger.warning("the database is away; metrics without it", exc_info=True)
+        # The other metrics are needed most during an outage of the database.
+        logger.warning("cannot read the queue depth from the database", exc_info=True)
     return current_app.response_class(
         ours.metrics.text(found), content_type=ours.metrics.content_type
     )
@@ -54,4 +54,4 @@ def _check_token(token: str) -> None:
     if not given:
         raise TokenMissing("Send the header: Authorization: Bearer TOKEN")
     if not hmac.compare_digest(given.encode(), token.encode()):
-        raise TokenInvalid("This is not the token of JOBAPI_METRICS_TOKEN.")
+        raise TokenInvalid("Wrong token. Send the one in JOBAPI_METRICS_TOKEN.")
