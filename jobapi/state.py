@@ -165,12 +165,12 @@ class State:
                     logger.warning("cannot collect metrics", exc_info=True)
         return self._metrics
 
-    def note_use(self, connection: Connection, key_id: int, now: datetime) -> None:
+    def record_key_use(self, connection: Connection, key_id: int, now: datetime) -> None:
         """Record that a key was used; the request goes on if that fails."""
         if time.monotonic() < self._note_at:
             return
         try:
-            keys.note_use(connection, key_id, now)
+            keys.record_use(connection, key_id, now)
         except DBAPIError as error:
             if judge(error) is None:
                 raise

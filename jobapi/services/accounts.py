@@ -1,4 +1,4 @@
-"""Users and their log-ins."""
+"""Users and their login sessions."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ from ..store.transactions import transactional
 HOST_USER_PREFIX = "host:"
 LOGIN_WINDOW = timedelta(minutes=1)
 LOGIN_LIFETIME = timedelta(days=90)
-"""Maximum lifetime of a log-in after the password was entered, however often it is refreshed."""
+"""Maximum lifetime of a login session, however often it is refreshed."""
 
 REFRESH_GRACE = timedelta(seconds=30)
-"""How long an exchanged refresh token may be reused, because an answer may have been lost."""
+"""How long an exchanged refresh token may be reused, because its response may have been lost."""
 
 MAX_REPLACED = 100
-FORGET_AT_ONCE = 100
+EXPIRED_PER_ATTEMPT = 100
 
-# Argon2id with the second of the settings that OWASP's Password Storage Cheat
-# Sheet gives as equally strong: 19 MiB, 2 passes, 1 lane; some 30 ms.
+# Argon2id with a setting that OWASP's Password Storage Cheat Sheet recommends:
+# 19 MiB, 2 passes, 1 lane. It takes some 30 ms.
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
 @cache
-def _nobodys_hash() -> str:
+def _dummy_hash() -> str:
     return _hasher.hash(secrets.token_urlsafe())
 
 
@@ -76,9 +76,9 @@ def check_password_form(password: str, field: str = "password") -> None:
 def create_user(
     session: Executor, username: str, *, password: str | None, is_admin: bool = False
 ) -> AnyRow:
-    """Add a user; without a password nobody can log in as them here.
+    """Create a user. Without a password the user cannot log in through ``/auth/login``.
 
-    Raises ``UsernameTaken``, or ``ValidationFailed`` for the form of either.
+    Raises ``UsernameTaken``, or ``ValidationFailed`` for an invalid name or password.
     """
     if not re.fullmatch(USERNAME_PATTERN, username):
         raise ValidationFailed({"username": [USERNAME_RULE]})
@@ -86,7 +86,7 @@ def create_user(
         check_password_form(password)
     row = _insert_user(session, username, password, is_admin)
     if row is None:
-        raise UsernameTaken(f"There is a user {username!r} already; choose another name.")
+        raise UsernameTaken(f"The user name {username!r} is taken. Choose another one.")
     return row
 
 
@@ -114,15 +114,15 @@ class NoUserId(ValueError):
 
 
 def host_id(user: object) -> str | None:
-    """The id of a host's current user as text; None if no user is logged in.
+    """The id of a host application's current user as text; None if no user is logged in.
 
     ``user`` is the id itself (``str``, ``int``, ``uuid.UUID``) or an object that
     has it as ``get_id()``, as Flask-Login's users do, or as ``id``. Raises
-    ``NoUserId`` for anything else, and for a text that is no stable id: it would
-    name another user in each request, or the same for all. Exceptions of the host's
-    object pass through.
+    ``NoUserId`` for anything else, and for a text that cannot be a stable id, such as
+    the default ``repr`` of an object: it would be a different user in each request.
+    Exceptions of the host's object pass through.
     """
-    # Not ``is None``, nor ``type``: it may be a proxy, as Flask-Login's is.
+    # isinstance, because the user may be a proxy, such as Flask-Login's ``current_user``.
     if isinstance(user, NoneType):
         return None
     if not isinstance(user, _ID_TYPES):
@@ -136,14 +136,14 @@ def host_id(user: object) -> str | None:
         if iscoroutine(user):
             user.close()
         raise NoUserId(
-            f"the current user is {type(user).__name__}, which is no id: return the id as str, int "
-            "or uuid.UUID, an object with get_id() or id, or None if no user is logged in"
+            f"the current user is a {type(user).__name__}, which is not an id: return the id as "
+            "str, int or uuid.UUID, an object with get_id() or id, or None if no user is logged in"
         )
     text = str(user)
     if not 1 <= len(text.strip()) <= len(text) <= 200 or "\x00" in text:
         raise NoUserId("the id of the current user must have 1 to 200 characters")
     if text == "None" or _REPR.search(text):
-        raise NoUserId(f"the id of the current user is {text!r}, which names an object, not a user")
+        raise NoUserId(f"the id of the current user is {text!r}, which is not a stable id")
     return text
 
 
@@ -158,10 +158,10 @@ _REPR = re.compile(r" at 0x[0-9a-fA-F]+>")
 
 
 def host_username(user: object) -> str:
-    """The name under which a host application's user is known here.
+    """The name of the user row for a host application's user.
 
-    The colon keeps them apart from users who log in here. ``user`` is what
-    ``host_id`` takes; raises ``ValueError`` if no user is logged in.
+    Names of other users cannot contain its colon. ``user`` is what ``host_id``
+    takes. Raises ``ValueError`` if no user is logged in.
     """
     found = host_id(user)
     if found is None:
@@ -177,7 +177,7 @@ def host_user(session: Executor, user: object, *, is_admin: bool = False) -> Any
     name = host_username(user)
     row = session.execute(select(users).where(users.c.username == name)).first()
     row = row or _insert_user(session, name, None, is_admin)
-    # None again: somebody else made it between the two statements.
+    # Still None if another process created the row between the two statements.
     return row or session.execute(select(users).where(users.c.username == name)).one()
 
 
@@ -185,7 +185,7 @@ def get_user(session: Executor, user_id: int) -> AnyRow:
     """One user. Raises ``UserNotFound``."""
     row = session.execute(select(users).where(users.c.id == user_id)).first()
     if row is None:
-        raise UserNotFound("There is no such user.")
+        raise UserNotFound("No user has this id.")
     return row
 
 
@@ -198,12 +198,12 @@ def find_user(session: Executor, username: str) -> AnyRow:
 
 
 def unknown_user(username: str) -> str:
-    """The message for a name that no user has."""
-    return f"There is no user {username!r}."
+    """The message for an unknown user name."""
+    return f"There is no user {username!r}. Check the spelling; case matters."
 
 
 def page_users(session: Executor, **paging: Any) -> Page:
-    """All users, the oldest first; ``paging`` as ``fetch_page`` has it."""
+    """A page of all users, the oldest first. ``paging``: see ``fetch_page``."""
     return fetch_page(session, [*users.c], users, [], users.c.id, **paging)
 
 
@@ -211,9 +211,9 @@ def page_users(session: Executor, **paging: Any) -> Page:
 def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> AnyRow:
     """Change ``password``, ``is_admin`` or ``disabled``.
 
-    A new password and being disabled end the user's log-ins; being enabled again
-    revives the API keys that act for the user, and no log-in. Raises
-    ``UserNotFound``, ``ValidationFailed``, ``LastAdministrator``.
+    A new password ends the user's login sessions. ``disabled`` ends them and suspends
+    the API keys that act for the user; enabling the user again restores only the keys.
+    Raises ``UserNotFound``, ``ValidationFailed``, ``LastAdministrator``.
     """
     values = dict(changes)
     if values.get("disabled") or values.get("is_admin") is False:
@@ -234,9 +234,9 @@ def edit_user(session: Executor, user_id: int, changes: Mapping[str, Any]) -> An
 
 
 def _keep_an_administrator(session: Executor, user_id: int) -> None:
-    # Two administrators who disable each other at the same moment wait here for
-    # one another, and the second one sees what the first one did. (SQLite has one
-    # writer at a time.) The lock lets others refer to these users meanwhile.
+    # The lock serializes two administrators who disable each other at the same moment, so
+    # that the second one sees the change of the first. (SQLite has one writer at a time.)
+    # With key_share, rows that refer to these users can still be inserted.
     enabled = session.execute(
         select(users.c.id)
         .where(users.c.is_admin, ~users.c.disabled)
@@ -245,33 +245,33 @@ def _keep_an_administrator(session: Executor, user_id: int) -> None:
     ).scalars()
     if list(enabled) == [user_id]:
         raise LastAdministrator(
-            "This is the last enabled administrator; make another user an administrator first."
+            "This is the last enabled administrator. Make another user an administrator first."
         )
 
 
 def check_current_password(
     session: Executor, user_id: int, password: str, attempts: Attempts | None
 ) -> str:
-    """Check one's own password before it is changed; returns its hash.
+    """Verify the current password of a user who changes it; returns its hash.
 
-    Failures count towards the same limit as those of log-ins, so this is no
-    other way to guess. Raises ``ValidationFailed``, ``TooManyRequests``.
+    Failures count towards the limits of logins, so this is no way around them.
+    Raises ``ValidationFailed``, ``TooManyRequests``.
     """
     user = get_user(session, user_id)
     try:
         return str(authenticate(session, user.username, password, attempts).password_hash)
     except LoginFailed:
-        raise ValidationFailed({"current_password": ["It is wrong."]}) from None
+        raise ValidationFailed({"current_password": ["Wrong password."]}) from None
 
 
 @transactional()
 def replace_password(
     session: Executor, user_id: int, old_hash: str, new: str, *, keep_session: str | None
 ) -> None:
-    """Set a new password; all log-ins of the user but one end.
+    """Set a new password and end the user's login sessions, except ``keep_session``.
 
-    Raises ``ValidationFailed`` for its form, or where ``old_hash`` is not the
-    current one any more: of two changes at once, one comes too late.
+    Raises ``ValidationFailed`` for an invalid password, and if ``old_hash`` is no longer
+    the current one because of a concurrent change.
     """
     check_password_form(new, "new_password")
     now = session.execute(select(DbNow())).scalar_one()
@@ -282,7 +282,9 @@ def replace_password(
         .returning(users.c.id)
     ).first()
     if changed is None:
-        raise ValidationFailed({"current_password": ["It was changed just now."]})
+        raise ValidationFailed(
+            {"current_password": ["The password was changed a moment ago. Log in again."]}
+        )
     session.execute(
         delete(sessions).where(sessions.c.user_id == user_id, sessions.c.id != (keep_session or ""))
     )
@@ -293,9 +295,9 @@ def _hash(password: str) -> str:
 
 
 def _verify(password_hash: str | None, password: str) -> bool:
-    """Check a password; takes the same time with and without a hash.
+    """Check a password. It takes equally long without a hash, so that time tells nothing.
 
-    Older hashes were made from the password as typed, in any Unicode form.
+    Older hashes were made from the password as it was typed, in any Unicode form.
     """
     forms = dict.fromkeys([normal_password(password), password])
     return any(_is_right(password_hash, form) for form in forms)
@@ -303,24 +305,22 @@ def _verify(password_hash: str | None, password: str) -> bool:
 
 def _is_right(password_hash: str | None, form: str) -> bool:
     try:
-        _hasher.verify(password_hash or _nobodys_hash(), form)
+        _hasher.verify(password_hash or _dummy_hash(), form)
     except (VerificationError, InvalidHashError):
         return False
     return password_hash is not None
 
 
 class Attempts(NamedTuple):
-    """How many log-ins may fail in a minute, and from where this one comes.
-
-    ``address`` is what counts as one caller, see ``identity.address_bucket``. The
-    limit of a name over all addresses is the loosest: only there can attempts from
-    elsewhere lock a user out.
-    """
+    """Where a login attempt comes from, and how many may fail per minute."""
 
     address: str
+    """The addresses that count as one caller, see ``addresses.address_bucket``."""
+
     per_name_and_address: int
     per_address: int
     per_name: int
+    """Over all addresses. It is the loosest, because others can use it up and lock a user out."""
 
 
 def authenticate(
@@ -328,18 +328,17 @@ def authenticate(
 ) -> AnyRow:
     """The user with this name and password.
 
-    A wrong name, a wrong password and a disabled user are refused alike
-    (``LoginFailed``). Only failures count towards the limits: each try is
-    counted before the password is checked, so that tries at the same moment
-    count too, and the count is taken back if the password was right. Raises
-    ``TooManyRequests``. Not to be called in a transaction, which would undo the
-    counting.
+    An unknown name, a wrong password and a disabled user raise the same ``LoginFailed``,
+    so that it does not tell whether the user exists. Raises ``TooManyRequests`` after too
+    many failures. Each attempt is counted before the password is verified, because
+    concurrent attempts must count too; a success takes its count back. Do not call it in
+    a transaction: a rollback would undo the counting.
     """
     counted = _count_attempt(session, username, attempts) if attempts is not None else {}
-    known = re.fullmatch(USERNAME_PATTERN, username) is not None
+    well_formed = re.fullmatch(USERNAME_PATTERN, username) is not None
     user = (
         session.execute(select(users).where(users.c.username == username)).first()
-        if known
+        if well_formed
         else None
     )
     right = _verify(user.password_hash if user is not None else None, password)
@@ -349,7 +348,7 @@ def authenticate(
     return user
 
 
-_WRONG = "The user name or the password is wrong."
+_WRONG = "Wrong user name or password. Check both and try again."
 
 
 class _Limit(NamedTuple):
@@ -358,7 +357,7 @@ class _Limit(NamedTuple):
 
 
 def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict[str, datetime]:
-    """Count an attempt; returns the counted subjects, each with the start of its minute."""
+    """Count an attempt; returns the counted subjects, each with the begin of its minute."""
     limits = {
         _subject(attempts.address, username): _Limit(
             attempts.per_name_and_address, "for this user name from your address"
@@ -369,14 +368,14 @@ def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict
     c = login_failures.c
     now = session.execute(select(DbNow())).scalar_one()
     old = c.since <= now - LOGIN_WINDOW
-    # Refused attempts are not counted: attempts from one address must not use up
-    # the limit of a name for all others.
+    # Refused attempts are not counted: one address must not use up the limit of a name
+    # for all other addresses.
     columns = c.subject, c.count.label("failures"), c.since
     found = session.execute(select(*columns).where(c.subject.in_(limits), ~old)).all()
     _refuse([row for row in found if row.failures >= limits[row.subject].failures], limits, now)
-    some = select(c.subject).where(old).limit(FORGET_AT_ONCE).with_for_update(skip_locked=True)
+    some = select(c.subject).where(old).limit(EXPIRED_PER_ATTEMPT).with_for_update(skip_locked=True)
     session.execute(delete(login_failures).where(c.subject.in_(some)))
-    # In one order, so that two of these never deadlock.
+    # Always in the same order, so that concurrent attempts cannot deadlock.
     attempt = insert_or_ignore(dialect_name(session), login_failures).values(
         [{"subject": subject, "count": 1, "since": now} for subject in sorted(limits)]
     )
@@ -407,7 +406,7 @@ def _refuse(over: Sequence[AnyRow], limits: Mapping[str, _Limit], now: datetime)
     last = max(over, key=attrgetter("since"))
     wait = max(1, math.ceil((last.since + LOGIN_WINDOW - now).total_seconds()))
     raise TooManyRequests(
-        f"Too many log-ins failed {limits[last.subject].where}; try again in {wait} seconds.",
+        f"Too many failed logins {limits[last.subject].where}. Try again in {wait} seconds.",
         retry_after=wait,
     )
 
@@ -435,15 +434,15 @@ def log_in(
     attempts: Attempts | None,
     lifetime: timedelta,
 ) -> Login:
-    """Check a name and a password and start a log-in, see ``authenticate`` and ``open_session``.
+    """Verify a name and a password and start a login session.
 
-    A password that was changed, or a user who was disabled, while it was checked
-    gives no log-in.
+    See ``authenticate`` and ``open_session``. There is no session if, during the
+    verification, the password was changed or the user was disabled.
     """
     user = authenticate(session, username, password, attempts)
     login = _open_session(session, user.id, lifetime, user.password_hash)
     if login is None:
-        # Another log-in may have renewed the hash at the same moment.
+        # A concurrent login may have renewed the hash.
         user = authenticate(session, username, password, attempts)
         login = _open_session(session, user.id, lifetime, user.password_hash)
     if login is None:
@@ -461,22 +460,25 @@ def log_in(
 
 
 class Login(NamedTuple):
-    """A log-in, the id of its refresh token, and the seconds that it has left at most."""
+    """A login session for which tokens are to be issued."""
 
     user_id: int
     session_id: str
     refresh_id: str
+    """The id of its current refresh token."""
+
     seconds: float
+    """Until its maximum lifetime ends."""
 
 
 def open_session(session: Executor, user_id: int, lifetime: timedelta) -> Login:
-    """Start a log-in that ends when it is not refreshed for ``lifetime``.
+    """Start a login session that expires if it is not refreshed for ``lifetime``.
 
     Raises ``LoginFailed`` for a disabled user.
     """
     login = _open_session(session, user_id, lifetime, None)
     if login is None:
-        raise LoginFailed("This user is disabled.")
+        raise LoginFailed("This user is disabled. Ask an administrator to enable it.")
     return login
 
 
@@ -484,8 +486,7 @@ def _open_session(
     session: Executor, user_id: int, lifetime: timedelta, password_hash: str | None
 ) -> Login | None:
     now = session.execute(select(DbNow())).scalar_one()
-    # Each log-in clears away what has run out, so the table stays as large as
-    # the log-ins that live.
+    # Each login deletes the expired sessions, so that the table contains only live ones.
     session.execute(delete(sessions).where(sessions.c.expires_at <= now))
     login = Login(user_id, uuid4().hex, uuid4().hex, LOGIN_LIFETIME.total_seconds())
     row = {
@@ -496,8 +497,8 @@ def _open_session(
     }
     values = [literal(value, sessions.c[name].type) for name, value in row.items()]
     same = true() if password_hash is None else users.c.password_hash == password_hash
-    # With the lock, a new password or a disabling either comes first, and there is
-    # no log-in, or waits, and ends it.
+    # The lock orders this against a change of the password and against disabling the user:
+    # if they come first, there is no session; otherwise they wait, and end it.
     opened = session.execute(
         insert(sessions)
         .from_select(
@@ -514,13 +515,13 @@ def _open_session(
 def refresh_session(
     session: Executor, session_id: str, refresh_id: str, lifetime: timedelta
 ) -> Login:
-    """Exchange a refresh token for the next one of its log-in.
+    """Exchange a refresh token for the next one of its session (refresh token rotation).
 
-    Within ``REFRESH_GRACE`` a token that was exchanged gives the same next one
-    again: an answer may have been lost, and two tabs or processes may ask at the
-    same moment. Used again later, it may have been stolen, and ends the log-in
-    (RFC 9700, section 4.14.2). Raises ``TokenRevoked``. Not to be called in a
-    transaction, which would undo the end.
+    Within ``REFRESH_GRACE`` an exchanged token gives the same next one again, because a
+    response may have been lost, and two tabs or processes may refresh at the same moment.
+    Reuse after that means that the token may have been stolen, and ends the session (RFC
+    9700, section 4.14.2). Raises ``TokenRevoked``. Do not call it in a transaction: the
+    rollback after the exception would undo the end of the session.
     """
     found = _live(session, session_id)
     if found is not None and found.refresh_id == refresh_id:
@@ -538,16 +539,16 @@ def refresh_session(
         ).first()
         if rotated is not None:
             return login
-        # Another process has exchanged it meanwhile.
+        # A concurrent request has exchanged it.
         found = _live(session, session_id)
     if found is None:
-        raise TokenRevoked("This log-in has ended; log in again.")
+        raise TokenRevoked("The session of this token has ended. Log in again.")
     if refresh_id in _recent(found):
         return _login(found, found.refresh_id)
     close_session(session, session_id)
     raise TokenRevoked(
-        "This refresh token was exchanged before and may have been stolen, so its log-in has "
-        "ended; log in again."
+        "This refresh token was already used and may have been stolen, so its session was ended. "
+        "Log in again."
     )
 
 
@@ -573,5 +574,5 @@ def _login(found: AnyRow, refresh_id: str) -> Login:
 
 
 def close_session(session: Executor, session_id: str) -> None:
-    """End a log-in: neither of its tokens works any more."""
+    """End a login session, so that its tokens stop working."""
     session.execute(delete(sessions).where(sessions.c.id == session_id))

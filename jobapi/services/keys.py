@@ -1,4 +1,4 @@
-"""API keys: a machine's way into one workspace."""
+"""API keys: credentials of programs, each for one workspace."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from . import events
 
 KEY_PREFIX = "jk_"
 USE_RESOLUTION = timedelta(minutes=1)
+"""How precisely the last use of a key is recorded."""
 
 
 def digest(key: str) -> str:
-    """What is stored of an API key. It is random, so a plain hash keeps it secret."""
+    """The hash under which an API key is stored. SHA-256 suffices, because keys are random."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -41,23 +42,23 @@ def create(
     role: Role,
     job_types: Sequence[str] | None = None,
     expires_at: datetime | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> tuple[AnyRow, str]:
-    """Make an API key; the second value is the key itself, not stored anywhere.
+    """Create an API key; returns its row and the key itself, which is not stored.
 
-    It acts for ``user_id``, who must be a member of the workspace or an
-    administrator (``NotAMember``). ``job_types`` of None means all. Raises
-    ``ValidationFailed`` for a name without a visible character, an owner's role,
-    job types that cannot exist or an expiry in the past.
+    It acts on behalf of ``user_id``, who must be a member of the workspace or an
+    administrator (otherwise ``NotAMember``). ``job_types`` limits it to these job types;
+    None allows all. Raises ``ValidationFailed`` for a name without a visible character,
+    the role owner, malformed job types, and an expiry in the past.
     """
     check_name(name)
     if job_types is not None:
         _check_job_types(job_types)
     now = session.execute(select(DbNow())).scalar_one()
     if role is Role.OWNER:
-        raise ValidationFailed({"role": ["An API key can be viewer, worker or member."]})
+        raise ValidationFailed({"role": ["Must be one of: viewer, worker, member."]})
     if expires_at is not None and expires_at <= now:
-        raise ValidationFailed({"expires_at": ["It must lie in the future."]})
+        raise ValidationFailed({"expires_at": ["Must be in the future."]})
     may = session.execute(
         select(users.c.id).where(
             users.c.id == user_id,
@@ -71,7 +72,10 @@ def create(
         )
     ).first()
     if may is None:
-        raise NotAMember("The user for whom a key acts must be a member of the workspace.")
+        raise NotAMember(
+            "The user on whose behalf a key acts must be a member of the workspace. Add the user "
+            "first."
+        )
     key = KEY_PREFIX + secrets.token_urlsafe(32)
     row = session.execute(
         insert(api_keys)
@@ -87,29 +91,29 @@ def create(
         )
         .returning(*api_keys.c)
     ).one()
-    _note(session, EventKind.KEY_CREATED, workspace_id, row, by)
+    _note(session, EventKind.KEY_CREATED, workspace_id, row, actor)
     return row, key
 
 
 def _check_job_types(job_types: Sequence[str]) -> None:
     if not 1 <= len(job_types) <= MAX_KEY_JOB_TYPES:
-        raise ValidationFailed({"job_types": [f"Give 1 to {MAX_KEY_JOB_TYPES} job types."]})
+        raise ValidationFailed({"job_types": [f"Must have 1 to {MAX_KEY_JOB_TYPES} entries."]})
     wrong = next((each for each in job_types if not re.fullmatch(JOB_TYPE_PATTERN, each)), None)
     if wrong is not None:
         raise ValidationFailed({"job_types": [f"{wrong!r}: {JOB_TYPE_RULE}"]})
 
 
 def _note(
-    session: Executor, kind: EventKind, workspace_id: int, key: AnyRow, by: str | None
+    session: Executor, kind: EventKind, workspace_id: int, key: AnyRow, actor: str | None
 ) -> None:
     data = {"key_id": key.id, "name": key.name, "role": Role(key.role).label}
-    events.note(session, workspace_id, kind, by=by, data=data)
+    events.note(session, workspace_id, kind, by=actor, data=data)
 
 
 def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
-    """A workspace's API keys, revoked ones included, the oldest first.
+    """A page of a workspace's API keys, including revoked ones, the oldest first.
 
-    ``paging`` as ``fetch_page`` has it.
+    ``paging``: see ``fetch_page``.
     """
     return fetch_page(
         session,
@@ -122,8 +126,8 @@ def page(session: Executor, workspace_id: int, **paging: Any) -> Page:
 
 
 @transactional()
-def revoke(session: Executor, workspace_id: int, key_id: int, *, by: str | None = None) -> None:
-    """End a key, at once and for good. Raises ``KeyNotFound``."""
+def revoke(session: Executor, workspace_id: int, key_id: int, *, actor: str | None = None) -> None:
+    """Revoke a key. It stops working immediately. Raises ``KeyNotFound``."""
     now = session.execute(select(DbNow())).scalar_one()
     revoked = session.execute(
         update(api_keys)
@@ -136,12 +140,12 @@ def revoke(session: Executor, workspace_id: int, key_id: int, *, by: str | None 
         .returning(api_keys.c.id, api_keys.c.name, api_keys.c.role)
     ).first()
     if revoked is None:
-        raise KeyNotFound("There is no such key in this workspace, or it is revoked already.")
-    _note(session, EventKind.KEY_REVOKED, workspace_id, revoked, by)
+        raise KeyNotFound("No key of this workspace has this id, or it is already revoked.")
+    _note(session, EventKind.KEY_REVOKED, workspace_id, revoked, actor)
 
 
-def note_use(session: Executor, key_id: int, now: datetime) -> None:
-    """Write down that a key was used, at most once a minute; waits for no lock on Postgres."""
+def record_use(session: Executor, key_id: int, now: datetime) -> None:
+    """Record the use of a key, at most once a minute. On Postgres it waits for no lock."""
     c = api_keys.c
     due = (
         select(c.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, or_, select, true, tuple_, update
 
@@ -28,10 +28,10 @@ from ..store.tables import events as event_rows
 from ..store.transactions import BY_KEY, transactional
 from . import events
 
-IS_THERE = workspaces.c.deleted_at.is_(None)
+NOT_DELETED = workspaces.c.deleted_at.is_(None)
 
 CLEAR_AT_ONCE = 500
-"""How many rows of a deleted workspace go in one transaction."""
+"""How many rows of a deleted workspace are deleted in one transaction."""
 
 MEMBER_COLUMNS = (
     memberships.c.user_id,
@@ -43,7 +43,7 @@ MEMBER_COLUMNS = (
 
 @transactional()
 def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
-    """Make a workspace; whoever makes it owns it. Raises ``ValidationFailed`` for its name."""
+    """Create a workspace with its first owner. Raises ``ValidationFailed`` for an invalid name."""
     check_name(name)
     now = session.execute(select(DbNow())).scalar_one()
     row = session.execute(
@@ -62,7 +62,7 @@ def create(session: Executor, name: str, *, owner_id: int) -> AnyRow:
 def get(session: Executor, workspace_id: int) -> AnyRow:
     """One workspace. Raises ``WorkspaceNotFound``."""
     row = session.execute(
-        select(workspaces).where(workspaces.c.id == workspace_id, IS_THERE)
+        select(workspaces).where(workspaces.c.id == workspace_id, NOT_DELETED)
     ).first()
     if row is None:
         raise WorkspaceNotFound(f"There is no workspace {workspace_id}.")
@@ -82,17 +82,16 @@ def page(
     only_workspace: int | None = None,
     **paging: Any,
 ) -> Page:
-    """The workspaces that the user may read, with their role in each.
+    """A page of the workspaces that the user may read, each with the user's role.
 
-    An administrator, who counts as an owner everywhere, gets all of them.
-    ``paging`` as ``fetch_page`` has it.
+    An administrator may read all of them, as an owner. ``paging``: see ``fetch_page``.
     """
     mine = workspaces.outerjoin(
         memberships,
         (memberships.c.workspace_id == workspaces.c.id) & (memberships.c.user_id == user_id),
     )
     where: list[ColumnElement[bool]] = [
-        IS_THERE,
+        NOT_DELETED,
         true() if is_admin else memberships.c.user_id.is_not(None),
     ]
     if only_workspace is not None:
@@ -115,47 +114,53 @@ def change(
     *,
     name: str | None = None,
     retention: Mapping[str, int | None] | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> AnyRow:
-    """Give a workspace another name, or say for how many days it keeps what.
+    """Rename a workspace, or change its retention.
 
-    That is ended jobs, by status, and ``events``; None as a number of days means
-    for ever, what is not named stays as it is. Raises ``WorkspaceNotFound``,
-    ``ValidationFailed``.
+    ``retention`` maps ``success``, ``failed``, ``cancelled`` (ended jobs) and ``events``
+    to a number of days; None keeps them forever. Missing keys stay unchanged. Raises
+    ``WorkspaceNotFound``, ``ValidationFailed``.
     """
-    values: dict[str, Any] = {f"keep_{status}": n for status, n in (retention or {}).items()}
+    values: dict[str, Any] = {f"keep_{what}": days for what, days in (retention or {}).items()}
     if name is not None:
         check_name(name)
         values["name"] = name
     if values:
-        other = [workspaces.c[key].is_distinct_from(value) for key, value in values.items()]
+        differs = [workspaces.c[key].is_distinct_from(value) for key, value in values.items()]
         changed: Any = session.execute(
             update(workspaces)
-            .where(workspaces.c.id == workspace_id, IS_THERE, or_(*other))
+            .where(workspaces.c.id == workspace_id, NOT_DELETED, or_(*differs))
             .values(**values, updated_at=DbNow())
         )
-        said = {**({} if name is None else {"name": name}), "retention": retention}
-        data = {key: value for key, value in said.items() if value is not None}
         if changed.rowcount:
-            events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=by, data=data)
+            requested = {"name": name, "retention": retention}
+            data = {key: value for key, value in requested.items() if value is not None}
+            events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=actor, data=data)
     return get(session, workspace_id)
 
 
-def retention(
-    session: Executor, workspace_id: int | None = None
-) -> list[tuple[int, JobStatus, int]]:
-    """What is not kept for ever, by all workspaces or by that one: workspace, status, days."""
+class Retention(NamedTuple):
+    """Jobs of a workspace that are deleted when they have ended ``days`` days ago."""
+
+    workspace_id: int
+    status: JobStatus
+    days: int
+
+
+def retention(session: Executor, workspace_id: int | None = None) -> list[Retention]:
+    """The limited retentions of jobs in one workspace, or in all."""
     columns = {
         JobStatus.SUCCESS: workspaces.c.keep_success,
         JobStatus.FAILED: workspaces.c.keep_failed,
         JobStatus.CANCELLED: workspaces.c.keep_cancelled,
     }
-    some = IS_THERE & or_(*(column.is_not(None) for column in columns.values()))
+    some = NOT_DELETED & or_(*(column.is_not(None) for column in columns.values()))
     if workspace_id is not None:
         some &= workspaces.c.id == workspace_id
     rows = session.execute(select(workspaces.c.id, *columns.values()).where(some))
     return [
-        (found, status, days)
+        Retention(found, status, days)
         for found, *kept in rows
         for status, days in zip(columns, kept, strict=True)
         if days is not None
@@ -166,41 +171,41 @@ def retention(
 def remove(session: Executor, workspace_id: int) -> None:
     """Delete a workspace with its keys and members.
 
-    From then on nobody sees it; its jobs, of which there may be millions, go
-    little by little (``clear``).
+    It is marked as deleted, and inaccessible at once. The maintenance deletes its jobs and
+    other rows, of which there may be millions, in small steps (``clear``).
     """
     for table in (api_keys, memberships):
         session.execute(delete(table).where(table.c.workspace_id == workspace_id))
     session.execute(
         update(workspaces)
-        .where(workspaces.c.id == workspace_id, IS_THERE)
+        .where(workspaces.c.id == workspace_id, NOT_DELETED)
         .values(deleted_at=DbNow())
     )
 
 
 @transactional(planner=BY_KEY)
 def clear(session: Executor) -> bool:
-    """Delete some of what is left of a deleted workspace; False where nothing is left of any.
+    """Delete some rows of a deleted workspace; False if there is no deleted workspace.
 
-    One that somebody else is at is left to them.
+    A workspace that another process is clearing is skipped.
     """
     workspace_id = session.execute(
         select(workspaces.c.id)
-        .where(~IS_THERE)
+        .where(~NOT_DELETED)
         .order_by(workspaces.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     ).scalar()
     if workspace_id is None:
         return False
-    # Said table by table, because a host's SQLite may not follow foreign keys.
+    # Table by table, because a host's SQLite may not enforce ON DELETE CASCADE.
     for table in (jobs, event_rows, job_flow, idempotency_keys, operations):
-        of = table.c.workspace_id == workspace_id
-        # Events have no index by their id alone.
+        in_workspace = table.c.workspace_id == workspace_id
+        # Events have no index on their id alone.
         key = (table.c.xid, table.c.id) if table is event_rows else tuple(table.primary_key)
-        some = select(*key).where(of).limit(CLEAR_AT_ONCE)
+        some = select(*key).where(in_workspace).limit(CLEAR_AT_ONCE)
         keys = tuple_(*key)
-        gone: Any = session.execute(delete(table).where(of, keys.in_(some)))
+        gone: Any = session.execute(delete(table).where(in_workspace, keys.in_(some)))
         if gone.rowcount:
             return True
     session.execute(delete(workspaces).where(workspaces.c.id == workspace_id))
@@ -208,7 +213,7 @@ def clear(session: Executor) -> bool:
 
 
 def first_owner(session: Executor, workspace_id: int) -> int:
-    """The id of the owner who is one for the longest. Raises ``WorkspaceNotFound``."""
+    """The user id of the longest-standing owner. Raises ``WorkspaceNotFound``."""
     get(session, workspace_id)
     owner: int = session.execute(
         select(memberships.c.user_id)
@@ -220,7 +225,7 @@ def first_owner(session: Executor, workspace_id: int) -> int:
 
 
 def page_members(session: Executor, workspace_id: int, **paging: Any) -> Page:
-    """A workspace's members, by their user ids; ``paging`` as ``fetch_page`` has it."""
+    """A page of a workspace's members by user id. ``paging``: see ``fetch_page``."""
     return fetch_page(
         session,
         MEMBER_COLUMNS,
@@ -239,13 +244,13 @@ def get_member(session: Executor, workspace_id: int, user_id: int) -> AnyRow:
         .where(memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id)
     ).first()
     if row is None:
-        raise MemberNotFound("There is no such member in this workspace.")
+        raise MemberNotFound("This user is not a member of the workspace.")
     return row
 
 
 @transactional()
 def add_member(
-    session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
+    session: Executor, workspace_id: int, user_id: int, role: Role, *, actor: str | None = None
 ) -> AnyRow:
     """Make a user a member. Raises ``AlreadyMember``."""
     now = session.execute(select(DbNow())).scalar_one()
@@ -256,26 +261,26 @@ def add_member(
         .returning(memberships.c.user_id)
     ).first()
     if added is None:
-        raise AlreadyMember("The user is a member already; change the role instead.")
+        raise AlreadyMember("The user is already a member. Change the role instead.")
     member = get_member(session, workspace_id, user_id)
-    _note(session, EventKind.MEMBER_ADDED, workspace_id, member, by)
+    _note(session, EventKind.MEMBER_ADDED, workspace_id, member, actor)
     return member
 
 
 def _note(
-    session: Executor, kind: EventKind, workspace_id: int, member: AnyRow, by: str | None
+    session: Executor, kind: EventKind, workspace_id: int, member: AnyRow, actor: str | None
 ) -> None:
     data = {
         "user_id": member.user_id,
         "username": member.username,
         "role": Role(member.role).label,
     }
-    events.note(session, workspace_id, kind, by=by, data=data)
+    events.note(session, workspace_id, kind, by=actor, data=data)
 
 
 @transactional()
 def set_role(
-    session: Executor, workspace_id: int, user_id: int, role: Role, *, by: str | None = None
+    session: Executor, workspace_id: int, user_id: int, role: Role, *, actor: str | None = None
 ) -> AnyRow:
     """Change a member's role. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, role)
@@ -290,18 +295,18 @@ def set_role(
     )
     member = get_member(session, workspace_id, user_id)
     if changed.rowcount:
-        _note(session, EventKind.MEMBER_CHANGED, workspace_id, member, by)
+        _note(session, EventKind.MEMBER_CHANGED, workspace_id, member, actor)
     return member
 
 
 @transactional()
 def remove_member(
-    session: Executor, workspace_id: int, user_id: int, *, by: str | None = None
+    session: Executor, workspace_id: int, user_id: int, *, actor: str | None = None
 ) -> None:
-    """Take a member out. Raises ``MemberNotFound``, ``LastOwner``."""
+    """Remove a member. Raises ``MemberNotFound``, ``LastOwner``."""
     _keep_an_owner(session, workspace_id, user_id, None)
     member = get_member(session, workspace_id, user_id)
-    _note(session, EventKind.MEMBER_REMOVED, workspace_id, member, by)
+    _note(session, EventKind.MEMBER_REMOVED, workspace_id, member, actor)
     session.execute(
         delete(memberships).where(
             memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id
@@ -310,8 +315,8 @@ def remove_member(
 
 
 def _keep_an_owner(session: Executor, workspace_id: int, user_id: int, role: Role | None) -> None:
-    # The lock on the workspace makes two owners who leave at the same moment
-    # do so one after the other. (SQLite has one writer at a time anyway.)
+    # The lock on the workspace serializes two owners who leave at the same moment. (SQLite has
+    # one writer at a time anyway.)
     session.execute(
         select(workspaces.c.id).where(workspaces.c.id == workspace_id).with_for_update()
     )
@@ -324,4 +329,4 @@ def _keep_an_owner(session: Executor, workspace_id: int, user_id: int, role: Rol
         .where(memberships.c.workspace_id == workspace_id, memberships.c.role == Role.OWNER)
     ).scalar_one()
     if owners == 1:
-        raise LastOwner("The last owner cannot leave; make somebody else an owner first.")
+        raise LastOwner("This is the last owner. Make another member an owner first.")

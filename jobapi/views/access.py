@@ -25,7 +25,7 @@ from ..rules.roles import Role
 from ..services import accounts
 from ..services.job_rows import COLUMNS, not_found
 from ..services.keys import KEY_PREFIX, USE_RESOLUTION, digest
-from ..services.workspaces import IS_THERE
+from ..services.workspaces import NOT_DELETED
 from ..store.columns import DbNow
 from ..store.connections import AnyRow
 from ..store.faults import judge
@@ -393,7 +393,7 @@ def _lookup(
     if in_workspace:
         columns.append(workspaces.c.id.label("caller_workspace_id"))
         source = source.outerjoin(
-            workspaces, and_(workspaces.c.id == bindparam("workspace_id"), IS_THERE)
+            workspaces, and_(workspaces.c.id == bindparam("workspace_id"), NOT_DELETED)
         )
     if in_workspace or credential == "key":
         of = api_keys.c.workspace_id if credential == "key" else workspaces.c.id
@@ -512,4 +512,4 @@ def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> None:
         raise errors.TokenExpired("This API key has expired. Ask a workspace owner for a new one.")
     last = row.key_last_used_at
     if write and (last is None or last <= row.now - USE_RESOLUTION):
-        state().note_use(connection, row.key_id, row.now)
+        state().record_key_use(connection, row.key_id, row.now)

@@ -7,7 +7,7 @@ from typing import Any
 from flask import request
 
 from ..errors import TokenMissing
-from ..rules.roles import address_bucket
+from ..rules.addresses import address_bucket
 from ..schemas import accounts as schemas
 from ..services import accounts
 from . import examples

@@ -20,7 +20,7 @@ from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
 
 from ..headers import SECURITY_HEADERS
-from ..rules.roles import client_address
+from ..rules.addresses import client_address
 from ..state import State
 from .base import BLUEPRINT_PREFIX
 from .cors import add_cors_headers

@@ -73,7 +73,7 @@ def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 
     Absent fields stay as they are. `null` keeps forever, which is the default for jobs.
     """
-    row = workspaces.change(caller.connection, workspace_id, by=caller.name, **body)
+    row = workspaces.change(caller.connection, workspace_id, actor=caller.name, **body)
     return _with_role(row, caller.role)
 
 
@@ -107,7 +107,7 @@ def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """
     user = _named(caller, body)
     row = workspaces.add_member(
-        caller.connection, workspace_id, user.id, body["role"], by=caller.name
+        caller.connection, workspace_id, user.id, body["role"], actor=caller.name
     )
     headers = location("jobapi-workspaces.get_member", workspace_id=workspace_id, user_id=user.id)
     return row, headers
@@ -142,7 +142,7 @@ def get_member(caller: Caller, workspace_id: int, user_id: int) -> Any:
 def update_member(caller: Caller, body: dict[str, Any], workspace_id: int, user_id: int) -> Any:
     """Change a member's role, with immediate effect."""
     return workspaces.set_role(
-        caller.connection, workspace_id, user_id, body["role"], by=caller.name
+        caller.connection, workspace_id, user_id, body["role"], actor=caller.name
     )
 
 
@@ -156,7 +156,7 @@ def remove_member(caller: Caller, workspace_id: int, user_id: int) -> None:
     """
     if user_id != caller.user_id and caller.role is not Role.OWNER:
         raise RoleTooLow("Only an owner can remove another member.")
-    workspaces.remove_member(caller.connection, workspace_id, user_id, by=caller.name)
+    workspaces.remove_member(caller.connection, workspace_id, user_id, actor=caller.name)
 
 
 @keys_blp.operation(KEYS, summary="List API keys", errors=(404,))
@@ -176,7 +176,7 @@ def list_keys(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
 def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Create an API key that acts for the caller. The key is shown only once."""
     row, key = keys.create(
-        caller.connection, workspace_id, user_id=caller.user_id, by=caller.name, **body
+        caller.connection, workspace_id, user_id=caller.user_id, actor=caller.name, **body
     )
     return {**row._mapping, "key": key}, {"Cache-Control": "no-store"}
 
@@ -186,4 +186,4 @@ def create_key(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
 @keys_blp.response(204)
 def revoke_key(caller: Caller, workspace_id: int, key_id: int) -> None:
     """Revoke a key, with immediate effect."""
-    keys.revoke(caller.connection, workspace_id, key_id, by=caller.name)
+    keys.revoke(caller.connection, workspace_id, key_id, actor=caller.name)

@@ -151,8 +151,8 @@ KEY = ("keys", "create", "--workspace", "1", "--role", "viewer", "--name", "k")
         ),
         ((*KEY, "--job-type", "a b"), "'a b': Use 1 to 100 letters"),
         ((*KEY, "--job-type", ""), "'': Use 1 to 100 letters"),
-        ((*KEY, *(("--job-type", "a") * 101)), "Give 1 to 100 job types"),
-        ((*KEY, "--expires", "2001-01-01T00:00:00Z"), "must lie in the future"),
+        ((*KEY, *(("--job-type", "a") * 101)), "Must have 1 to 100 entries"),
+        ((*KEY, "--expires", "2001-01-01T00:00:00Z"), "Must be in the future"),
     ],
 )
 def test_mistake_is_a_message_and_exit_code_1(world: World, arguments: Any, says: str) -> None:

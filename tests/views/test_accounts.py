@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 
 from jobapi import accounts
 from jobapi.errors import UsernameTaken, ValidationFailed
-from jobapi.rules.roles import address_bucket, client_address
+from jobapi.rules.addresses import address_bucket, client_address
 from jobapi.store.columns import DbNow
 from jobapi.store.tables import login_failures, sessions, users
 
