@@ -1,8 +1,9 @@
-"""The tables. What must never be, the database refuses.
+"""The tables. Constraints make the database refuse impossible states.
 
-Plain SQLAlchemy classes, so that they live beside a host application's own;
-every name starts with ``jobapi_``. Statuses, priorities and roles are stored
-as their ranks, because lists are sorted by them.
+They are plain SQLAlchemy classes with their own metadata, so that they do not interfere
+with a host application's models. The names of the tables begin with ``jobapi_``.
+Enumerations are stored as the numbers of their members; statuses, priorities and roles
+in an order by which lists can be sorted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _BigId = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """The metadata of our tables alone."""
+    """Declarative base with the metadata of these tables only."""
 
     metadata = MetaData(
         naming_convention={
@@ -53,10 +54,10 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Somebody who may log in, or whom a host application knows."""
+    """A user who can log in, or a user of the host application (``accounts.host_user``)."""
 
     __tablename__ = "jobapi_users"
-    # SQLite would give a deleted row's id to the next one.
+    # Without it, SQLite would reuse the id of the last row after its deletion.
     __table_args__ = {"sqlite_autoincrement": True}
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
@@ -71,7 +72,7 @@ class User(Base):
 
 
 class LoginSession(Base):
-    """One log-in: its tokens work while its row is there."""
+    """A login session. Its tokens are valid as long as its row exists."""
 
     __tablename__ = "jobapi_sessions"
 
@@ -90,7 +91,7 @@ class LoginSession(Base):
 
 
 class LoginFailures(Base):
-    """Log-ins that failed within a minute, by name, by address, and by both."""
+    """Failed logins within a minute: by name, by address, and by both."""
 
     __tablename__ = "jobapi_login_failures"
 
@@ -100,7 +101,7 @@ class LoginFailures(Base):
 
 
 class Workspace(Base):
-    """What isolates one team's jobs from another's."""
+    """The unit of tenancy: jobs, members, keys and events belong to one workspace."""
 
     __tablename__ = "jobapi_workspaces"
     __table_args__ = (
@@ -128,7 +129,7 @@ class Workspace(Base):
 
 
 class Membership(Base):
-    """A user's one role in a workspace."""
+    """The role of a user in a workspace."""
 
     __tablename__ = "jobapi_memberships"
     __table_args__ = (CheckConstraint("role BETWEEN 0 AND 3", "role"),)
@@ -144,11 +145,11 @@ class Membership(Base):
 
 
 class ApiKey(Base):
-    """A machine's way into one workspace, on behalf of a user."""
+    """A credential of a program for one workspace, on behalf of a user."""
 
     __tablename__ = "jobapi_api_keys"
     __table_args__ = (
-        # Keys cannot own a workspace.
+        # Not 3: a key cannot be an owner.
         CheckConstraint("role BETWEEN 0 AND 2", "role"),
         {"sqlite_autoincrement": True},
     )
@@ -169,7 +170,7 @@ class ApiKey(Base):
 
 
 class JobRecord(Base):
-    """A job. ``lifecycle`` says how it changes, ``docs/lifecycle.md`` draws it."""
+    """A job. ``rules/lifecycle.py`` has the transitions of its status."""
 
     __tablename__ = "jobapi_jobs"
     __table_args__ = (
@@ -192,7 +193,7 @@ class JobRecord(Base):
             "pending_progress",
         ),
         CheckConstraint("attempt >= 0 AND (attempt > 0 OR status IN (0, 4))", "attempt"),
-        # A lease is whole or not there, and only what runs has one.
+        # All columns of a lease are set or none, and only a running job has a lease.
         CheckConstraint(
             "(lease_token IS NULL) = (lease_expires_at IS NULL)"
             " AND (lease_token IS NULL) = (lease_seconds IS NULL)"
@@ -207,7 +208,7 @@ class JobRecord(Base):
             " ELSE run_id IS NULL OR NOT prefetched END",
             "begun",
         ),
-        # Claims: a workspace's pending jobs of one priority, by when they are due.
+        # Claims: the pending jobs of a workspace and priority, by due time.
         Index(
             "ix_jobapi_jobs_claim",
             "workspace_id",
@@ -217,28 +218,28 @@ class JobRecord(Base):
             postgresql_where=text("status = 0"),
             sqlite_where=text("status = 0"),
         ),
-        # Claims by workers that do some types of jobs only.
+        # Claims that are limited to certain job types.
         Index(
             "ix_jobapi_jobs_claim_type",
             *("workspace_id", "job_type", "priority", "due_at", "id"),
             postgresql_where=text("status = 0"),
             sqlite_where=text("status = 0"),
         ),
-        # The maintenance: what runs, by when it has to be looked at.
+        # The reaper: running jobs by when their lease or timeout expires.
         Index(
             "ix_jobapi_jobs_reap",
             "reap_at",
             postgresql_where=text("reap_at IS NOT NULL"),
             sqlite_where=text("reap_at IS NOT NULL"),
         ),
-        # Lists: a workspace's jobs by age, the default order.
+        # Lists in the default order.
         Index("ix_jobapi_jobs_created", "workspace_id", "created_at", "id"),
-        # Lists with filters, or sorted by status or priority: ranges of one kind.
+        # Lists that are filtered, or sorted by status or priority: a range for each bucket.
         Index(
             "ix_jobapi_jobs_kind",
             *("workspace_id", "status", "job_type", "priority", "created_at", "id"),
         ),
-        # Lists sorted by when they changed.
+        # Lists sorted by the time of the last change.
         Index("ix_jobapi_jobs_updated", "workspace_id", "status", "updated_at", "id"),
         {"sqlite_autoincrement": True},
     )
@@ -257,7 +258,7 @@ class JobRecord(Base):
     )
     priority: Mapped[int] = mapped_column(SmallInteger, comment="0 low 1 normal 2 high 3 urgent")
     version: Mapped[int] = mapped_column(comment="counts the changes; the ETag")
-    # `metadata` is taken on a declarative class, so the attribute has another name.
+    # SQLAlchemy reserves the attribute name `metadata`.
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata", _Json)
     result: Mapped[dict[str, Any] | None] = mapped_column(_Json)
     error: Mapped[str | None] = mapped_column(Text)
@@ -281,8 +282,8 @@ class JobRecord(Base):
         server_default=text("0"), comment="how many attempts were started"
     )
     worker: Mapped[str | None] = mapped_column(String(200), comment="who claimed it last")
-    # It tells one lease from another and opens nothing to whoever may not work
-    # in the workspace, so that it is no secret to be hashed.
+    # A fencing token. It grants nothing without access to the workspace, so it is not
+    # a secret that would have to be hashed.
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_seconds: Mapped[int | None]
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -322,8 +323,8 @@ class JobRecord(Base):
 class AttemptRecord(Base):
     """An attempt that ended without success.
 
-    The one under way, and the one that succeeded, are in the job's own row: a
-    success is for ever, so that the commonest end costs no second row.
+    The current attempt is in the job's own row, and so is a successful one: no attempt
+    follows a success, and this saves the most frequent end of a job a second row.
     """
 
     __tablename__ = "jobapi_attempts"
@@ -348,10 +349,10 @@ class AttemptRecord(Base):
 
 
 class JobCount(Base):
-    """How many jobs of a kind a workspace has, but for what ``JobCountChange`` says since.
+    """The number of jobs in a bucket: of one workspace, status, job type and priority.
 
-    Both are written by the database's own triggers, in the transaction of
-    what they count, so that no path can forget them.
+    On Postgres the rows of ``JobCountChange`` have to be added. Triggers write both in the
+    transaction that changes the jobs, so no code path can bypass them.
     """
 
     __tablename__ = "jobapi_job_counts"
@@ -364,11 +365,11 @@ class JobCount(Base):
 
 
 class JobCountChange(Base):
-    """What a statement added to the counts of a kind, or took away.
+    """How a statement has changed the count of a bucket.
 
-    Rows that are only ever added keep writers from waiting for each other; the
-    maintenance folds them into ``JobCount``. SQLite, where one writes at a time
-    anyway, needs none.
+    These rows are only appended, so that concurrent writers do not wait for each other.
+    The maintenance compacts them into ``JobCount``. SQLite has one writer at a time and
+    does not use the table.
     """
 
     __tablename__ = "jobapi_job_count_changes"
@@ -386,11 +387,11 @@ class JobCountChange(Base):
 
 
 class JobFlow(Base):
-    """How many jobs came into a status within a span of time, but for what is not folded yet."""
+    """Throughput: how many jobs entered a status in an interval, as far as it is compacted."""
 
     __tablename__ = "jobapi_job_flow"
     __table_args__ = (
-        # The maintenance: what is too old.
+        # The deletion of old rows.
         Index("ix_jobapi_job_flow_old", "span", "at"),
     )
 
@@ -409,16 +410,16 @@ class JobFlow(Base):
 
 
 class OperationRecord(Base):
-    """What is done to all jobs that match a filter, a few hundred at a time."""
+    """An action on all jobs that match a filter, executed in batches."""
 
     __tablename__ = "jobapi_operations"
     __table_args__ = (
         CheckConstraint("action BETWEEN 0 AND 2", "action"),
         CheckConstraint("status BETWEEN 0 AND 2", "status"),
         CheckConstraint("(status = 0) = (ended_at IS NULL)", "ended"),
-        # Lists of a workspace's operations.
+        # Lists of operations.
         Index("ix_jobapi_operations_workspace_id", "workspace_id", "id"),
-        # The maintenance: what is under way, whose turn is next.
+        # The maintenance: running operations, the one that has waited longest first.
         Index(
             "ix_jobapi_operations_running",
             "updated_at",
@@ -451,17 +452,17 @@ class OperationRecord(Base):
 
 
 class EventRecord(Base):
-    """Something that happened; the database's triggers note what happens to jobs.
+    """An event. Triggers write the events about jobs.
 
-    In the order of ``xid`` and ``id`` nothing comes in between later where the
-    transactions before have all ended.
+    The events of a workspace are ordered by ``xid`` and ``id``. Once all transactions
+    below an ``xid`` have ended, no event can appear below it later.
     """
 
     __tablename__ = "jobapi_events"
     __table_args__ = (
-        # A workspace's events in their order.
+        # The events of a workspace in their order.
         Index("ix_jobapi_events_order", "workspace_id", "xid", "id", unique=True),
-        # A job's events, which happen one after the other.
+        # The events of a job, which occur one after the other.
         Index("ix_jobapi_events_job", "job_id", "id"),
         {"sqlite_autoincrement": True},
     )
@@ -484,7 +485,7 @@ class EventRecord(Base):
 
 
 class IdempotencyKey(Base):
-    """A request that succeeded, so that its repetition gets the same answer."""
+    """The response to a request with an idempotency key, for repetitions of the request."""
 
     __tablename__ = "jobapi_idempotency_keys"
 
@@ -499,7 +500,7 @@ class IdempotencyKey(Base):
 
 
 class LeaderLock(Base):
-    """A lock that one process at a time holds, until it expires."""
+    """A leader lock: ``holder`` is the leader until ``expires_at``."""
 
     __tablename__ = "jobapi_duties"
 
