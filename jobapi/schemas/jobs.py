@@ -230,13 +230,19 @@ class Job(Response):
     actual_duration = fields.Integer(
         required=True, allow_none=True, metadata=doc("Whole seconds from `due_at` to the end.")
     )
-    timeout_seconds = fields.Integer(required=True, allow_none=True)
-    retry_count = fields.Integer(required=True, metadata={"example": 0})
-    max_retries = fields.Integer(required=True, metadata={"example": DEFAULT_MAX_RETRIES})
+    timeout_seconds = fields.Integer(
+        required=True, allow_none=True, metadata=doc("Maximum duration of an attempt.")
+    )
+    retry_count = fields.Integer(
+        required=True, metadata=doc("Retries so far, automatic or by a caller.", example=0)
+    )
+    max_retries = fields.Integer(
+        required=True, metadata=doc("Limit of automatic retries.", example=DEFAULT_MAX_RETRIES)
+    )
     created_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
     updated_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
-    started_at = Time(required=True, allow_none=True)
-    completed_at = Time(required=True, allow_none=True)
+    started_at = Time(required=True, allow_none=True, metadata=doc("Start of the last attempt."))
+    completed_at = Time(required=True, allow_none=True, metadata=doc("End of the job."))
     scheduled_at = Time(required=True, allow_none=True)
     due_at = Time(
         required=True,

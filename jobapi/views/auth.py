@@ -46,9 +46,9 @@ def login(body: dict[str, Any]) -> Any:
     "POST",
     summary="Refresh tokens",
     errors=(401,),
-    description="Send the refresh token as Bearer, without a body. The old token works for 30 more "
-    "seconds and gives an equivalent pair, because an answer may be lost; reusing it later "
-    "ends the login. A login ends 90 days after the password was entered.",
+    description="Send the refresh token as the Bearer token, without a body. For 30 seconds the "
+    "old token may be reused and gives an equivalent pair, because a response may be lost. Reusing "
+    "it later ends the session. A session ends at the latest 90 days after the login.",
     security=[{"bearer": []}],
 )
 @public
@@ -74,16 +74,16 @@ def refresh() -> Any:
 @guard(keys=False)
 @blp.response(204)
 def logout(caller: Caller) -> None:
-    """End this login: neither its access token nor its refresh token works any more."""
+    """End the session, so that its access token and refresh token stop working."""
     accounts.close_session(caller.connection, caller.session_id or "")
 
 
-@blp.operation("/auth/password", "POST", summary="Change one's own password", errors=(429,))
+@blp.operation("/auth/password", "POST", summary="Change own password", errors=(429,))
 @guard(keys=False)
 @blp.arguments(schemas.PasswordChange)
 @blp.response(204)
 def change_password(caller: Caller, body: dict[str, Any]) -> None:
-    """Change the caller's password; all other logins of the user end."""
+    """Change the caller's password. All other sessions of the user end."""
     old_hash = accounts.check_current_password(
         caller.connection, caller.user_id, body["current_password"], _attempts()
     )
@@ -108,7 +108,7 @@ def _attempts() -> accounts.Attempts | None:
     )
 
 
-@own_blp.operation("/auth/me", summary="Who am I")
+@own_blp.operation("/auth/me", summary="Get current user")
 @guard(keys=False)
 @own_blp.response(200, schemas.User)
 def get_me(caller: Caller) -> Any:

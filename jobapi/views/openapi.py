@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import inspect
 import json
 from typing import Any
 
@@ -55,6 +56,11 @@ class _Converter(OpenAPIConverter):
         elif components.schemas[name] != schema:
             raise ValueError(f"Two different schemas are named {name}")
         return {"$ref": f"#/components/schemas/{name}"}
+
+    def schema2jsonschema(self, schema: Any) -> dict[str, Any]:
+        described: dict[str, Any] = super().schema2jsonschema(schema)
+        described["description"] = (inspect.getdoc(type(schema)) or "").replace("``", "`")
+        return described
 
     def field2default(self, field: Field[Any], **kw: Any) -> dict[str, Any]:
         return {}

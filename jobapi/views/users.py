@@ -52,8 +52,8 @@ def get_user(caller: Caller, user_id: int) -> Any:
 def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
     """Disable or enable a user, set a new password, or change whether they are an administrator.
 
-    Disabling a user, or a new password, ends their logins at once. While a user is disabled, the
-    API keys that act for them do not work. The last enabled administrator can be neither
-    disabled nor demoted.
+    Disabling a user, or a new password, ends the user's sessions at once. While a user is
+    disabled, the API keys that act for them do not work. The last enabled administrator can
+    be neither disabled nor demoted.
     """
     return accounts.edit_user(caller.connection, user_id, body)
