@@ -86,7 +86,7 @@ def look(browser: Browser, url: str, workspace_id: int) -> dict[str, tuple[float
         found[name] = (painted, content, len(sent), sum(sent))
 
     see("log-in", "", "input[type=password]")
-    page.get_by_label("Name").fill(NAME)
+    page.get_by_label("User name").fill(NAME)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("button", name="Log out").wait_for()

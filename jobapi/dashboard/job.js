@@ -59,7 +59,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
         now.completed_at && ["Total, since due", duration(now.actual_duration)],
         now.estimated_duration !== null && ["Estimated duration", duration(now.estimated_duration)],
         now.timeout_seconds !== null && ["Timeout", duration(now.timeout_seconds)],
-        ["Automatic retries", `${now.retry_count} of ${now.max_retries}`],
+        ["Retries", `${now.retry_count} of ${now.max_retries}`],
         ["Changed", since(now.updated_at)],
       ]
         .filter(Boolean)
