@@ -177,7 +177,7 @@ def test_login_name_is_limited_over_all_addresses(service_url: str, make_app: An
     assert [fails(world, "boss", f"198.51.100.{n}") for n in range(6)] == [401] * 6
     refused = login(world, "boss")
     assert refused.status_code == 429
-    assert "for this user name;" in refused.json["detail"]
+    assert "for this user name." in refused.json["detail"]
     assert fails(world, "otto", "198.51.100.1") == 401
 
 
