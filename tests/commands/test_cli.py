@@ -133,7 +133,7 @@ KEY = ("keys", "create", "--workspace", "1", "--role", "viewer", "--name", "k")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("users", "create", "anna", "--password", PASSWORD), "choose another name"),
+        (("users", "create", "anna", "--password", PASSWORD), "Choose another one"),
         (("users", "create", "host:1", "--password", PASSWORD), "Use 1 to 100 letters"),
         (("users", "create", "bert", "--password", "short"), "Use 8 to 128 characters"),
         (("users", "passwd", "nobody", "--password", PASSWORD), "no user 'nobody'"),
