@@ -71,23 +71,23 @@ class Settings:
     access_token_seconds: int = _setting(3600, "Lifetime of an access token.", least=1)
     refresh_token_seconds: int = _setting(
         30 * 24 * 3600,
-        "Lifetime of a refresh token. A log-in ends 90 days after the password was entered, "
+        "Lifetime of a refresh token. A login session ends 90 days after the password was entered, "
         "however often it is refreshed.",
         least=1,
     )
-    ratelimit_enabled: bool = _setting(True, "Whether the number of failed log-ins is limited.")
+    ratelimit_enabled: bool = _setting(True, "Whether the number of failed logins is limited.")
     login_failures_per_minute: int = _setting(
-        20, "Failed log-ins per minute for one user name from one address.", least=1
+        20, "Failed logins per minute for one user name from one address.", least=1
     )
     login_failures_per_address: int = _setting(
         30,
-        "Failed log-ins per minute from one address, for all user names together. An IPv6 /64 "
+        "Failed logins per minute from one address, for all user names together. An IPv6 /64 "
         "counts as one address.",
         least=1,
     )
     login_failures_per_name: int = _setting(
         100,
-        "Failed log-ins per minute for one user name, from all addresses together. Above the "
+        "Failed logins per minute for one user name, from all addresses together. Above the "
         "limit, even the right password is refused for the rest of the minute.",
         least=1,
     )
