@@ -30,7 +30,7 @@ def init(demo: bool, quiet: bool) -> None:
     with state().private.app_context():
         flask_migrate.upgrade()
     with transaction() as tx:
-        events.begin_anew(tx)
+        events.put_restored_first(tx)
     if not quiet:
         note("The database is up to date.")
     if demo:

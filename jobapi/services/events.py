@@ -1,7 +1,19 @@
 """What happened in a workspace: to jobs, members and keys, when, and by whom.
 
-What happens to jobs the database's triggers note, in the transaction of the
-change; the rest, and deletions, is noted here.
+The database's triggers write the events of jobs, in the transaction of the change.
+Deletions and all other events are written here.
+
+Why streams have positions, and why these are more than a number: Postgres numbers a
+transaction when it first writes, but transactions commit in any order. A stream that has
+sent an event of transaction 9 does not know whether 7 and 8 will still commit events. To wait
+for them would delay all streams for as long as anybody leaves a transaction open, in any
+database of the server; to go on by number would miss their events. So a position names the
+older transactions that are still open (``gaps``). That makes a stream exact from its first
+event on: ``begin`` is one query, and costs no more than a start that repeats or misses events.
+A transaction may have more events than one batch, so a position can lie inside of one
+(``sent``). And ``resume`` refuses a position that is ahead of the server: a replica that
+took over, or a backup, may lack transactions whose numbers are then given to others, and the
+stream would miss their events without a sign.
 """
 
 from __future__ import annotations
@@ -262,9 +274,8 @@ def page(
 ) -> EventPage:
     """``limit`` events, the newest first unless ``order`` is ``asc``, and their number.
 
-    Where few match, there may be fewer, and more after ``next_cursor`` all the
-    same. To be called in a snapshot. Raises ``ValidationFailed`` for a cursor
-    that is none.
+    If few match, there may be fewer although ``next_cursor`` leads to more. Call it in a
+    snapshot. Raises ``ValidationFailed`` for an invalid cursor.
     """
     plan_without(session, IN_ORDER)
     c = events.c
@@ -313,7 +324,7 @@ def _values(cursor: str, n: int) -> list[Any]:
 
 
 def current_snapshot(session: Executor) -> Snapshot:
-    """What the current snapshot sees, see ``database.snapshot``.
+    """What the current snapshot sees. Call it in ``store.transactions.snapshot``.
 
     Raises ``Unavailable`` on a replica, whose snapshots do not list open transactions.
     """
@@ -369,7 +380,7 @@ def after(
     below = seen.below(position.xid)
     ended = sorted(set(position.gaps).difference(below))
     if position.sent is not None:
-        # What has been begun comes first: a position can be inside one transaction only.
+        # The transaction that has been sent in part comes first: a position has one ``sent``.
         begun = position.sent[0]
         ended.sort(key=lambda xid: xid != begun)
     late = _of_gaps(session, workspace_id, ended, position.sent, most) if ended else ()
@@ -412,12 +423,16 @@ def _of_gaps(
     sent: tuple[int, int] | None,
     most: int,
 ) -> Sequence[AnyRow]:
-    """The first events of transactions, in the order of those; of one only what comes after it."""
+    """The first ``most`` events of transactions, in the given order of the transactions.
+
+    Of the transaction in ``sent``, only the events after it.
+    """
     gap = record_source(
         "postgresql", {"turn": BigInteger(), "xid": BigInteger(), "sent": BigInteger()}
     )
     c = events.c
-    # Of each by itself, by the index, so that one with many events is not read whole each time.
+    # A lateral query for each transaction, so that one with many events is not read completely
+    # each time.
     each = (
         select(*c)
         .where(c.workspace_id == workspace_id, c.xid == gap.c.xid, c.id > gap.c.sent)
@@ -436,17 +451,17 @@ def _of_gaps(
 
 @transactional(planner=IN_ORDER)
 def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -> int:
-    """Delete events that are so old, the oldest ``limit`` at most; returns how many."""
+    """Delete events older than ``days``, at most ``limit``, the oldest first; returns how many."""
     c = events.c
     now = session.execute(select(DbNow())).scalar_one()
     old = now - timedelta(days=days)
     mine = c.workspace_id == workspace_id
-    # What a clock that was ahead has written must not stand in the way of the rest.
+    # An event from a clock that was ahead must not block the deletion of the others.
     in_order = select(c.at, c.xid, c.id).where(mine, c.at <= now).order_by(c.xid, c.id).limit(1)
     first = session.execute(in_order).first()
     if first is None or first.at >= old:
         return 0
-    # Up to the first that is left for the next time: a range of the index, and no list of ids.
+    # Up to the first event that is left for the next time: an index range, no list of ids.
     stop = session.execute(in_order.offset(limit)).first()
     where = [mine, c.at < old]
     if stop is not None:
@@ -456,7 +471,7 @@ def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -
 
 
 def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, int]]:
-    """The workspaces, or that one, that do not keep events for ever, with the number of days."""
+    """The workspaces, or the given one, that delete old events, with the number of days."""
     some = select(workspaces.c.id, workspaces.c.keep_events).where(
         workspaces.c.keep_events.is_not(None)
     )
@@ -465,18 +480,18 @@ def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, 
     return [(found, days) for found, days in session.execute(some)]
 
 
-def begin_anew(session: Executor) -> None:
-    """After a restore into another server: its transactions are counted from a lower number.
+def put_restored_first(session: Executor) -> None:
+    """Give the events of a backup the earliest positions, after a restore into another server.
 
-    Where a workspace has events of transactions that this server has not had yet,
-    all that it has come first, in the order of their own numbers.
+    Another server counts transactions from a lower number, so new events would come before
+    the restored ones. If a workspace has events with a number that this server has not
+    reached, all of its events get the number 0, and stay in the order of their ids.
     """
     if dialect_name(session) == "sqlite":
         return
     future = events.c.xid >= _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
-    # One by one, by the index, because nearly always there is nothing to do.
+    # Workspace by workspace, by the index, because nearly always there is nothing to do.
     for workspace_id in session.execute(select(workspaces.c.id)).scalars().all():
         mine = events.c.workspace_id == workspace_id
         if session.execute(select(events.c.id).where(mine, future).limit(1)).first():
-            # All of them: among themselves they stay in the order of their numbers.
             session.execute(events.update().where(mine, events.c.xid > 0).values(xid=0))

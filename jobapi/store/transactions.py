@@ -11,7 +11,7 @@ write more than one statement.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -42,8 +42,7 @@ _PLANNER = "jobapi_planner"
 """The key in ``Connection.info`` of the planner settings of a ``transaction`` that is open."""
 
 
-@contextmanager
-def atomic(session: Executor, *, planner: Sequence[str] = ()) -> Iterator[None]:
+def atomic(session: Executor, *, planner: Sequence[str] = ()) -> AbstractContextManager[Any]:
     """Make the statements inside all or nothing, whoever commits them.
 
     A connection in autocommit mode gets a transaction, which begins and ends here. In a
@@ -54,13 +53,10 @@ def atomic(session: Executor, *, planner: Sequence[str] = ()) -> Iterator[None]:
     """
     connection = session if isinstance(session, Connection) else session.connection()
     if isinstance(session, Connection) and _commits_each_statement(connection):
-        with transaction(connection, planner=planner):
-            yield
-    elif planner and connection.dialect.name == "postgresql":
-        with _planning(connection, planner):
-            yield
-    else:
-        yield
+        return transaction(connection, planner=planner)
+    if planner and connection.dialect.name == "postgresql":
+        return _planning(connection, planner)
+    return nullcontext()
 
 
 def transactional(*, planner: Sequence[str] = ()) -> Callable[[F], F]:
@@ -83,7 +79,11 @@ def _commits_each_statement(connection: Connection) -> bool:
     driver: Any = connection.connection.dbapi_connection
     if connection.dialect.name == "sqlite":
         return driver.isolation_level is None and not driver.in_transaction
-    return bool(driver.autocommit and not driver.info.transaction_status)
+    if not driver.autocommit:
+        return False
+    # psycopg2 has it in ``info`` only, which psycopg makes anew each time.
+    of = driver.pgconn if connection.dialect.driver == "psycopg" else driver.info
+    return not of.transaction_status
 
 
 @contextmanager

@@ -361,7 +361,7 @@ def test_after_a_restore_events_keep_their_order_among_themselves(desk: Desk) ->
     with desk.world.transaction() as tx:
         for job_type, xid in (("a", 1), ("b", 2), ("c", 2**60), ("d", 2**60 + 1)):
             tx.execute(update(table).where(table.c.job_type == job_type).values(xid=xid))
-        events.begin_anew(tx)
+        events.put_restored_first(tx)
     desk.create(job_type="e")
     assert [event["job_type"] for event in listed(desk, "order=asc")] == list("abcde")
 
@@ -384,7 +384,7 @@ def test_after_a_restore_into_another_server_old_events_come_first(desk: Desk) -
         tx.execute(update(table).values(xid=2**60))
     desk.create(job_type="newer")
     with desk.world.transaction() as tx:
-        events.begin_anew(tx)
+        events.put_restored_first(tx)
         if tx.dialect.name == "sqlite":
             tx.execute(update(table).values(xid=0))
     assert [event["job_type"] for event in listed(desk)] == ["newer", "data_analysis"]
