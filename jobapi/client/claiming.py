@@ -9,7 +9,15 @@ import time
 from ..errors import JobApiError
 from .leased_jobs import MAX_BATCH, LeasedJobs, is_over
 from .options import Options
-from .retries import MAX_RETRY_AFTER, Bounds, Unreachable, asked_pause, bounded, jittered, may_pass
+from .retries import (
+    MAX_RETRY_AFTER,
+    Bounds,
+    Unreachable,
+    asked_pause,
+    bounded,
+    is_transient,
+    jittered,
+)
 from .tasks import Task
 
 logger = logging.getLogger("jobapi.worker")
@@ -97,7 +105,7 @@ class Claimer:
                     begin=begin,
                 )
         except (Unreachable, JobApiError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             self._back_off(error)
             return True

@@ -11,7 +11,7 @@ import orjson
 
 from ..errors import JobApiError
 from .models import Event
-from .retries import Unreachable, asked_pause, may_pass, pause
+from .retries import Unreachable, asked_pause, is_transient, pause
 
 STABLE_SECONDS = 5.0
 """A connection that lived for this long did not fail: the next one is made at once."""
@@ -31,7 +31,7 @@ def follow(
         try:
             stream = open_stream(position)
         except (Unreachable, JobApiError) as error:
-            if not opened or not may_pass(error):
+            if not opened or not is_transient(error):
                 raise
             asked = asked_pause(error)
         else:

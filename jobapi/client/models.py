@@ -27,13 +27,13 @@ class _FromJson:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Make an object from the service's JSON; it may have fields of a newer version."""
-        made = cls.__new__(cls)
-        values = vars(made)
-        # Not through the constructor, which is frozen: 12 µs for a claimed job, this is 2 µs.
-        values.update(data)
+        values = dict(data)
         for name in cls._times:
             if (text := values.get(name)) is not None:
                 values[name] = datetime.fromisoformat(text)
+        made = cls.__new__(cls)
+        # Not through the constructor: a frozen one takes 12 µs for a claimed job, this 2 µs.
+        object.__setattr__(made, "__dict__", values)
         return made
 
     def to_json(self) -> dict[str, Any]:

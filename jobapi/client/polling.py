@@ -14,7 +14,7 @@ import click
 
 from ..errors import JobApiError
 from .models import Job, Progress
-from .retries import Bounds, Unreachable, bounded, may_pass
+from .retries import Bounds, Unreachable, bounded, is_transient
 
 OUTAGE_SECONDS = 300.0
 """How long ``poll`` tolerates a service that does not answer, or only with errors."""
@@ -40,7 +40,7 @@ def poll(
                 if result is not None:
                     return result
             except (Unreachable, JobApiError) as error:
-                if not may_pass(error) or time.monotonic() - answered_at > OUTAGE_SECONDS:
+                if not is_transient(error) or time.monotonic() - answered_at > OUTAGE_SECONDS:
                     raise
                 state = f"The service does not answer: {error}"
             if time.monotonic() + poll_seconds > deadline:

@@ -12,7 +12,7 @@ import orjson
 from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
 from .leased_jobs import MAX_BATCH, LeasedJobs, is_over
 from .options import Options
-from .retries import Bounds, Unreachable, asked_pause, backoff, bounded, may_pass
+from .retries import Bounds, Unreachable, asked_pause, backoff, bounded, is_transient
 from .tasks import Report, Task
 
 MAX_ROUNDS_QUEUED = 3
@@ -132,7 +132,7 @@ class Reporter:
             self._send_in_halves(reports, error)
             return
         except (Unreachable, JobApiError) as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             logger.warning("cannot report: %s", error)
             self._keep(reports, asked_pause(error))

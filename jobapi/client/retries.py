@@ -39,7 +39,7 @@ class Unreachable(ConnectionError):
     created: Sequence[Any] = ()
 
 
-def may_pass(error: Unreachable | JobApiError) -> bool:
+def is_transient(error: Unreachable | JobApiError) -> bool:
     """Whether the same request may succeed later without any change."""
     return isinstance(error, Unreachable) or error.status >= 500 or error.status == 429
 

@@ -14,7 +14,7 @@ from .leased_jobs import RELEASE, LeasedJobs, is_over, with_end
 from .options import Options
 from .reporting import Reporter
 from .tasks import Permanent, Report, Task
-from .tracing import span
+from .tracing import is_recording, span
 
 RELEASE_SECONDS = 2.0
 """The part of the time for a stop that is reserved for releasing jobs; at most a quarter."""
@@ -43,6 +43,7 @@ class Runner:
         self.claimer = Claimer(options, self.jobs)
         self.reporter = Reporter(options, self.jobs)
         self.all_lost_at: float | None = None
+        self.recording = is_recording()
 
     def run(self) -> None:
         """Work until stopped or idle. Raises the permanent error of a claim or a report."""
@@ -96,7 +97,7 @@ class Runner:
     def _last_reports(self, task: Task) -> list[Report]:
         """Run a task, and return its reports that are not sent yet, with its end."""
         try:
-            with span(task.job):
+            with span(task.job, recording=self.recording):
                 return _success(task, self.options.tasks[task.job_type](task))
         except Permanent as error:
             logger.warning("job %s failed permanently: %s", task.job_id, error)

@@ -29,13 +29,18 @@ def trace_headers() -> dict[str, str]:
     return {HEADER: carrier[HEADER]} if HEADER in carrier else {}
 
 
-def span(job: ClaimedJob) -> AbstractContextManager[Any]:
-    """A span for running a job, a child of its creator's span."""
-    if not _installed:
-        return _NOTHING
+def is_recording() -> bool:
+    """Whether a tracer provider is set up, so that spans go somewhere."""
+    return _installed and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def span(job: ClaimedJob, *, recording: bool) -> AbstractContextManager[Any]:
+    """A span for running a job, a child of its creator's span.
+
+    Without ``recording`` it only passes the creator's trace on, to jobs that the task creates.
+    """
     parent = job.traceparent
-    if parent is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        # Without a provider the span would go nowhere.
+    if not _installed or (parent is None and not recording):
         return _NOTHING
     return _tracer.start_as_current_span(
         f"jobapi {job.job_type}",
