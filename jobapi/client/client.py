@@ -39,7 +39,7 @@ class Client(Connection):
     """Calls one service as one caller; threads and forked processes may share it.
 
     Give either a ``token`` (an API key, ``jk_…``, or an access token), or ``username`` and
-    ``password``: then it logs in with the first request, and again when the log-in has ended.
+    ``password``: then it logs in with the first request, and again when its session has ended.
     ``timeout`` is the time limit of each request in seconds.
 
     Connection errors and the statuses 429, 502, 503 and 504 are retried up to ``retries``

@@ -71,7 +71,7 @@ class Connection:
         self._inherited = self._http
         self._lock = threading.Lock()
         if self._login is not None:
-            # A refresh token that two processes use ends the log-in of both.
+            # A refresh token that two processes use ends the login session of both.
             self._refresh_token = None
         self._http = self._connect()
 

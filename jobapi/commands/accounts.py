@@ -42,7 +42,7 @@ def create_user(name: str, password: str | None, admin: bool) -> None:
 @click.option("--password", help="The password. Prompted for if it is missing.")
 @with_appcontext
 def set_password(name: str, password: str | None) -> None:
-    """Set a new password and end all log-ins of the user."""
+    """Set a new password and end all login sessions of the user."""
     password = _password(password)
     with transaction() as tx:
         accounts.edit_user(tx, accounts.find_user(tx, name).id, {"password": password})
@@ -53,7 +53,7 @@ def set_password(name: str, password: str | None) -> None:
 @click.argument("name")
 @with_appcontext
 def disable_user(name: str) -> None:
-    """Disable a user: log-ins end and API keys stop working at once."""
+    """Disable a user: login sessions end and API keys stop working at once."""
     with transaction() as tx:
         accounts.edit_user(tx, accounts.find_user(tx, name).id, {"disabled": True})
     note(f"Disabled {name!r}.")
