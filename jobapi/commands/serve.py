@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -49,18 +50,18 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
         if ours.settings.development:
             note(greeting(ours, listens_on))
 
-    # An IPv6 address needs brackets.
-    address = f"[{host}]" if ":" in host else host
-    options = {"bind": f"{address}:{port}", "workers": workers, "threads": threads}
+    options = {"bind": f"{in_url(host)}:{port}", "workers": workers, "threads": threads}
     Server(ours, options, announce).run()
 
 
 def greeting(ours: State, address: tuple[Any, ...]) -> str:
     """What a developer wants to know of a service that listens on ``address``."""
     host, port = address[:2]
-    if host in ("127.0.0.1", "0.0.0.0", "::", "::1"):  # noqa: S104
+    listens = ip_address(host)
+    # A browser cannot open 0.0.0.0, the address that means all of them.
+    if listens.is_unspecified or listens.is_loopback:
         host = "localhost"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{ours.url_prefix}"
+    url = f"http://{in_url(host)}:{port}{ours.url_prefix}"
     rows = []
     if ours.settings.dashboard_enabled:
         rows.append(("Dashboard", f"{url}/dashboard"))
@@ -75,3 +76,8 @@ def greeting(ours: State, address: tuple[Any, ...]) -> str:
         rows.append(("Database", "not ready. If it is not migrated, run: jobapi init"))
     rows.append(("Stop", "Ctrl-C"))
     return "\n" + "\n".join(f"  {name:11}{text}" for name, text in rows) + "\n"
+
+
+def in_url(host: str) -> str:
+    """A host name or address as a URL has it: with brackets around an IPv6 address."""
+    return f"[{host}]" if ":" in host else host

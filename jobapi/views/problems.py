@@ -113,7 +113,7 @@ def allowed_methods() -> list[str]:
     return sorted(by_rule[best])
 
 
-_INSIDE = "Internal error. The log has the details under the id of this request."
+_INSIDE = "The server failed. Its log has the details under the id of this request."
 
 
 def handle_http(error: HTTPException) -> Response:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands.serve import greeting
 from jobapi.rules.roles import Role
 
 from ..factories import PASSWORD, World, until
@@ -280,3 +281,19 @@ def test_help_and_version_need_no_settings() -> None:
     usage = jobapi("serve", "--help", env=env).stdout
     for text in ("127.0.0.1", "8000", "--workers", "[default: 2", "--threads", "[default: 8"):
         assert text in usage
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "localhost"),
+        ("0.0.0.0", "localhost"),
+        ("::", "localhost"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::7", "[2001:db8::7]"),
+    ],
+)
+def test_greeting_names_an_address_that_a_browser_can_open(
+    world: World, host: str, shown: str
+) -> None:
+    assert f"http://{shown}:8123/dashboard" in greeting(world.state, (host, 8123))

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from jobapi import jobs as verbs
 from jobapi import queue
 from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
 from jobapi.services.job_lists import Filters
-from jobapi.services.job_rows import in_workspace
+from jobapi.services.job_rows import in_workspace, readable_by
 from jobapi.store.transactions import IN_ORDER, snapshot, transaction
 
 from ..conftest import app_on
@@ -121,7 +120,7 @@ def test_list_beside_a_large_workspace_reads_its_own_jobs(
 def test_list_of_several_workspaces_reads_their_jobs_alone(desk: Desk) -> None:
     other = Desk(desk.world)
     other.create(metadata=METADATA)
-    scope = verbs.readable_by(other.user.id, is_admin=False)
+    scope = readable_by(other.user.id, is_admin=False)
     for filters in FILTERS:
         with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
             job_lists.page(tx, scope, Filters(**filters))
