@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# The tests start the service many times, so let Python keep the bytecode of its modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale bench-streams bench-dashboard soak \
   example schema lock clean
 

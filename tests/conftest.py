@@ -163,15 +163,26 @@ def app(_apps: dict[str, Flask], database: str) -> Any:
 
 
 def empty(app: Flask) -> None:
-    """Take everything out of an app's database and count ids from 1 again."""
-    engine = app.extensions["jobapi"].engine
+    """Delete everything in an app's database and count ids from 1 again."""
     tables = [table.name for table in reversed(Base.metadata.sorted_tables)]
-    with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
+    delete = [f"DELETE FROM {name}" for name in tables]
+    with app.extensions["jobapi"].engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            for statement in [*delete, "DELETE FROM sqlite_sequence"]:
+                connection.exec_driver_sql(statement)
+        elif connection.exec_driver_sql(_IS_LARGE).scalar():
             connection.exec_driver_sql(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
         else:
-            for name in [*tables, "sqlite_sequence"]:
-                connection.exec_driver_sql(f"DELETE FROM {name}")
+            # TRUNCATE makes new files for each table and index: thirty times as slow as this,
+            # where few rows are left behind.
+            no_triggers = "SET LOCAL session_replication_role = replica"
+            connection.exec_driver_sql(
+                "; ".join(["BEGIN", no_triggers, *delete, _RESTART, "COMMIT"])
+            )
+
+
+_IS_LARGE = "SELECT pg_relation_size('jobapi_jobs') + pg_relation_size('jobapi_events') > 1000000"
+_RESTART = "SELECT setval(sequencename::text::regclass, 1, false) FROM pg_sequences"
 
 
 @pytest.fixture
