@@ -47,9 +47,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST_LOGIN_SECONDS = 300.0
 """How long a stream trusts a login of the host, which can be checked only in a request."""
 
-JobColumns = Literal["all", "status", "result"]
+PrefetchedColumns = Literal["all", "status", "result"]
 
-JOB_COLUMNS: dict[JobColumns, Sequence[Any]] = {
+JOB_COLUMNS: dict[PrefetchedColumns, Sequence[Any]] = {
     "all": COLUMNS,
     "status": (
         jobs.c.job_id,
@@ -149,7 +149,7 @@ def public(view: View) -> View:
 def guard(
     role: Role | None = None,
     *,
-    job_columns: JobColumns | None = None,
+    job_columns: PrefetchedColumns | None = None,
     admin: bool = False,
     keys: bool = True,
     lease_role: Role | None = None,
@@ -202,7 +202,7 @@ class _Access(NamedTuple):
     """The requirements of a view: the arguments of ``guard``."""
 
     role: Role | None = None
-    job_columns: JobColumns | None = None
+    job_columns: PrefetchedColumns | None = None
     admin: bool = False
     keys: bool = True
     lease_role: Role | None = None
@@ -364,7 +364,7 @@ def _is_cross_site() -> bool:
 
 @cache
 def _lookup(
-    credential: Credential, in_workspace: bool, job_columns: JobColumns | None
+    credential: Credential, in_workspace: bool, job_columns: PrefetchedColumns | None
 ) -> Statement[AnyRow]:
     """The query for a caller, joined with the workspace and the job of the path."""
     columns: list[Any] = [
@@ -417,7 +417,7 @@ def _look_up(
     identity: Identity,
     workspace_id: int | None,
     job_id: str | None,
-    job_columns: JobColumns | None,
+    job_columns: PrefetchedColumns | None,
     *,
     write: bool = True,
 ) -> Caller:
@@ -474,7 +474,7 @@ def _caller(
     identity: Identity,
     row: AnyRow,
     in_workspace: bool,
-    job_columns: JobColumns | None,
+    job_columns: PrefetchedColumns | None,
     *,
     write: bool,
 ) -> Caller:
