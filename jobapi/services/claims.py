@@ -27,7 +27,7 @@ def claim(
     key: str,
     body: Any,
     now: datetime,
-    by: str,
+    actor: str,
     **wanted: Any,
 ) -> Claim:
     """Claim as ``queue.claim`` does, or return the leases that an earlier claim got for ``key``.
@@ -37,11 +37,11 @@ def claim(
     ``RequestInProgress`` and ``IdempotencyKeyReused``.
     """
     mark = idempotency.fingerprint("claim_jobs", body)
-    token = idempotency.recall(session, workspace_id, by, key, mark)
+    token = idempotency.recall(session, workspace_id, actor, key, mark)
     if token is not None:
         return Claim(queue.leased(session, workspace_id, token), replayed=True)
     token = queue.new_lease_token()
-    jobs = queue.claim(session, workspace_id, lease_token=token, now=now, by=by, **wanted)
+    jobs = queue.claim(session, workspace_id, lease_token=token, now=now, actor=actor, **wanted)
     if jobs:
-        idempotency.remember(session, workspace_id, by, key, mark, token, now)
+        idempotency.remember(session, workspace_id, actor, key, mark, token, now)
     return Claim(jobs)

@@ -215,19 +215,19 @@ def note(
     workspace_id: int,
     kind: EventKind,
     *,
-    by: str | None,
+    actor: str | None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Note what happened to a workspace's members, keys or settings, with the change itself."""
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
         insert(events).values(
-            workspace_id=workspace_id, xid=_xid(session), at=now, kind=kind, actor=by, data=data
+            workspace_id=workspace_id, xid=_xid(session), at=now, kind=kind, actor=actor, data=data
         )
     )
 
 
-def note_deleted(session: Executor, gone: Sequence[Job], *, by: str | None) -> None:
+def note_deleted(session: Executor, gone: Sequence[Job], *, actor: str | None) -> None:
     """Note the deletion of jobs, in its transaction.
 
     ``gone`` have ``workspace_id``, ``job_id``, ``job_type`` and ``status``; no more is read.
@@ -244,7 +244,7 @@ def note_deleted(session: Executor, gone: Sequence[Job], *, by: str | None) -> N
             "job_id": job.job_id,
             "job_type": job.job_type,
             "from_status": job.status,
-            "actor": by,
+            "actor": actor,
             "data": None,
         }
         for job in gone

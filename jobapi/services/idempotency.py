@@ -48,7 +48,7 @@ def recall(
             raise RequestInProgress(
                 "A request with this Idempotency-Key is under way; ask again in a moment."
             )
-    mine = {"of_workspace": workspace_id, "of_caller": caller, "of_key": key}
+    mine = {"workspace_id": workspace_id, "caller": caller, "key": key}
     row = _RECALL.first(session, mine)
     if row is None:
         return None
@@ -90,9 +90,9 @@ _LOCK = Statement[AnyRow](
     prepare=True,
 )
 _MINE = (
-    (idempotency_keys.c.workspace_id == bindparam("of_workspace"))
-    & (idempotency_keys.c.caller == bindparam("of_caller"))
-    & (idempotency_keys.c.key == bindparam("of_key"))
+    (idempotency_keys.c.workspace_id == bindparam("workspace_id"))
+    & (idempotency_keys.c.caller == bindparam("caller"))
+    & (idempotency_keys.c.key == bindparam("key"))
 )
 _RECALL = Statement[AnyRow](
     select(

@@ -94,7 +94,7 @@ def create(
     *,
     created_by: int,
     now: datetime | None = None,
-    by: str | None = None,
+    actor: str | None = None,
     traceparent: str | None = None,
     **fields: Unpack[NewJob],
 ) -> Job:
@@ -103,7 +103,7 @@ def create(
     ``fields`` are ``job_type`` and, if wanted, ``priority``, ``metadata``, ``scheduled_at`` and
     the others of ``NewJob``. Durations are in seconds, times need an offset. ``now`` is the
     database's time if the caller has just read it. In a host's own session the job exists once
-    the host commits. ``by`` is who its history says it was, if not the creator: ``key:1``, for
+    the host commits. ``actor`` is who its history says it was, if not the creator: ``key:1``, for
     instance. ``traceparent`` is the creator's W3C trace context, for the worker; an invalid one
     counts as None. Raises ``ValidationFailed``.
     """
@@ -116,7 +116,7 @@ def create(
     _check_job_types(session, workspace_id, [fields["job_type"]], "job_type")
     values = {
         **vars(row),
-        "changed_by": by or f"user:{created_by}",
+        "changed_by": actor or f"user:{created_by}",
         "traceparent": _trace_context(traceparent),
     }
     (made,) = _INSERT.all(session, {name: values[name] for name in _CREATED})
@@ -130,7 +130,7 @@ def create_many(
     *,
     created_by: int,
     now: datetime | None = None,
-    by: str | None = None,
+    actor: str | None = None,
     traceparent: str | None = None,
 ) -> list[Job]:
     """Create jobs, all or none, in one statement; each item is as ``create`` takes it.
@@ -156,10 +156,10 @@ def create_many(
     _insert_many(dialect_name(session)).all(
         session,
         {
-            "workspace": workspace_id,
-            "creator": created_by,
-            "by": by or f"user:{created_by}",
-            "trace": _trace_context(traceparent),
+            "given_workspace_id": workspace_id,
+            "given_created_by": created_by,
+            "actor": actor or f"user:{created_by}",
+            "given_traceparent": _trace_context(traceparent),
             "now": now,
             **records(session, varying),
         },
@@ -255,10 +255,10 @@ def _insert_many(dialect: str) -> Statement[AnyRow]:
     values = {
         **{name: literal(_BLANK[name], jobs.c[name].type) for name in _CREATED},
         **{name: given(name) for name in ("job_id", *_GIVEN)},
-        "workspace_id": bindparam("workspace", type_=jobs.c.workspace_id.type),
-        "created_by": bindparam("creator", type_=jobs.c.created_by.type),
-        "changed_by": bindparam("by", type_=jobs.c.changed_by.type),
-        "traceparent": bindparam("trace", type_=jobs.c.traceparent.type),
+        "workspace_id": bindparam("given_workspace_id", type_=jobs.c.workspace_id.type),
+        "created_by": bindparam("given_created_by", type_=jobs.c.created_by.type),
+        "changed_by": bindparam("actor", type_=jobs.c.changed_by.type),
+        "traceparent": bindparam("given_traceparent", type_=jobs.c.traceparent.type),
         "created_at": now,
         "updated_at": now,
         "queued_at": now,
@@ -298,17 +298,17 @@ def edit(
     *,
     if_match: IfMatch | None = None,
     job: CurrentJob | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> Job:
     """Change what a caller may change; see ``lifecycle.edit`` for the rules.
 
-    ``job`` is the job if it has just been read. ``by`` is who it is: ``user:1``, ``key:1``.
+    ``job`` is the job if it has just been read. ``actor`` is who it is: ``user:1``, ``key:1``.
     """
 
     def rule(job: CurrentJob) -> Change:
         return lifecycle.edit(job, changes, job.now)
 
-    return _change(session, workspace_id, job_id, rule, if_match, job, by)
+    return _change(session, workspace_id, job_id, rule, if_match, job, actor)
 
 
 def cancel(
@@ -319,14 +319,14 @@ def cancel(
     reason: str | None = None,
     if_match: IfMatch | None = None,
     job: CurrentJob | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> Job:
     """Cancel a pending or running job. Raises ``JobNotCancellable``."""
 
     def rule(job: CurrentJob) -> Change:
         return lifecycle.cancel(job, reason=reason, now=job.now)
 
-    return _change(session, workspace_id, job_id, rule, if_match, job, by)
+    return _change(session, workspace_id, job_id, rule, if_match, job, actor)
 
 
 def retry(
@@ -337,21 +337,21 @@ def retry(
     reason: str | None = None,
     if_match: IfMatch | None = None,
     job: CurrentJob | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> Job:
     """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
 
     def rule(job: CurrentJob) -> Change:
         return lifecycle.retry(job, reason=reason, now=job.now)
 
-    return _change(session, workspace_id, job_id, rule, if_match, job, by)
+    return _change(session, workspace_id, job_id, rule, if_match, job, actor)
 
 
 @transactional()
-def delete(session: Executor, workspace_id: int, job_id: str, *, by: str | None = None) -> None:
+def delete(session: Executor, workspace_id: int, job_id: str, *, actor: str | None = None) -> None:
     """Delete a job that has ended, with its attempts. Raises ``JobNotEnded``."""
     mine = (jobs.c.workspace_id == workspace_id) & (jobs.c.job_id == job_id)
-    if not _delete(session, mine & jobs.c.status.in_(ENDED), by):
+    if not _delete(session, mine & jobs.c.status.in_(ENDED), actor):
         status = JobStatus(get(session, workspace_id, job_id).status)
         raise JobNotEnded(
             f"The job is {status.label}; only a job that has ended can be deleted. Cancel it first."
@@ -384,9 +384,9 @@ def delete_old(
     return _delete(session, picked, None)
 
 
-def _delete(session: Executor, which: ColumnElement[bool], by: str | None) -> int:
+def _delete(session: Executor, which: ColumnElement[bool], actor: str | None) -> int:
     gone = session.execute(sql_delete(jobs).where(which).returning(*_GONE)).all()
-    events.note_deleted(session, cast(Sequence[Job], gone), by=by)
+    events.note_deleted(session, cast(Sequence[Job], gone), actor=actor)
     return len(gone)
 
 
@@ -397,7 +397,7 @@ def _change(
     rule: Callable[[CurrentJob], Change],
     if_match: IfMatch | None,
     job: CurrentJob | None,
-    by: str | None,
+    actor: str | None,
 ) -> Job:
     """Apply a rule to the job as it is, or not at all.
 
@@ -413,14 +413,14 @@ def _change(
         if not change.values:
             return job
         limit_documents(change.values)
-        changed = _write(session, job, change, by)
+        changed = _write(session, job, change, actor)
         if changed is not None:
             return changed
         job = None
     raise Unavailable("The job is being changed by too many others at this moment; try again.")
 
 
-def _write(session: Executor, job: CurrentJob, change: Change, by: str | None) -> Job | None:
+def _write(session: Executor, job: CurrentJob, change: Change, actor: str | None) -> Job | None:
     """Write a change to the version that was read, and the attempt that it ends; None: too late."""
     ended = leases.ended_attempt(job, change, job.now)
     # A single statement needs no transaction, which would cost two round trips.
@@ -438,7 +438,7 @@ def _write(session: Executor, job: CurrentJob, change: Change, by: str | None) -
                 **change.values,
                 version=job.version + 1,
                 updated_at=job.now,
-                changed_by=by,
+                changed_by=actor,
                 last_event=change.event,
                 last_edited=" ".join(change.edited) or None,
                 last_event_version=job.version + 1,

@@ -107,7 +107,7 @@ def _note(
     session: Executor, kind: EventKind, workspace_id: int, key: AnyRow, actor: str | None
 ) -> None:
     data = {"key_id": key.id, "name": key.name, "role": Role(key.role).label}
-    events.note(session, workspace_id, kind, by=actor, data=data)
+    events.note(session, workspace_id, kind, actor=actor, data=data)
 
 
 def page(session: Executor, workspace_id: int, **paging: Any) -> Page:

@@ -64,12 +64,12 @@ def create(
     filters: Filters,
     *,
     created_by: int,
-    by: str | None = None,
+    actor: str | None = None,
     reason: str | None = None,
 ) -> AnyRow:
     """Begin an operation and do the first part of it, which may be all.
 
-    It concerns the jobs that are there now. ``by`` is who begins it, if not
+    It concerns the jobs that are there now. ``actor`` is who begins it, if not
     ``created_by`` in person. Raises ``ValidationFailed`` as ``plan`` does.
     """
     values = plan(session, workspace_id, action, filters)
@@ -79,7 +79,7 @@ def create(
         .values(
             **values,
             created_by=created_by,
-            actor=by or f"user:{created_by}",
+            actor=actor or f"user:{created_by}",
             reason=reason,
             status=OperationStatus.RUNNING,
             created_at=now,
@@ -166,17 +166,17 @@ def _act(
     """Do it to these jobs, where they still match; returns how many it was done to, and not."""
     matches = [*filters.kind(jobs.c), *filters.rest(dialect_name(session))]
     found = lock(session, operation.workspace_id, job_ids, *matches)
-    by = operation.actor or f"user:{operation.created_by}"
+    actor = operation.actor or f"user:{operation.created_by}"
     if action is Action.DELETE:
         dialect = dialect_name(session)
         ids = select(record_source(dialect, {"id": jobs.c.id.type}).c.id)
         these = is_picked(dialect, jobs, ids, workspace_id=operation.workspace_id)
         given = records(session, [{"id": row.id} for row in found])
         session.execute(sql_delete(jobs).where(these), given)
-        events.note_deleted(session, found, by=by)
+        events.note_deleted(session, found, actor=actor)
         return len(found), 0
     rule = lifecycle.cancel if action is Action.CANCEL else lifecycle.retry
-    settling = Settling(found, by=by)
+    settling = Settling(found, actor=actor)
     skipped = 0
     for job in settling.jobs.values():
         try:
@@ -191,26 +191,26 @@ def _act(
 
 
 def get(
-    session: Executor, workspace_id: int, operation_id: int, *, by: str | None = None
+    session: Executor, workspace_id: int, operation_id: int, *, actor: str | None = None
 ) -> AnyRow:
-    """One operation, of those of one caller where ``by`` is given. Raises ``OperationNotFound``."""
+    """One operation, if ``actor`` is given only of this actor. Raises ``OperationNotFound``."""
     query = select(operations).where(
         operations.c.workspace_id == workspace_id, operations.c.id == operation_id
     )
-    if by is not None:
-        query = query.where(operations.c.actor == by)
+    if actor is not None:
+        query = query.where(operations.c.actor == actor)
     row = session.execute(query).first()
     if row is None:
         raise OperationNotFound("There is no such operation in this workspace.")
     return row
 
 
-def page(session: Executor, workspace_id: int, *, by: str | None = None, **paging: Any) -> Page:
-    """A workspace's operations, or of them those of one caller, the newest first.
+def page(session: Executor, workspace_id: int, *, actor: str | None = None, **paging: Any) -> Page:
+    """A workspace's operations, or those of one actor, the newest first.
 
     ``paging`` as ``fetch_page`` has it.
     """
-    mine = [] if by is None else [operations.c.actor == by]
+    mine = [] if actor is None else [operations.c.actor == actor]
     return fetch_page(
         session,
         [*operations.c],

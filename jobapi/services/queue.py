@@ -108,12 +108,12 @@ def claim(
     job_types: Sequence[str] | None = None,
     begin: bool = True,
     now: datetime | None = None,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> list[Job]:
     """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
 
     They are ``running`` then, and nobody else's until ``lease_seconds`` after
-    ``now``, the database's time. ``job_types`` of None means all. ``by`` is who
+    ``now``, the database's time. ``job_types`` of None means all. ``actor`` is who
     it is: ``user:1``, ``key:1``. Their attempts begin at once, or with ``begin``
     of False when a report says so; a suspect job's begins at once in any case, and
     it comes alone. They end at ``MAX_BYTES``, but there is one at least: what the
@@ -128,15 +128,15 @@ def claim(
     claimed = statement.all(
         session,
         {
-            "of_workspace": workspace_id,
-            "moment": now,
-            "most": limit,
-            "token": lease_token,
-            "seconds": lease_seconds,
-            "until": now + timedelta(seconds=lease_seconds),
-            "by": worker,
-            "who": by,
-            **({} if job_types is None else {"types": sorted(set(job_types))}),
+            "given_workspace_id": workspace_id,
+            "now": now,
+            "limit": limit,
+            "given_lease_token": lease_token,
+            "given_lease_seconds": lease_seconds,
+            "given_lease_expires_at": now + timedelta(seconds=lease_seconds),
+            "given_worker": worker,
+            "actor": actor,
+            **({} if job_types is None else {"job_types": sorted(set(job_types))}),
         },
     )
     return sorted(claimed, key=_urgency)
@@ -155,19 +155,19 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     # looked at only while there are too few.
     heads = []
     looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
-    wanted = select(func.unnest(bindparam("types", type_=Texts)).label("job_type")).subquery()
+    wanted = select(func.unnest(bindparam("job_types", type_=Texts)).label("job_type")).subquery()
     for priority in sorted(Priority, reverse=True):
         head = (
             select(jobs.c.id, jobs.c.due_at, *looked_at)
             .where(
-                jobs.c.workspace_id == bindparam("of_workspace"),
+                jobs.c.workspace_id == bindparam("given_workspace_id"),
                 jobs.c.status == status,
                 jobs.c.priority == priority,
-                jobs.c.due_at <= bindparam("moment"),
+                jobs.c.due_at <= bindparam("now"),
                 _of_type(wanted, dialect) if typed else true(),
             )
             .order_by(jobs.c.due_at, jobs.c.id)
-            .limit(bindparam("most"))
+            .limit(bindparam("limit"))
             .with_for_update(skip_locked=True, of=jobs)
         )
         if typed and dialect == "postgresql":
@@ -177,14 +177,14 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
                 select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
                 .select_from(wanted.join(of_type, true()))
                 .order_by(of_type.c.due_at, of_type.c.id)
-                .limit(bindparam("most"))
+                .limit(bindparam("limit"))
                 .subquery()
                 .select()
             )
         else:
             first = head.subquery()
             heads.append(select(first.c.id, *(first.c[column.name] for column in looked_at)))
-    queue = union_all(*heads).limit(bindparam("most")).subquery()
+    queue = union_all(*heads).limit(bindparam("limit")).subquery()
     picked = select(queue.c.id)
     if several:
         # A suspect job is leased alone: if it comes first, no other job is leased; if
@@ -200,10 +200,10 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         ).subquery()
         together = not_(or_(place.c.suspect, place.c.alone)) & (place.c.so_far <= MAX_BYTES)
         picked = select(place.c.id).where(or_(place.c.number == 1, together))
-    workspace: Any = bindparam("of_workspace", type_=jobs.c.workspace_id.type)
-    until: Any = bindparam("until", type_=jobs.c.lease_expires_at.type)
-    moment: Any = bindparam("moment", type_=jobs.c.started_at.type)
-    seconds: Any = bindparam("seconds")
+    workspace: Any = bindparam("given_workspace_id", type_=jobs.c.workspace_id.type)
+    until: Any = bindparam("given_lease_expires_at", type_=jobs.c.lease_expires_at.type)
+    moment: Any = bindparam("now", type_=jobs.c.started_at.type)
+    seconds: Any = bindparam("given_lease_seconds")
     # A suspect job's attempt begins in any case.
     begins = true() if begin else jobs.c.suspect
     claim = (
@@ -220,11 +220,11 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
             last_edited=None,
             last_event_version=jobs.c.version + 1,
             attempt=jobs.c.attempt + 1,
-            worker=bindparam("by"),
-            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
+            worker=bindparam("given_worker"),
+            changed_by=bindparam("actor", type_=jobs.c.changed_by.type),
             started_at=moment,
             updated_at=moment,
-            lease_token=bindparam("token"),
+            lease_token=bindparam("given_lease_token"),
             lease_seconds=seconds,
             lease_expires_at=until,
             prefetched=not_(begins),
@@ -246,7 +246,7 @@ def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
     if dialect == "postgresql":
         same: ColumnElement[bool] = jobs.c.job_type == wanted.c.job_type
         return same
-    return OneOf(jobs.c.job_type, bindparam("types", type_=Texts))
+    return OneOf(jobs.c.job_type, bindparam("job_types", type_=Texts))
 
 
 def claimable(session: Executor, topics: Collection[Topic]) -> set[Topic]:
@@ -330,7 +330,7 @@ def report(
     *,
     backoff: Backoff,
     only_job_types: Sequence[str] | None = None,
-    by: str | None = None,
+    actor: str | None = None,
     chance: Callable[[], float] = random.random,
 ) -> list[Answer]:
     """Apply reports of the holders of leases, each judged alone; answers in the same order.
@@ -338,7 +338,7 @@ def report(
     A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes; or, where
     it could not be read, the error as ``refused``. Of a report that is refused for what
     it says, or because a document cannot be stored, the heartbeat counts all the same.
-    ``by`` is who it is. Several of one job count in their order. A final report that is
+    ``actor`` is who it is. Several of one job count in their order. A final report that is
     repeated with the token that it ended is accepted, and changes nothing.
     """
     answers: dict[int, Answer] = {}
@@ -351,7 +351,7 @@ def report(
             also=also,
             backoff=backoff,
             only_job_types=only_job_types,
-            by=by,
+            actor=actor,
             chance=chance,
         )
         answers.update(zip(numbers, judged, strict=True))
@@ -362,7 +362,9 @@ def report(
         # First, for it locks the jobs of all reports in their order.
         by_rules(others, also=plain.keys())
     if plain:
-        ran = success.settle(session, workspace_id, plain, only_job_types=only_job_types, by=by)
+        ran = success.settle(
+            session, workspace_id, plain, only_job_types=only_job_types, actor=actor
+        )
         for number, each in enumerate(reports):
             if each["job_id"] in ran:
                 answers[number] = Answer(_SUCCEEDED, ran=ran[each["job_id"]])
@@ -379,10 +381,10 @@ def report_one(
     given: Report,
     *,
     backoff: Backoff,
-    by: str | None = None,
+    actor: str | None = None,
 ) -> tuple[Answer, CurrentJob]:
     """Apply one report as ``report`` does; also returns the job's row. Raises ``JobNotFound``."""
-    (answer,) = report(session, workspace_id, [given], backoff=backoff, by=by)
+    (answer,) = report(session, workspace_id, [given], backoff=backoff, actor=actor)
     return answer, get_job(session, workspace_id, given["job_id"])
 
 
@@ -397,7 +399,7 @@ def judge(
     also: Collection[str] = (),
     backoff: Backoff,
     only_job_types: Sequence[str] | None,
-    by: str | None,
+    actor: str | None,
     chance: Callable[[], float],
 ) -> list[Answer]:
     """Apply reports by the rules alone, see ``report``; lock the jobs ``also`` with theirs.
@@ -405,7 +407,7 @@ def judge(
     The caller changes those later in the transaction.
     """
     found = lock(session, workspace_id, {*also, *(each["job_id"] for each in reports)})
-    settling = Settling(found, by=by)
+    settling = Settling(found, actor=actor)
     after = settling.jobs
     answers: list[Answer] = []
     for each in reports:
@@ -499,7 +501,7 @@ def reap(
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    settling = Settling(cast(Sequence[CurrentJob], found), by=None)
+    settling = Settling(cast(Sequence[CurrentJob], found), actor=None)
     for job in settling.jobs.values():
         change = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
         if change.values:

@@ -73,13 +73,13 @@ class EndedAttempt(NamedTuple):
 class Settling:
     """Jobs that were read under a lock, and the changes of them; written in a few statements.
 
-    ``by`` is who changes them: ``user:1``, ``key:1``, None for the service itself.
+    ``actor`` is who changes them: ``user:1``, ``key:1``, None for the service itself.
     ``jobs`` are the jobs by their ids, as they are after what was applied. ``ended`` are the
     attempts that it ended.
     """
 
-    def __init__(self, rows: Sequence[CurrentJob], *, by: str | None) -> None:
-        self._by = by
+    def __init__(self, rows: Sequence[CurrentJob], *, actor: str | None) -> None:
+        self._actor = actor
         self._before = {row.job_id: row for row in rows}
         self._attempts: list[Attempt] = []
         self._touched: set[str] = set()
@@ -102,7 +102,7 @@ class Settling:
             vars(job).update(
                 version=job.version + 1,
                 updated_at=job.now,
-                changed_by=self._by,
+                changed_by=self._actor,
                 last_event=change.event,
             )
         self._touched.add(job.job_id)

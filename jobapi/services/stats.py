@@ -198,13 +198,11 @@ def due(session: Executor, pending: Mapping[OfType, int], now: datetime) -> dict
     kinds = max(1, len(some) * len(Priority))
     most = min(MAX_DUE, max(LEAST_DUE, DUE_AT_ONCE // kinds))
     found = {}
-    later = _count(session, some, jobs.c.due_at > bindparam("moment"), now, most)
+    later = _count(session, some, jobs.c.due_at > bindparam("now"), now, most)
     for of, counted in later.items():
         if max(counted) < most:
             found[of] = Due(max(0, some[of] - sum(counted)))
-    rest = _count(
-        session, some.keys() - found.keys(), jobs.c.due_at <= bindparam("moment"), now, most
-    )
+    rest = _count(session, some.keys() - found.keys(), jobs.c.due_at <= bindparam("now"), now, most)
     for of, counted in rest.items():
         found[of] = Due(sum(counted), max(counted) >= most)
     return found
@@ -219,12 +217,12 @@ def _count(
         first = (
             _pending(select(literal(1).label("n")), priority, of)
             .where(when)
-            .limit(bindparam("most"))
+            .limit(bindparam("limit"))
         )
         n = func.coalesce(func.sum(first.subquery().c.n), 0)
         return select(n).scalar_subquery()
 
-    return _ask(session, some, head, {"moment": now, "most": most})
+    return _ask(session, some, head, {"now": now, "limit": most})
 
 
 def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> dict[OfType, float]:
@@ -237,11 +235,11 @@ def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> di
     def head(priority: Priority, of: Any) -> Any:
         # The head of the index of claims.
         first = _pending(select(jobs.c.due_at), priority, of)
-        before = first.where(jobs.c.due_at <= bindparam("moment"))
+        before = first.where(jobs.c.due_at <= bindparam("now"))
         return before.order_by(jobs.c.due_at, jobs.c.id).limit(1).scalar_subquery()
 
     found = {}
-    for of, moments in _ask(session, some, head, {"moment": now}).items():
+    for of, moments in _ask(session, some, head, {"now": now}).items():
         first = min((moment for moment in moments if moment is not None), default=None)
         if first is not None:
             found[of] = (now - first).total_seconds()

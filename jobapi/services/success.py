@@ -80,7 +80,7 @@ def settle(
     plain: Mapping[str, PlainSuccess],
     *,
     only_job_types: Sequence[str] | None,
-    by: str | None,
+    actor: str | None,
 ) -> dict[str, timedelta]:
     """End the jobs of such reports with success; returns how long each had run, by ``job_id``.
 
@@ -91,9 +91,9 @@ def settle(
     settled = _success(only_job_types is not None).all(
         session,
         {
-            "who": by,
+            "actor": actor,
             **records(session, rows),
-            **({} if only_job_types is None else {"types": only_job_types}),
+            **({} if only_job_types is None else {"job_types": only_job_types}),
         },
     )
     return {row.job_id: row.ran for row in settled}
@@ -117,7 +117,7 @@ def _success(typed: bool) -> Statement[AnyRow]:
             jobs.c.lease_token == report.c.lease_token,
             # A result that is already there has to be merged, which only the rules do.
             or_(jobs.c.result.is_(None), report.c.result.is_(None)),
-            OneOf(jobs.c.job_type, bindparam("types", type_=Texts)) if typed else true(),
+            OneOf(jobs.c.job_type, bindparam("job_types", type_=Texts)) if typed else true(),
         )
         .values(
             status=TRANSITIONS["succeed"].target,
@@ -132,7 +132,7 @@ def _success(typed: bool) -> Statement[AnyRow]:
             completed_at=now,
             actual_duration=case((jobs.c.due_at <= now, since_due)),
             succeeded_by=jobs.c.lease_token,
-            changed_by=bindparam("who", type_=jobs.c.changed_by.type),
+            changed_by=bindparam("actor", type_=jobs.c.changed_by.type),
             **NO_LEASE,
         )
         .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))

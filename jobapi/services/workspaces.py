@@ -136,7 +136,7 @@ def change(
         if changed.rowcount:
             requested = {"name": name, "retention": retention}
             data = {key: value for key, value in requested.items() if value is not None}
-            events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, by=actor, data=data)
+            events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, actor=actor, data=data)
     return get(session, workspace_id)
 
 
@@ -275,7 +275,7 @@ def _note(
         "username": member.username,
         "role": Role(member.role).label,
     }
-    events.note(session, workspace_id, kind, by=actor, data=data)
+    events.note(session, workspace_id, kind, actor=actor, data=data)
 
 
 @transactional()

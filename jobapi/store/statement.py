@@ -28,6 +28,9 @@ class Statement(Generic[R]):
     one row by its key. A statement that finds many rows is planned each time: a
     plan made while a table was small would be kept when it has grown. ``values``
     names the columns of an INSERT.
+
+    SQLAlchemy takes a parameter that has a column's name for the value to set it to. In an
+    UPDATE, and an INSERT from a SELECT, such a parameter is called ``given_`` and the name.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
             workspace_id,
             created_by=caller.user_id,
             now=caller.now,
-            by=caller.name,
+            actor=caller.name,
             traceparent=request.headers.get("traceparent"),
             **body,
         )
@@ -141,7 +141,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             items,
             created_by=caller.user_id,
             now=caller.now,
-            by=caller.name,
+            actor=caller.name,
             traceparent=request.headers.get("traceparent"),
         )
         return schemas.JobBatchCreated.render({"data": rows})
@@ -276,7 +276,7 @@ def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) ->
         body,
         if_match=version_wanted(),
         job=caller.job,
-        by=caller.name,
+        actor=caller.name,
     )
     metrics = state().metrics
     if metrics is not None and body.get("status") is JobStatus.FAILED:
@@ -296,7 +296,7 @@ def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token
         )
     report = cast(Report, {"job_id": job_id, "lease_token": token, **body})
     answer, row = queue.report_one(
-        caller.connection, workspace_id, report, backoff=state().backoff, by=caller.name
+        caller.connection, workspace_id, report, backoff=state().backoff, actor=caller.name
     )
     metrics = state().metrics
     if metrics is not None:
@@ -331,7 +331,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
         reason=body.get("reason"),
         if_match=version_wanted(),
         job=caller.job,
-        by=caller.name,
+        actor=caller.name,
     )
     return tagged(row)
 
@@ -355,7 +355,7 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
         reason=body.get("reason"),
         if_match=version_wanted(),
         job=caller.job,
-        by=caller.name,
+        actor=caller.name,
     )
     return _put_back(caller, row)
 
@@ -365,4 +365,4 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
     """Delete a job that has ended, with its attempts; 409 before."""
-    jobs.delete(caller.connection, workspace_id, job_id, by=caller.name)
+    jobs.delete(caller.connection, workspace_id, job_id, actor=caller.name)

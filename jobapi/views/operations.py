@@ -39,8 +39,8 @@ def _shown(operation: Mapping[str, Any]) -> dict[str, Any]:
     return {**_BLANK, **operation, "filter": {name: getattr(filters, name) for name in kept}}
 
 
-def _only_by(caller: Caller) -> str | None:
-    """Return whose operations the caller sees: a key with job types only its own."""
+def _only_actor(caller: Caller) -> str | None:
+    """Return the only actor whose operations the caller sees: a key with job types sees its own."""
     return caller.name if caller.job_types is not None else None
 
 
@@ -97,7 +97,7 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
             action,
             filters,
             created_by=caller.user_id,
-            by=caller.name,
+            actor=caller.name,
             reason=body.get("reason"),
         )
         return schemas.Operation.render(_shown(row._asdict()))
@@ -122,7 +122,7 @@ def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) ->
 
     A key that is limited to job types sees only the operations that it created.
     """
-    found = operations.page(caller.connection, workspace_id, by=_only_by(caller), **query)
+    found = operations.page(caller.connection, workspace_id, actor=_only_actor(caller), **query)
     return paginated(found, query, [_shown(row._asdict()) for row in found.rows])
 
 
@@ -131,7 +131,7 @@ def list_operations(caller: Caller, query: dict[str, Any], workspace_id: int) ->
 @blp.response(200, schemas.Operation, example=examples.OPERATION)
 def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     """Return an operation and its progress."""
-    row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
+    row = operations.get(caller.connection, workspace_id, operation_id, actor=_only_actor(caller))
     return _shown(row._asdict())
 
 
@@ -144,7 +144,7 @@ def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
 )
 def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     """Stop an operation; jobs already changed stay changed. 409 if it has ended."""
-    row = operations.get(caller.connection, workspace_id, operation_id, by=_only_by(caller))
+    row = operations.get(caller.connection, workspace_id, operation_id, actor=_only_actor(caller))
     caller.check_role(_role(row.action))
     row = operations.stop(caller.connection, workspace_id, operation_id)
     return _shown(row._asdict())

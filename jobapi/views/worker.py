@@ -112,7 +112,7 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
             workspace_id,
             lease_token=queue.new_lease_token(),
             now=caller.now,
-            by=caller.name,
+            actor=caller.name,
             **wanted,
         )
     else:
@@ -122,7 +122,7 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
             key=key,
             body=body,
             now=caller.now,
-            by=caller.name,
+            actor=caller.name,
             **wanted,
         )
         if replayed:
@@ -167,7 +167,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
             reports,
             backoff=state().backoff,
             only_job_types=caller.job_types,
-            by=caller.name,
+            actor=caller.name,
         )
         if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
             state().waiters.announce(caller.connection, workspace_id)

@@ -652,7 +652,7 @@ def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: An
             connection.exec_driver_sql("BEGIN" if postgres else "BEGIN IMMEDIATE")
             for _ in range(chance.randint(1, 8)):
                 kind = chance.choice([EventKind.MEMBER_ADDED, EventKind.KEY_CREATED])
-                events.note(connection, workspace_id, kind, by=None)
+                events.note(connection, workspace_id, kind, actor=None)
                 if chance.random() < 0.3:
                     time.sleep(chance.random() * 0.03)
             connection.exec_driver_sql("ROLLBACK" if chance.random() < 0.2 else "COMMIT")

@@ -167,7 +167,7 @@ def outcome(desk: Desk, case: Case, job: Any, way: Callable[..., Any]) -> Any:
             reported(job, case),
             backoff=BACKOFF,
             only_job_types=case.only_job_types,
-            by="key:7",
+            actor="key:7",
             chance=random.Random(7).random,
         )
         row = tx.execute(select(jobs).where(jobs.c.id == job.id)).one()
@@ -239,7 +239,7 @@ def test_fast_path_settles_what_it_is_for_and_leaves_the_rest(desk: Desk, case: 
         before = tx.execute(of_job).one()
         plain = success.plain(reported(job, case))
         settled = success.settle(
-            tx, workspace_id, plain, only_job_types=case.only_job_types, by="key:7"
+            tx, workspace_id, plain, only_job_types=case.only_job_types, actor="key:7"
         )
         assert list(settled) == [job.job_id] * case.fast
         assert (tx.execute(of_job).one() != before) == case.fast

@@ -38,7 +38,7 @@ def claim_with_key(desk: Desk) -> Callable[[Any], Any]:
     desk.create()
     now = desk.user.created_at
     return lambda s: claims.claim(
-        s, desk.workspace_id, key="k", body={}, now=now.replace(year=2100), by="user:1"
+        s, desk.workspace_id, key="k", body={}, now=now.replace(year=2100), actor="user:1"
     )
 
 
