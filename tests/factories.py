@@ -189,7 +189,10 @@ class Desk:
 
     def job_in(self, status: str, **body: Any) -> dict[str, Any]:
         """A job in a status, brought there over HTTP."""
-        job = self.create(**body)
+        return self.bring(self.create(**body), status)
+
+    def bring(self, job: dict[str, Any], status: str) -> dict[str, Any]:
+        """A pending job, brought to a status over HTTP."""
         if status == "pending":
             return job
         if status == "cancelled":

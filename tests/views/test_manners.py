@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from jobapi import create_app, logs
 
 from ..conftest import SECRET
 from ..factories import PASSWORD, Desk, World
-from ..served import Service, environment, jobapi
+from ..served import Service
 
 ORIGIN = "https://app.example.com"
 
@@ -352,48 +351,35 @@ def test_ready_on_an_empty_database_says_what_to_run(
 # Logs
 
 
-def test_log_has_one_object_a_request_and_nothing_secret(
-    database: str, new_database: Any, tmp_path: Path
-) -> None:
-    url = new_database(database)
-    env = environment(
-        JOBAPI_DATABASE_URL=url, JOBAPI_SECRET_KEY=SECRET, JOBAPI_INSTANCE_PATH=str(tmp_path)
-    )
-    made = [jobapi("init", env=env)]
-    made.append(jobapi("users", "create", "anna", "--password", PASSWORD, "--admin", env=env))
-    made.append(jobapi("workspaces", "create", "W", "--owner", "anna", env=env))
-    assert all(done.returncode == 0 for done in made), made
-    service = Service(tmp_path, env)
+def test_log_has_one_object_a_request_and_nothing_secret(serve: Any, service_url: str) -> None:
+    service = serve(JOBAPI_LOG_FORMAT="json")
     secrets = [SECRET, PASSWORD, "wr0ng-guess", "n3w-password", "$argon2id$"]
-    try:
-        client = service.client("anna", PASSWORD)
-        wrong = {"username": "anna", "password": "wr0ng-guess"}
-        assert client.post("/auth/login", json=wrong).status_code == 401
-        right = {"username": "anna", "password": PASSWORD}
-        tokens = client.post("/auth/login", json=right).json()
-        key = client.post("/workspace/1/keys", json={"name": "k", "role": "member"}).json()["key"]
-        secrets += [tokens["access_token"], tokens["refresh_token"], key]
-        secrets.append(client.headers["Authorization"].removeprefix("Bearer "))
-        # Where they do not belong: in the query, in a broken body, as a name.
-        client.get("/jobs", params={"token": key, "access_token": tokens["access_token"]})
-        client.post("/auth/login", content=f'{{"password": "{PASSWORD}"')
-        client.post("/auth/login", json={"username": "anna", "password": [PASSWORD]})
-        change = {"current_password": PASSWORD, "new_password": "n3w-password"}
-        assert client.post("/auth/password", json=change).status_code == 204
-        headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "mine-17"}
-        assert client.get("/workspace/1/jobs", headers=headers).status_code == 200
-        headers = {"Authorization": f"Bearer {tokens['refresh_token']}"}
-        assert client.get("/jobs", headers=headers).status_code == 401
-        # A fault, whose traceback is logged.
-        engine = _engine(url)
-        with engine.begin() as connection:
-            connection.execute(text("ALTER TABLE jobapi_users RENAME COLUMN username TO named"))
-        engine.dispose()
-        fault = client.post("/auth/login", json={**right, "password": "wr0ng-guess"})
-        assert fault.status_code == 500
-        service.stop()
-    finally:
-        service.close()
+    client = service.client("boss", PASSWORD)
+    wrong = {"username": "boss", "password": "wr0ng-guess"}
+    assert client.post("/auth/login", json=wrong).status_code == 401
+    right = {"username": "boss", "password": PASSWORD}
+    tokens = client.post("/auth/login", json=right).json()
+    key = client.post("/workspace/1/keys", json={"name": "k", "role": "member"}).json()["key"]
+    secrets += [tokens["access_token"], tokens["refresh_token"], key]
+    secrets.append(client.headers["Authorization"].removeprefix("Bearer "))
+    # Where they do not belong: in the query, in a broken body, as a name.
+    client.get("/jobs", params={"token": key, "access_token": tokens["access_token"]})
+    client.post("/auth/login", content=f'{{"password": "{PASSWORD}"')
+    client.post("/auth/login", json={"username": "boss", "password": [PASSWORD]})
+    change = {"current_password": PASSWORD, "new_password": "n3w-password"}
+    assert client.post("/auth/password", json=change).status_code == 204
+    headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "mine-17"}
+    assert client.get("/workspace/1/jobs", headers=headers).status_code == 200
+    headers = {"Authorization": f"Bearer {tokens['refresh_token']}"}
+    assert client.get("/jobs", headers=headers).status_code == 401
+    # A fault, whose traceback is logged.
+    engine = _engine(service_url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobapi_users RENAME COLUMN username TO named"))
+    engine.dispose()
+    fault = client.post("/auth/login", json={**right, "password": "wr0ng-guess"})
+    assert fault.status_code == 500
+    service.stop()
     log = service.log.read_text()
     for secret in secrets:
         assert secret not in log
