@@ -464,8 +464,10 @@ def _whole(
     ranges = reading.ranges()
     if ordered.sort in ("status", "priority"):
         place = reading.names.index(ordered.sort)
+        # How many jobs of a range a time filter leaves, the counts do not say: all are needed.
+        most = shown if reading.counted else None
         exact = reading.counted and after is None
-        passed, ranges = _needed(ranges, place, ordered, after, offset if exact else 0, shown)
+        passed, ranges = _needed(ranges, place, ordered, after, offset if exact else 0, most)
     offset -= passed
     reach = offset + shown
     if offset > 0 and sum(min(reach, each.n) for each in ranges) > LOOKED_AT:
@@ -489,7 +491,7 @@ def _needed(
     ordered: _Order,
     after: Sequence[Any] | None,
     offset: int,
-    shown: int,
+    shown: int | None,
 ) -> tuple[int, list[_Range]]:
     """The ranges in which a page lies, and how many jobs before them are skipped.
 
@@ -510,7 +512,7 @@ def _needed(
         needed += mine
         # How much is left of the one that the cursor is in, the counts do not know.
         covered += 0 if after is not None and value == after[0] else n
-        if covered >= offset - passed + shown:
+        if shown is not None and covered >= offset - passed + shown:
             break
     return passed, needed
 
@@ -606,7 +608,7 @@ def _look(
         )
     in_order = reading.moment == ordered.sort or ordered.sort in ("status", "priority")
     if ordered.sort in ("status", "priority"):
-        _, ranges = _needed(ranges, reading.names.index(ordered.sort), ordered, after, 0, reading.n)
+        _, ranges = _needed(ranges, reading.names.index(ordered.sort), ordered, after, 0, None)
     of_each = max(at // max(1, len(ranges)), 10) if in_order else FEW + 1
     table = _range_source(reading.names, reading.moment)
     by = [jobs.c[reading.moment], jobs.c.id]

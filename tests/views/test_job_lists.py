@@ -540,3 +540,23 @@ def test_list_counts_errors_as_they_are_written(desk: Desk) -> None:
         assert len(response.data) <= MAX_BYTES
         assert 15 < len(response.json["data"]) < 25
         assert len(walk(desk, query)) == 25
+
+
+@pytest.mark.parametrize("sort", ["priority", "status"])
+@pytest.mark.parametrize("by_cursor", [False, True])
+def test_list_by_rank_created_since_then_has_every_match(
+    desk: Desk, sort: str, by_cursor: bool
+) -> None:
+    """Old jobs that rank first take no place from the new ones."""
+    for _ in range(3):
+        old = desk.create(priority="high")
+        desk.patch(old["job_id"], {"status": "failed"})
+        desk.shift(old, 3600)
+    new = [desk.create(priority=priority)["job_id"] for priority in ("normal", "low", "low")]
+    start = desk.get(f"/{new[0]}").json["created_at"]
+    query = urlencode({"sort": sort, "created_after": start, "limit": 2})
+    if by_cursor:
+        found = walk(desk, query)
+    else:
+        found = [job for page in (1, 2) for job in ids(listed(desk, f"{query}&page={page}"))]
+    assert sorted(found) == sorted(new)
