@@ -25,7 +25,7 @@ from ..store.records import record_source, records
 from ..store.tables import jobs, operations
 from ..store.transactions import BY_KEY, plan_without, transactional
 from . import events, job_lists
-from .job_lists import Filters
+from .job_filters import Filters
 from .job_rows import in_workspace
 from .settling import Settling, lock
 
@@ -143,7 +143,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     plan_without(session, BY_KEY)
     wanted = [row.job_id for row in walked.rows]
     changed, skipped = _act(session, operation, action, filters, wanted) if wanted else (0, 0)
-    over = walked.place is None
+    over = walked.bound is None
     now = session.execute(select(DbNow())).scalar_one()
     return session.execute(
         update(operations)
@@ -151,7 +151,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
         .values(
             changed=operations.c.changed + changed,
             skipped=operations.c.skipped + skipped,
-            place=operation.place if over else walked.place,
+            place=operation.place if over else walked.bound,
             status=OperationStatus.FINISHED if over else OperationStatus.RUNNING,
             updated_at=now,
             ended_at=now if over else None,
@@ -164,7 +164,7 @@ def _act(
     session: Executor, operation: AnyRow, action: Action, filters: Filters, job_ids: list[str]
 ) -> tuple[int, int]:
     """Do it to these jobs, where they still match; returns how many it was done to, and not."""
-    matches = [*filters.kind(jobs.c), *filters.rest(dialect_name(session))]
+    matches = [*filters.bucket(jobs.c), *filters.rest(dialect_name(session))]
     found = lock(session, operation.workspace_id, job_ids, *matches)
     actor = operation.actor or f"user:{operation.created_by}"
     if action is Action.DELETE:

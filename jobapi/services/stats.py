@@ -18,6 +18,7 @@ from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import IN_ORDER, plan_without
 from . import counts, job_lists, throughput
+from .job_filters import Filters
 from .job_rows import in_workspace
 
 SAMPLE = 1_000
@@ -103,9 +104,9 @@ def stats(
     only_job_types = only_job_types if wanted is None else wanted
     plan_without(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
-    filters = job_lists.Filters(only_job_types=only_job_types)
+    filters = Filters(only_job_types=only_job_types)
     scope = in_workspace(workspace_id)
-    kinds = counts.kinds(session, lambda c: [scope(c), *filters.kind(c)])
+    kinds = counts.kinds(session, lambda c: [scope(c), *filters.bucket(c)])
     by_status: Counter[JobStatus] = Counter()
     by_type: dict[str, Counter[JobStatus]] = defaultdict(Counter)
     by_type |= {job_type: Counter() for job_type in wanted or ()}
@@ -176,9 +177,9 @@ def history(
         points[at].came[each.status] += each.n
         points[at].seconds[each.status] += each.seconds
         net[at][each.status] += each.net
-    scope, filters = in_workspace(workspace_id), job_lists.Filters(only_job_types=only_job_types)
+    scope, filters = in_workspace(workspace_id), Filters(only_job_types=only_job_types)
     there: Counter[int] = Counter()
-    for kind in counts.kinds(session, lambda c: [scope(c), *filters.kind(c)]):
+    for kind in counts.kinds(session, lambda c: [scope(c), *filters.bucket(c)]):
         there[kind.status] += kind.n
     # Back from now: before a span there was what there is after it, without what came.
     for at in begins:

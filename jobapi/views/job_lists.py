@@ -11,6 +11,7 @@ from ..rules.roles import Role
 from ..schemas import jobs as schemas
 from ..schemas.fields import MAX_PATH_VALUE
 from ..services import job_lists
+from ..services.job_filters import Filters
 from ..services.job_rows import Scope, both, in_workspace, readable_by
 from ..store.transactions import snapshot
 from . import examples
@@ -57,16 +58,14 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
 
 def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -> Response:
     where = {name: query.pop(name) for name in _FILTERS & query.keys()}
-    filters = job_lists.Filters(
-        **where, only_job_types=caller.job_types, metadata=query_paths("metadata")
-    )
+    filters = Filters(**where, only_job_types=caller.job_types, metadata=query_paths("metadata"))
     with snapshot(caller.connection) as connection:
         found = job_lists.page(connection, scope, filters, **query)
     schema = schemas.LightJobList if query["light"] else schemas.JobList
     return json_response(schema.render(paginated(found, query)), headers=headers)
 
 
-_FILTERS = {field.name for field in fields(job_lists.Filters)} - {"only_job_types", "metadata"}
+_FILTERS = {field.name for field in fields(Filters)} - {"only_job_types", "metadata"}
 
 
 @blp.operation(

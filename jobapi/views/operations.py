@@ -13,7 +13,7 @@ from ..rules.roles import Role
 from ..schemas import operations as schemas
 from ..schemas.base import PagingQuery
 from ..services import operations
-from ..services.job_lists import Filters
+from ..services.job_filters import Filters
 from . import examples
 from .access import Caller, guard
 from .base import json_response, location, paginated, state

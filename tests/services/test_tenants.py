@@ -14,7 +14,7 @@ from jobapi import queue
 from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace, readable_by
 from jobapi.store.transactions import IN_ORDER, snapshot, transaction
 

@@ -14,7 +14,7 @@ from jobapi.rules.lifecycle import JobStatus
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import claims, operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 from jobapi.store.tables import Base
 
 from ..factories import Desk

@@ -17,7 +17,7 @@ from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
 from jobapi.rules.operations import Action
 from jobapi.services import job_lists, operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace
 from jobapi.store.tables import attempts, jobs
 from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction

@@ -15,7 +15,7 @@ from jobapi import accounts, keys
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 from jobapi.store.tables import Base, api_keys, memberships, users
 
 from ..conftest import METRICS_TOKEN

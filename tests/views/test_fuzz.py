@@ -28,7 +28,7 @@ from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.schemas.fields import wrong_path
 from jobapi.services import operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 
 from ..conftest import empty
 from ..factories import PASSWORD, Desk, World, until

@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.roles import Role
-from jobapi.services import job_lists
+from jobapi.services import job_list_plans
 from jobapi.store.paging import MAX_BYTES
 from jobapi.store.tables import jobs
 
@@ -257,7 +257,7 @@ def test_cursors_lead_through_every_list_like_pages(
     few: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(job_lists, "FEW", few)
+    monkeypatch.setattr(job_list_plans, "FEW", few)
     by_id = {job["job_id"]: job for job in many}
     with desk.world.transaction() as tx:
         rows = tx.execute(jobs.select()).all()
@@ -379,7 +379,7 @@ def test_metadata_filter_finds_values_at_paths(desk: Desk) -> None:
 def test_total_of_other_filters_is_capped_and_says_so(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_lists, "MAX_COUNTED", 3)
+    monkeypatch.setattr(job_list_plans, "MAX_COUNTED", 3)
     for _ in range(5):
         desk.create()
     page = listed(desk, "created_after=2020-01-01T00:00:00Z&limit=2")
@@ -426,7 +426,7 @@ def test_forged_cursor_is_422(desk: Desk, values: Any) -> None:
 @pytest.fixture
 def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few jobs are looked at for one page that it ends early."""
-    monkeypatch.setattr(job_lists, "LOOKED_AT", 20)
+    monkeypatch.setattr(job_list_plans, "MAX_SCANNED", 20)
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
@@ -442,7 +442,7 @@ def test_list_that_looks_at_jobs_is_led_through_whole_by_its_cursors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if metadata == "many":
-        monkeypatch.setattr(job_lists, "MAX_COUNTED", 3)
+        monkeypatch.setattr(job_list_plans, "MAX_COUNTED", 3)
     other = desk.world.member(desk.workspace_id, Role.MEMBER)
     with desk.world.transaction() as tx:
         rows = tx.execute(jobs.select().order_by(jobs.c.id)).all()
@@ -489,7 +489,7 @@ def test_page_that_lies_too_deep_is_422(desk: Desk, many: list[dict[str, Any]], 
 def test_list_of_more_kinds_than_ranges_is_whole_by_its_cursors(
     desk: Desk, many: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_lists, "MAX_KINDS", 1)
+    monkeypatch.setattr(job_list_plans, "MAX_MERGED", 1)
     for sort in ("priority", "status"):
         page = listed(desk, f"sort={sort}&limit=7")
         assert (page["pagination"]["total"], page["pagination"]["total_is_capped"]) == (60, False)

@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.services import operations
-from jobapi.services.job_lists import Filters
+from jobapi.services.job_filters import Filters
 from jobapi.store.tables import attempts, jobs
 from jobapi.store.tables import operations as table
 
@@ -492,7 +492,7 @@ def test_claims_and_reports_go_on_while_an_operation_runs(desk: Desk, few: int) 
 def test_walk_with_more_kinds_than_ranges_finds_all_jobs(
     desk: Desk, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobapi.services.job_lists.MAX_KINDS", 1)
+    monkeypatch.setattr("jobapi.services.job_list_plans.MAX_MERGED", 1)
     desk.post("/batch", json={"jobs": [{"job_type": t} for t in "abcdefgh"]})
     begun = operate(desk, "cancel")
     go_on(desk)
