@@ -85,8 +85,8 @@ def look(browser: Browser, url: str, workspace_id: int) -> dict[str, tuple[float
         page.wait_for_timeout(300)
         found[name] = (painted, content, len(sent), sum(sent))
 
-    see("log-in", "", "input[type=password]")
-    page.get_by_label("User name").fill(NAME)
+    see("login", "", "input[type=password]")
+    page.get_by_label("Username").fill(NAME)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Log in").click()
     page.get_by_role("button", name="Log out").wait_for()

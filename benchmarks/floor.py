@@ -1,4 +1,4 @@
-"""The floor: bare Flask views with one psycopg statement each, without log-in or checks."""
+"""The floor: bare Flask views with one psycopg statement each, without login or checks."""
 
 from __future__ import annotations
 

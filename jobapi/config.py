@@ -77,17 +77,17 @@ class Settings:
     )
     ratelimit_enabled: bool = _setting(True, "Whether the number of failed logins is limited.")
     login_failures_per_minute: int = _setting(
-        20, "Failed logins per minute for one user name from one address.", least=1
+        20, "Failed logins per minute for one username from one address.", least=1
     )
     login_failures_per_address: int = _setting(
         30,
-        "Failed logins per minute from one address, for all user names together. An IPv6 /64 "
+        "Failed logins per minute from one address, for all usernames together. An IPv6 /64 "
         "counts as one address.",
         least=1,
     )
     login_failures_per_name: int = _setting(
         100,
-        "Failed logins per minute for one user name, from all addresses together. Above the "
+        "Failed logins per minute for one username, from all addresses together. Above the "
         "limit, even the right password is refused for the rest of the minute.",
         least=1,
     )

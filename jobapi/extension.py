@@ -49,9 +49,9 @@ class JobAPI:
     """Adds the Job API to a Flask application.
 
     ``url_prefix`` is the path below which it is served, such as ``/job-api``.
-    ``current_user`` is for an application with a log-in of its own: called in each
+    ``current_user`` is for an application with a login of its own: called in each
     request, it returns the stable id of the logged-in user (what ``accounts.host_id``
-    takes), or None. The log-in of jobapi is not served then. With ``maintenance`` each
+    takes), or None. The login of jobapi is not served then. With ``maintenance`` each
     serving process has a thread for the background work, such as expired leases;
     without it, run ``flask jobapi maintain``.
 
@@ -235,7 +235,7 @@ def _host_secret(app: Flask, settings: Settings) -> str:
             "Set JOBAPI_SECRET_KEY, or give the application a SECRET_KEY of at least "
             f"{MIN_HOST_SECRET_BYTES} bytes. Make one with: {NEW_SECRET_COMMAND}"
         )
-    # A derived key: nothing that the host signs with its own is a token of ours.
+    # A derived key, so that nothing the host signs passes as one of jobapi's tokens.
     return hmac.new(key, b"jobapi tokens", hashlib.sha256).hexdigest()
 
 

@@ -51,7 +51,7 @@ class State:
     settings: Settings
 
     private: Flask
-    """An application of ours that serves nothing.
+    """jobapi's private application, which serves nothing.
 
     It has our flask-jwt-extended, our Flask-Migrate and, if the host has no database for
     us, our Flask-SQLAlchemy, so that the host's own stay as they are.
@@ -66,7 +66,7 @@ class State:
     """Whether the application serves only the Job API."""
 
     current_user: Callable[[], Any] | None
-    """Returns the id of the host's user who is logged in; None if jobapi has the log-in."""
+    """Returns the id of the host's user who is logged in; None if jobapi has the login."""
 
     spec: APISpec
     """The OpenAPI document."""

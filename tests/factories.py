@@ -74,11 +74,11 @@ class World:
             return accounts.create_user(tx, name, password=password, **kw)
 
     def token(self, user: Any) -> str:
-        """An access token of a new log-in."""
+        """An access token of a new login."""
         return str(self.tokens(user)["access_token"])
 
     def tokens(self, user: Any) -> dict[str, Any]:
-        """Both tokens of a new log-in."""
+        """Both tokens of a new login."""
         issuer = self.state.tokens
         with self.transaction() as tx:
             return dict(issuer.issue(accounts.open_session(tx, user.id, issuer.refresh_lifetime)))

@@ -79,7 +79,7 @@ def make_host(url: str, **config: Any) -> tuple[Flask, SQLAlchemy]:
     def home() -> str:
         return "<h1>Host</h1>"
 
-    @app.get("/log-in")
+    @app.get("/login")
     def log_in() -> Any:
         return create_access_token("7")
 

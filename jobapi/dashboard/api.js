@@ -183,7 +183,7 @@ export const newKey = () =>
 export const workspacePath = (id, rest = "") => `/workspace/${id}${rest}`;
 export const jobPath = (id, job, rest = "") => `/workspace/${id}/jobs/${encodeURIComponent(job)}${rest}`;
 
-// The user names of a workspace's members by user id, cached.
+// The usernames of a workspace's members by user id, cached.
 const known = new Map();
 export function names(id) {
   if (!known.has(id)) {

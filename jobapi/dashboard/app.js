@@ -178,7 +178,7 @@ function showLogIn(message) {
   const name = h("input", { name: "username", autocomplete: "username", autocapitalize: "none", spellcheck: "false", required: true });
   const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
   const key = h("input", { name: "key", type: "password", autocomplete: "off", placeholder: "jk_…" });
-  const byName = form({}, [field("User name", name), field("Password", password)], "Log in", async () => {
+  const byName = form({}, [field("Username", name), field("Password", password)], "Log in", async () => {
     await logIn(name.value, password.value);
     await show();
   });

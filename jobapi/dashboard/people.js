@@ -53,7 +53,7 @@ async function members({ id, query, me, signal, may, reload, go }) {
   }
 
   const name = h("input", { name: "username", autocomplete: "off", autocapitalize: "none", spellcheck: "false" });
-  const add = form({ class: "inline" }, [field("User name", name), field("Role", select({ name: "role" }, ROLES, "member"))], "Add member", async (fields) => {
+  const add = form({ class: "inline" }, [field("Username", name), field("Role", select({ name: "role" }, ROLES, "member"))], "Add member", async (fields) => {
     await post(path, { username: fields.username.value.trim(), role: fields.role.value });
     await reload();
   });

@@ -110,7 +110,7 @@ class Job(Protocol):
     priority: Annotated[int, Field(_CREATE_AND_EDIT, Priority.NORMAL)]
     """A ``Priority``."""
     version: Annotated[int, Field(default=1)]
-    """Counts the changes. A renewal of the lease is none. The ``ETag`` is made of it."""
+    """Number of changes; a renewal of the lease does not count. The ``ETag`` is made of it."""
     metadata: Annotated[Document | None, Field(_CREATE_AND_EDIT)]
     """Input of the work, as the creator gave it."""
     result: Annotated[Document | None, Field(SetBy.WORK)]

@@ -86,7 +86,7 @@ def create_user(
         check_password_form(password)
     row = _insert_user(session, username, password, is_admin)
     if row is None:
-        raise UsernameTaken(f"The user name {username!r} is taken. Choose another one.")
+        raise UsernameTaken(f"The username {username!r} is taken. Choose another one.")
     return row
 
 
@@ -198,7 +198,7 @@ def find_user(session: Executor, username: str) -> AnyRow:
 
 
 def unknown_user(username: str) -> str:
-    """The message for an unknown user name."""
+    """The message for an unknown username."""
     return f"There is no user {username!r}. Check the spelling; case matters."
 
 
@@ -348,7 +348,7 @@ def authenticate(
     return user
 
 
-_WRONG = "Wrong user name or password. Check both and try again."
+_WRONG = "Wrong username or password. Check both and try again."
 
 
 class _Limit(NamedTuple):
@@ -360,10 +360,10 @@ def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict
     """Count an attempt; returns the counted subjects, each with the begin of its minute."""
     limits = {
         _subject(attempts.address, username): _Limit(
-            attempts.per_name_and_address, "for this user name from your address"
+            attempts.per_name_and_address, "for this username from your address"
         ),
         _subject(attempts.address, None): _Limit(attempts.per_address, "from your address"),
-        _subject(None, username): _Limit(attempts.per_name, "for this user name"),
+        _subject(None, username): _Limit(attempts.per_name, "for this username"),
     }
     c = login_failures.c
     now = session.execute(select(DbNow())).scalar_one()

@@ -1,9 +1,7 @@
-"""How many jobs there are, without counting them.
+"""Exact totals of jobs without counting them.
 
-The database's triggers write down what each statement adds to the number of
-jobs of a kind, which is a workspace, a status, a type and a priority. So a
-total is a sum over as many rows as there are kinds, and exact in every
-snapshot, as the jobs themselves.
+Triggers in the database record what each statement adds to a bucket: a workspace, status, type and
+priority. A total is the sum over a few rows, and exact in every snapshot.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _NOW = union_all(select(*_of(job_counts)), select(*_of(job_count_changes))).subq
 
 
 def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
-    """The kinds that match and of which there are jobs, each with ``n``, how many."""
+    """The matching buckets that have jobs, each with ``n``, their number."""
     kind = [_NOW.c[name] for name in KIND]
     n: Any = cast(func.sum(_NOW.c.n), BigInteger)
     query = select(*kind, n.label("n")).where(*conditions(_NOW.c)).group_by(*kind).having(n > 0)

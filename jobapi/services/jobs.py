@@ -282,7 +282,7 @@ def get(session: Executor, workspace_id: int, job_id: str) -> CurrentJob:
 def changed_since() -> PreconditionFailed:
     """The refusal of a change to another version than the job's."""
     return PreconditionFailed(
-        "The job has changed since you read it. Read it again and decide anew."
+        "The job has changed since you read it. Read it again and decide again."
     )
 
 
@@ -364,7 +364,7 @@ def delete_old(
 ) -> int:
     """Delete the jobs that ended so long ago, ``limit`` at most; returns how many.
 
-    Those that somebody is changing at this moment are left for the next time.
+    Jobs that are locked by another transaction are left for the next time.
     """
     now = session.execute(select(DbNow())).scalar_one()
     old = (

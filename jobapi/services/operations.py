@@ -1,8 +1,8 @@
-"""What is done to all jobs that match a filter: cancel, retry or delete them.
+"""Operations: cancel, retry or delete all jobs that match a filter.
 
-An operation goes through the jobs in the order of their creation, a few
-hundred in a transaction, and remembers its place; so it holds nobody up for
-long, goes on after a crash, can be stopped, and comes to no job twice.
+An operation walks through the jobs in the order of creation, a few hundred per transaction, and
+stores its position. So it blocks others only briefly, continues after a crash, can be stopped, and
+visits no job twice.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def create(
 
 
 def turn(session: Executor) -> int | None:
-    """The id of the operation that waits the longest to be gone on with; None: there is none."""
+    """The id of the operation that has waited longest for its next step, or None."""
     running = operations.c.status == OperationStatus.RUNNING
     first = select(operations.c.id).where(running).order_by(operations.c.updated_at).limit(1)
     found: int | None = session.execute(first).scalar()
@@ -100,7 +100,7 @@ def turn(session: Executor) -> int | None:
 
 @transactional(planner=BY_KEY)
 def advance(session: Executor, operation_id: int) -> AnyRow | None:
-    """Do a part of an operation; None where it has ended, or somebody else is at it."""
+    """Do one step of an operation; None if it has ended, or another process is at it."""
     row = session.execute(
         select(operations)
         .where(operations.c.id == operation_id, operations.c.status == OperationStatus.RUNNING)

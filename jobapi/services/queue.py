@@ -1,10 +1,9 @@
-"""The worker's verbs: claim, report and release jobs; and reap what nobody reports on.
+"""The verbs of workers: claim, report and release jobs. And the reaper of expired leases.
 
-Like the caller's verbs they take the session to work on and leave the commit to its
-owner; on a connection in autocommit mode each is a transaction of its own, because an
-attempt that ends is written together with its job. Postgres plans their statements in
-the ways that suit them, whoever calls. However many jobs there are in a call, it is the
-same few statements.
+Each takes a session and never commits it. On a connection in autocommit mode each runs in a
+transaction of its own, because the end of an attempt is written together with its job. Each
+sets the planner settings of Postgres that its statements need. The number of statements does not
+depend on the number of jobs.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def claim(
 ) -> list[Job]:
     """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
 
-    They are ``running`` then, and nobody else's until ``lease_seconds`` after
+    They are ``running`` then, and no other worker's until ``lease_seconds`` after
     ``now``, the database's time. ``job_types`` of None means all. ``actor`` is who
     it is: ``user:1``, ``key:1``. Their attempts begin at once, or with ``begin``
     of False when a report says so; a suspect job's begins at once in any case, and
@@ -171,7 +170,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
             .with_for_update(skip_locked=True, of=jobs)
         )
         if typed and dialect == "postgresql":
-            # Of each type by itself, too: a worker walks past nobody else's jobs.
+            # Of each type by itself, too, so that a worker reads past no other worker's jobs.
             of_type = head.lateral()
             heads.append(
                 select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
@@ -492,7 +491,7 @@ def reap(
 ) -> Reaped:
     """End the attempts whose lease or time has run out, looking at ``limit`` at most.
 
-    The jobs that somebody is changing at this moment are left for the next time.
+    Jobs that are locked by another transaction are left for the next time.
     """
     found = session.execute(
         select(*DECIDING, DbNow().label("now"))

@@ -32,7 +32,7 @@ ANSWER_SECONDS = 2
 """How much longer than Postgres's own limit we wait: a server that then has not answered hangs."""
 
 IDLE_SECONDS = 60
-"""How long Postgres keeps an idle transaction of ours."""
+"""How long Postgres keeps an idle transaction open."""
 
 PROBE_SECONDS = 1.0
 """How long to wait before trying a database again that did not answer."""
@@ -102,7 +102,7 @@ def from_host(engine: Engine, limits: Limits) -> Engine:
 
 
 def set_up(engine: Engine, limits: Limits) -> None:
-    """Limit how long an engine of ours waits, and drop connections that no longer work."""
+    """Limit how long jobapi's engine waits, and drop connections that no longer work."""
     if engine.dialect.name == "postgresql":
         gate = _Gate(engine)
         event.listen(engine, "connect", _set_up_postgres(limits, gate), insert=True)
@@ -265,7 +265,7 @@ def normalize_url(url: str) -> URL:
     """The URL in SQLAlchemy's form, with our driver, whichever driver it names.
 
     ``postgres://`` is the old spelling; others come from the settings of other programs.
-    Raises ``sqlalchemy.exc.ArgumentError`` for what is no database URL.
+    Raises ``sqlalchemy.exc.ArgumentError`` for an invalid database URL.
     """
     parsed = make_url(url)
     backend, _, driver = parsed.drivername.partition("+")

@@ -36,7 +36,7 @@ def write_cursor(values: Sequence[Any]) -> str:
 def read_cursor(cursor: str) -> list[Any]:
     """What ``write_cursor`` was given; the values are whatever a caller sent.
 
-    Raises ``ValidationFailed`` for what is no cursor.
+    Raises ``ValidationFailed`` for an invalid cursor.
     """
     try:
         values = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -48,7 +48,7 @@ def read_cursor(cursor: str) -> list[Any]:
 
 
 def no_cursor() -> ValidationFailed:
-    """The refusal of a cursor that is none of ours."""
+    """The refusal of an invalid cursor."""
     return ValidationFailed({"cursor": ["Invalid cursor. Pass `next_cursor` unchanged."]})
 
 
@@ -70,7 +70,7 @@ def fetch_page(
     unique column of whole numbers, the largest of which come first where
     ``newest_first`` says so. One statement, so that the page and the total
     are of the same moment; only past the end, where no row carries the total, it
-    is asked for by itself. Raises ``ValidationFailed`` for a cursor that is none.
+    is asked for by itself. Raises ``ValidationFailed`` for an invalid cursor.
     """
     total = select(func.count()).select_from(source).where(*where)
     query = (

@@ -1,11 +1,10 @@
 """Transactions on connections in autocommit mode, and planner settings inside them.
 
 A request that only reads costs one round trip and no BEGIN. A service whose
-statements belong together asks for ``atomic``, or is ``transactional``: on a
-connection of ours that is a transaction of its own; inside a transaction that is
-open already, such as a host application's session, it joins it. So services
-commit only what they began themselves, and callers need not know which of them
-write more than one statement.
+statements belong together uses ``atomic``, or is ``transactional``. If a transaction is
+open already, as in a host application's session, these join it; otherwise they start one
+and commit it. So services never commit a caller's transaction, and callers need not know
+which services write more than one statement.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _PLANNER = "jobapi_planner"
 
 
 def atomic(session: Executor, *, planner: Sequence[str] = ()) -> AbstractContextManager[Any]:
-    """Make the statements inside all or nothing, whoever commits them.
+    """Make the statements inside all or nothing, no matter who commits them.
 
     A connection in autocommit mode gets a transaction, which begins and ends here. In a
     transaction that is open already, the statements become part of it. ``planner`` are the
@@ -81,7 +80,7 @@ def _commits_each_statement(connection: Connection) -> bool:
         return driver.isolation_level is None and not driver.in_transaction
     if not driver.autocommit:
         return False
-    # psycopg2 has it in ``info`` only, which psycopg makes anew each time.
+    # psycopg2 has it only in ``info``, which psycopg creates each time.
     of = driver.pgconn if connection.dialect.driver == "psycopg" else driver.info
     return not of.transaction_status
 

@@ -39,5 +39,5 @@ def version_wanted() -> Callable[[int], bool] | None:
     """Return the check that ``If-Match`` asks for; None without the header."""
     if "If-Match" not in request.headers:
         return None
-    # Proxies that compress make weak tags of ours, so weak ones count, too.
+    # Proxies that compress turn strong tags into weak ones, so weak tags match, too.
     return lambda version: request.if_match.contains_weak(str(version))

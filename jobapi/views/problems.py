@@ -161,7 +161,7 @@ def handle_any(error: Exception) -> Response:
 
 
 def handle(error: Exception) -> Response:
-    """Render any exception that a view of ours raised."""
+    """Render any exception that one of jobapi's views raised."""
     if isinstance(error, errors.JobApiError):
         return render(error)
     if isinstance(error, HTTPException):
@@ -195,7 +195,7 @@ def handled(view: View) -> View:
 
 
 class RaisedByHost(Exception):
-    """Wraps an exception that a function of the host raised inside a view of ours."""
+    """Wraps an exception that a function of the host raised inside one of jobapi's views."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -203,7 +203,7 @@ class RaisedByHost(Exception):
 
 
 def handle_outside(error: Exception) -> Any:
-    """Render an exception raised around a view of ours, by a hook or an extension of the host.
+    """Render an exception raised around one of jobapi's views, by a hook or an extension of the host.
 
     The host answers if it has a handler for this class of exceptions. Its handlers for a status,
     or for all exceptions, are for its own routes.

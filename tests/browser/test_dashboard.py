@@ -59,7 +59,7 @@ def watched(browser: Any, url: str, allow: str = "^$", **options: Any) -> Iterat
 
 def log_in(page: Page, service: Service, path: str = "", user: str = DEMO_USER) -> None:
     page.goto(f"{service.url}/dashboard{path}")
-    page.get_by_label("User name").fill(user)
+    page.get_by_label("Username").fill(user)
     page.get_by_label("Password").fill(DEMO_PASSWORD)
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("button", name="Log out")).to_be_visible()
@@ -309,7 +309,7 @@ def test_cancel_retry_and_delete_one_job_changes_its_status(page: Page, demo: Se
 def test_log_in_with_wrong_password_or_key_shows_the_error(browser: Any, demo: Service) -> None:
     with watched(browser, demo.url, REFUSED) as page:
         page.goto(f"{demo.url}/dashboard/1/jobs")
-        page.get_by_label("User name").fill(DEMO_USER)
+        page.get_by_label("Username").fill(DEMO_USER)
         page.get_by_label("Password").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert").filter(has_text="password")).to_be_visible()
@@ -435,7 +435,7 @@ def test_manage_workspace_as_owner_changes_members_keys_and_settings(
     done = jobapi("users", "create", "anna", "--password", DEMO_PASSWORD, env=demo.env)
     assert done.returncode == 0, done.stderr
     log_in(page, demo, "/1/members")
-    page.get_by_label("User name").fill("anna")
+    page.get_by_label("Username").fill("anna")
     page.get_by_label("Role", exact=True).select_option("viewer")
     page.get_by_role("button", name="Add member").click()
     role = page.get_by_label("Role of anna")
@@ -508,7 +508,7 @@ def test_submit_invalid_form_shows_messages_at_the_fields(browser: Any, demo: Se
 
 def test_log_in_and_create_job_needs_only_the_keyboard(page: Page, demo: Service) -> None:
     page.goto(f"{demo.url}/dashboard")
-    expect(page.get_by_label("User name")).to_be_focused()
+    expect(page.get_by_label("Username")).to_be_focused()
     page.keyboard.type(DEMO_USER)
     page.keyboard.press("Tab")
     page.keyboard.type(DEMO_PASSWORD)

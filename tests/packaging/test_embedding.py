@@ -187,7 +187,7 @@ def test_tokens_of_one_are_nothing_to_the_other(embed: Any) -> None:
     host = embed()
     world = host.world
     ours = world.token(world.user())
-    theirs = world.call("GET", "/log-in").text
+    theirs = world.call("GET", "/login").text
     assert world.call("GET", "/me", headers={"Authorization": f"Token {theirs}"}).json["id"] == "7"
     assert world.call("GET", "/me", headers={"Authorization": f"Token {ours}"}).status_code == 422
     assert world.call("GET", f"{PREFIX}/auth/me", ours).status_code == 200
@@ -203,7 +203,7 @@ def test_tables_of_ours_are_beside_the_hosts(embed: Any) -> None:
     assert not set(host.db.metadata.tables) & ours
 
 
-# The host's own log-in
+# The host's own login
 
 
 def who() -> str | None:

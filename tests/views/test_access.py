@@ -21,7 +21,7 @@ from jobapi.store.tables import Base, api_keys, memberships, users
 from ..conftest import METRICS_TOKEN
 from ..factories import PASSWORD, World
 
-# Everybody who is refused with 401 wherever a log-in is asked for.
+# Everybody who is refused with 401 wherever a login is asked for.
 STRANGERS = {
     "no token",
     "nonsense",
@@ -57,7 +57,7 @@ CANCEL_ALL = {"action": "cancel", "filter": {}}
 class Route(NamedTuple):
     """What a call needs, and who may make it."""
 
-    may: set[str] | None  # None: no log-in is asked for
+    may: set[str] | None  # None: no login is asked for
     success: int
     body: Any = None
 
@@ -222,7 +222,7 @@ class Cast:
             then = datetime(2020, 1, 1, tzinfo=UTC)
             tx.execute(update(api_keys).where(by_hash["revoked key"]).values(revoked_at=then))
             tx.execute(update(api_keys).where(by_hash["expired key"]).values(expires_at=then))
-            # Not through the service, which would end the log-ins, too.
+            # Not through the service, which would end the logins, too.
             tx.execute(update(users).where(users.c.id == people["gone"].id).values(disabled=True))
             tx.execute(delete(memberships).where(memberships.c.user_id == people["former"].id))
 

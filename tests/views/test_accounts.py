@@ -1,4 +1,4 @@
-"""Users, log-ins, tokens and passwords."""
+"""Users, logins, tokens and passwords."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_login_name_is_limited_over_all_addresses(service_url: str, make_app: An
     assert [fails(world, "boss", f"198.51.100.{n}") for n in range(6)] == [401] * 6
     refused = login(world, "boss")
     assert refused.status_code == 429
-    assert "for this user name." in refused.json["detail"]
+    assert "for this username." in refused.json["detail"]
     assert fails(world, "otto", "198.51.100.1") == 401
 
 
@@ -278,7 +278,7 @@ def claims(token: str) -> dict[str, Any]:
 
 
 def pass_by(world: World, seconds: float) -> None:
-    """Move all log-ins into the past, as if so many seconds had gone by."""
+    """Move all logins into the past, as if so many seconds had gone by."""
     with world.transaction() as tx:
         for row in tx.execute(select(sessions)).all():
             ago = timedelta(seconds=seconds)
@@ -417,7 +417,7 @@ def test_refresh_within_30_seconds_after_the_log_in_ended_is_401(world: World) -
 def test_login_while_the_user_changes_gives_no_log_in(
     world: World, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The change comes between the check of the password and the log-in."""
+    """The change comes between the check of the password and the login."""
     user = world.user("anna", password=PASSWORD)
     check = accounts.authenticate
 

@@ -177,7 +177,7 @@ def test_proxies_are_believed_as_far_as_they_are_set(make_app: Any, new_database
 
 
 def test_proxies_are_not_believed_by_default(desk: Desk) -> None:
-    """Or anybody could get around the limit of failed log-ins."""
+    """Or anybody could get around the limit of failed logins."""
     body = {"username": "anna", "password": "wrong"}
     answers = [
         desk.world.call(
