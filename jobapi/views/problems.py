@@ -203,7 +203,7 @@ class RaisedByHost(Exception):
 
 
 def handle_outside(error: Exception) -> Any:
-    """Render an exception raised around one of jobapi's views, by a hook or an extension of the host.
+    """Render an exception raised around a view, by a hook or an extension of the host.
 
     The host answers if it has a handler for this class of exceptions. Its handlers for a status,
     or for all exceptions, are for its own routes.
