@@ -118,7 +118,7 @@ def test_stream_has_what_it_is_asked_for(serve: Any) -> None:
         assert listener.heard.empty()
 
 
-def test_stream_goes_on_where_it_was_without_a_gap_or_a_repeat(serve: Any) -> None:
+def test_stream_after_a_break_resumes_without_gap_or_repeat(serve: Any) -> None:
     service = serve("--workers", "2")
     client = service.client("boss", PASSWORD)
     stop = threading.Event()
@@ -515,7 +515,7 @@ def test_too_many_streams_are_429(serve: Any) -> None:
     assert {listener.status for listener in listeners} == {200}
 
 
-def test_streams_and_those_who_wait_use_up_no_threads(serve: Any) -> None:
+def test_streams_and_waiting_claims_use_up_no_threads(serve: Any) -> None:
     service: Service = serve("--workers", "1", "--threads", "4")
     client = service.client("boss", PASSWORD)
     with ExitStack() as stack:
@@ -566,7 +566,7 @@ def test_listener_who_goes_is_forgotten(serve: Any) -> None:
             time.sleep(0.05)
 
 
-def test_slow_listener_gets_everything_and_holds_nobody_up(
+def test_slow_listener_gets_everything_and_delays_no_other(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = serve("--workers", "1").client("boss", PASSWORD)

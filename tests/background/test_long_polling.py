@@ -84,7 +84,7 @@ def test_waiter_gets_a_job_created_by_another_node_within_a_second(serve: Any) -
         assert seconds < 1
 
 
-def test_waiter_gets_a_job_that_becomes_due_and_one_handed_back(serve: Any) -> None:
+def test_waiting_claim_gets_a_due_job_and_a_released_one(serve: Any) -> None:
     client = serve().client("boss", PASSWORD)
     due = datetime.now(UTC) + timedelta(seconds=1.5)
     client.post(JOBS, json={**JOB, "scheduled_at": due.isoformat()})
@@ -353,7 +353,7 @@ def test_claimable_returns_the_topics_that_have_a_job(desk: Desk) -> None:
         assert queue.claimable(connection, [*there, *missing]) == set(there)
 
 
-def test_caller_that_has_gone_away_claims_nothing(serve: Any) -> None:
+def test_claim_of_a_disconnected_caller_leases_nothing(serve: Any) -> None:
     client = serve("--workers", "1").client("boss", PASSWORD)
     address = httpx2.URL(str(client.base_url))
     body = b'{"wait_seconds": 15}'
@@ -388,7 +388,7 @@ def test_role_lost_while_waiting_claims_nothing(serve: Any, service_env: dict[st
     assert client.get(JOBS).json()["data"][0]["status"] == "pending"
 
 
-def test_service_that_stops_does_not_wait_for_those_who_wait(serve: Any) -> None:
+def test_stop_service_does_not_wait_for_waiting_claims(serve: Any) -> None:
     service = serve()
     waiters = [Waiter(service.client("boss", PASSWORD)) for _ in range(2)]
     time.sleep(0.5)

@@ -89,7 +89,7 @@ def test_run_before_a_task_is_due_says_how_long_to_wait() -> None:
     assert log == ["often", "rarely"] + ["often"] * 29
 
 
-def test_run_of_a_task_that_fails_goes_on_with_the_others() -> None:
+def test_run_tasks_after_a_failure_continues_with_the_others() -> None:
     clock, log = Clock(), list[str]()
     tasks = [
         PeriodicTask("wrong", 2, lambda connection: 1 / 0 > 0),

@@ -61,7 +61,7 @@ def gunicorn(request: Any, tmp_path: Path) -> Iterator[Any]:
         process.wait(20)
 
 
-def test_gunicorn_goes_on_without_a_connection_that_was_taken_over(gunicorn: Any) -> None:
+def test_gunicorn_after_a_handover_leaves_the_connection_alone(gunicorn: Any) -> None:
     url, log = gunicorn
     for _ in range(3):
         taken = httpx2.get(f"{url}/")

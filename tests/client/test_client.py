@@ -352,7 +352,7 @@ def test_wait_survives_an_outage(desk: Desk) -> None:
             client.wait(there, timeout=0.1, poll_seconds=0.01)
 
 
-def test_nobody_there_is_unreachable(desk: Desk) -> None:
+def test_request_without_a_server_raises_unreachable(desk: Desk) -> None:
     network = Flaky(desk.world.app, [httpx2.ConnectError("no")] * 2)
     with connected(desk, network, token="x", retries=1) as client, pytest.raises(Unreachable):
         client.get(1, "job_x")
@@ -406,7 +406,7 @@ NO_JSON = [
 
 
 @pytest.mark.parametrize("value", NO_JSON)
-def test_what_is_no_json_is_refused_before_it_is_sent(value: Any) -> None:
+def test_send_invalid_json_is_refused_by_the_client(value: Any) -> None:
     network = Flaky(None, [])
     with Client("http://service", token="x", transport=network) as client:
         for call in (
@@ -462,7 +462,7 @@ def test_job_made_by_its_constructor_equals_the_one_of_the_service(
     assert replace(job, status="success").ended
 
 
-def test_answer_that_is_no_json_is_not_the_services() -> None:
+def test_request_answered_without_json_raises_unreachable() -> None:
     proxy = httpx2.MockTransport(lambda request: httpx2.Response(200, text="<html>"))
     with (
         Client("http://service", token="x", transport=proxy) as client,
@@ -592,7 +592,7 @@ class Broken(httpx2.SyncByteStream):
         self.stream.close()
 
 
-def test_follow_goes_on_where_the_connection_broke(desk: Desk) -> None:
+def test_follow_after_a_break_resumes_there(desk: Desk) -> None:
     w = desk.workspace_id
     network = Breaking(desk.world.app, 2)
     with connected(desk, network) as client:
@@ -615,7 +615,7 @@ def test_follow_goes_on_where_the_connection_broke(desk: Desk) -> None:
         again.close()
 
 
-def test_follow_goes_on_where_it_began_if_it_broke_before_the_first_event(desk: Desk) -> None:
+def test_follow_broken_before_the_first_event_resumes_at_its_start(desk: Desk) -> None:
     w = desk.workspace_id
     network = Breaking(desk.world.app, 0)
     with connected(desk, network) as client:
@@ -652,7 +652,9 @@ def sent(number: int) -> bytes:
     return f'id: 1-{number}\ndata: {{"event_id": "1-{number}"}}\n\n'.encode()
 
 
-def test_follow_goes_on_after_what_has_come_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_follow_after_a_break_resumes_after_the_last_whole_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     stream = "text/event-stream; charset=utf-8"
@@ -683,7 +685,7 @@ def test_follow_of_what_is_no_stream_is_unreachable() -> None:
         client.follow(1)
 
 
-def test_follow_that_nobody_reads_leaves_no_connection_open(desk: Desk, client: Client) -> None:
+def test_follow_abandoned_closes_its_connection(desk: Desk, client: Client) -> None:
     for _ in range(5):
         client.follow(desk.workspace_id).close()
     serving = desk.world.state.streams

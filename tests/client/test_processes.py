@@ -253,7 +253,7 @@ def test_stop_while_the_service_is_away_ends_in_time(
     assert seconds_to_stop(process) < 20
 
 
-def test_stop_while_nobody_listens_ends_in_time(start: Any) -> None:
+def test_stop_without_a_listener_ends_in_time(start: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     process = start(url=f"http://127.0.0.1:{port}")
@@ -303,7 +303,7 @@ def group(process: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
-def test_kill_one_process_replaces_it_and_says_so(service: StandIn, start: Any, log: Any) -> None:
+def test_kill_one_process_replaces_it_and_logs_it(service: StandIn, start: Any, log: Any) -> None:
     process = start("--processes", "--concurrency=2")
     first = until(lambda: len(found := group(process)) == 2 and found)
     os.kill(first[0], signal.SIGKILL)

@@ -243,9 +243,7 @@ def mortal(database: str, new_database: Any, tmp_path: Path) -> Any:
     server.stop()
 
 
-def test_whatever_is_killed_every_job_ends_and_its_attempts_tell_the_truth(
-    mortal: Any, tmp_path: Path
-) -> None:
+def test_kill_anything_every_job_ends_with_true_attempts(mortal: Any, tmp_path: Path) -> None:
     url, crash_database = mortal
     print(f"again with: CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS}", file=sys.stderr)
     chance = random.Random(SEED)

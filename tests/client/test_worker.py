@@ -108,7 +108,7 @@ def test_permanent_is_not_retried(desk: Desk, client: Client, worker: Worker) ->
     ],
     ids=["number", "nan", "object", "time", "uuid", "half a character", "large", "zero"],
 )
-def test_result_that_is_none_fails_for_good(
+def test_return_invalid_result_fails_the_job_for_good(
     desk: Desk, client: Client, worker: Worker, result: Any
 ) -> None:
     job = fails(desk, client, worker, lambda task: result)
@@ -137,7 +137,7 @@ def test_progress_is_sent_while_it_runs(desk: Desk, client: Client, worker: Work
     assert client.result(desk.workspace_id, job.job_id) == {"rows": 1, "more": 2, "done": True}
 
 
-def test_progress_that_is_no_json_is_told_to_its_task(
+def test_report_progress_that_is_not_json_raises_in_the_task(
     desk: Desk, client: Client, worker: Worker
 ) -> None:
     @worker.task("a")
@@ -258,7 +258,7 @@ def test_leases_are_renewed_though_the_clock_goes_back(
     assert len(beats) == 3
 
 
-def test_cancelled_job_is_told_to_its_task_and_not_reported_on_again(
+def test_cancel_reaches_the_task_and_ends_its_reports(
     desk: Desk, client: Client, worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = []
@@ -427,7 +427,7 @@ def test_suspect_jobs_are_not_prefetched(desk: Desk, client: Client, worker: Wor
     assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == 231
 
 
-def test_prefetched_job_begins_when_its_task_takes_a_while(
+def test_prefetched_job_with_a_slow_task_is_begun(
     desk: Desk, client: Client, worker: Worker
 ) -> None:
     seen = []
@@ -662,7 +662,7 @@ def test_worker_of_a_thousand_types_does_their_jobs(
     assert sum(1 for _ in client.jobs(desk.workspace_id, status="success")) == len(types)
 
 
-def test_worker_of_more_types_than_a_claim_takes_says_so(desk: Desk, worker: Worker) -> None:
+def test_worker_with_too_many_job_types_is_refused(desk: Desk, worker: Worker) -> None:
     for number in range(1001):
         worker.task(f"t{number}")(lambda task: None)
     with pytest.raises(ValueError, match="1001 tasks; a claim takes at most 1000"):
@@ -742,7 +742,7 @@ def test_stop_hands_back_what_takes_too_long(desk: Desk, client: Client, worker:
     assert [a.outcome for a in client.attempts(desk.workspace_id, job.job_id)] == ["released"]
 
 
-def test_stop_does_not_wait_for_a_task_that_lost_its_job_and_goes_on(
+def test_stop_with_a_task_that_lost_its_job_does_not_wait(
     desk: Desk, client: Client, worker: Worker
 ) -> None:
     lost, end = threading.Event(), threading.Event()

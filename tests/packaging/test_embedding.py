@@ -793,7 +793,7 @@ def test_static_files_of_the_hosts_at_the_root_are_not_below_our_prefix(tmp_path
     assert client.get(f"{PREFIX}/auth/login").status_code == 405
 
 
-def test_host_header_that_is_not_trusted_is_a_problem_below_our_prefix() -> None:
+def test_untrusted_host_header_below_the_prefix_is_a_problem() -> None:
     app = hooked(NotLoggedIn())
     app.config["TRUSTED_HOSTS"] = ["host.example"]
     app.register_error_handler(400, lambda error: ("host page", 400))

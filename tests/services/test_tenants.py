@@ -138,7 +138,7 @@ def test_operation_beside_a_large_workspace_reads_its_own_jobs(
     assert read.n < 2 * FEW_BLOCKS
 
 
-def test_metadata_made_to_look_like_anothers_reads_no_more(crowded: Any, desk: Desk) -> None:
+def test_metadata_that_imitates_another_workspace_reads_no_more(crowded: Any, desk: Desk) -> None:
     # The index keeps hashes. Whatever they are, no entry of another workspace is followed.
     _, other = crowded
     filters = Filters(metadata={f"{other.workspace_id}.common": "yes"})

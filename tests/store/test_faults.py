@@ -383,7 +383,7 @@ def test_judge_postgres_error_goes_by_its_sqlstate(on_postgres: Desk, postgres_u
     assert on_postgres.create()["status"] == "pending"
 
 
-def test_used_up_pool_says_so(make_app: Any, service_url: str) -> None:
+def test_request_with_an_exhausted_pool_is_503(make_app: Any, service_url: str) -> None:
     desk = Desk(World(make_app(service_url, migrate=False, JOBAPI_DATABASE_POOL_SIZE=1)))
     engine = desk.world.state.engine
     engine.pool._timeout = 0.2
@@ -432,7 +432,7 @@ def test_operation_on_a_locked_job_keeps_nothing_else_from_the_maintenance(
             maintained.stop()
 
 
-def test_maintenance_survives_a_table_that_is_locked_and_says_so_once(
+def test_maintenance_with_a_locked_table_continues_and_logs_once(
     on_postgres: Desk, postgres_url: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
@@ -463,7 +463,7 @@ def test_maintenance_survives_a_table_that_is_locked_and_says_so_once(
     assert said(caplog, "has to wait") == 1
 
 
-def test_maintenance_goes_on_after_the_database_was_read_only(
+def test_maintenance_after_a_read_only_database_continues(
     brief: Desk, service_url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)

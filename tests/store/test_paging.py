@@ -55,7 +55,7 @@ def test_list_by_cursor_shows_each_item_once(desk: Desk, admin: str, path: str, 
     assert {page["pagination"]["total_pages"] for page in found} == {-(-total // 2)}
 
 
-def test_list_by_cursor_goes_on_where_the_last_item_has_gone(desk: Desk, admin: str) -> None:
+def test_list_by_cursor_of_a_deleted_item_continues_there(desk: Desk, admin: str) -> None:
     path = f"/workspace/{desk.workspace_id}/members"
     first = desk.world.call("GET", f"{path}?limit=2", admin).json
     last = first["data"][-1]["user_id"]

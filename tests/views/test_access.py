@@ -289,7 +289,7 @@ def test_views_are_guarded_unless_the_table_says_otherwise(app: Flask) -> None:
 
 
 @pytest.mark.parametrize(("method", "rule"), sorted(TABLE))
-def test_call_by_whoever_may_not_is_refused_and_changes_nothing(
+def test_call_without_permission_is_refused_and_changes_nothing(
     world: World, method: str, rule: str
 ) -> None:
     route = TABLE[method, rule]
@@ -310,7 +310,7 @@ def test_call_by_whoever_may_not_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize(("method", "rule"), sorted(TABLE))
-def test_call_by_whoever_may_succeeds(world: World, method: str, rule: str) -> None:
+def test_call_with_permission_succeeds(world: World, method: str, rule: str) -> None:
     route = TABLE[method, rule]
     changes = method != "GET" and route.success < 300
     cast: Cast | None = None
@@ -331,9 +331,7 @@ def _empty(world: World) -> None:
 
 
 @pytest.mark.parametrize(("method", "rule"), sorted(r for r in TABLE if W in r[1]))
-def test_call_in_unknown_workspace_is_404_for_everybody(
-    world: World, method: str, rule: str
-) -> None:
+def test_call_in_unknown_workspace_is_404(world: World, method: str, rule: str) -> None:
     cast = Cast(world)
     for who in sorted(USERS | KEYS | ORPHANS):
         for unknown in (999, 2**31 - 1, 2**31, 10**30, 0):

@@ -233,7 +233,7 @@ def test_claim_repeated_when_its_leases_have_ended_says_when_to_come_again(desk:
     assert again.headers["Retry-After"] == "1"
 
 
-def test_claim_with_a_key_that_got_nothing_asks_anew(desk: Desk) -> None:
+def test_claim_with_the_key_of_an_empty_claim_claims_again(desk: Desk) -> None:
     headers = {"Idempotency-Key": "k1"}
     assert desk.post("/claim", headers=headers).json["data"] == []
     desk.create()

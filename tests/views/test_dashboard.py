@@ -150,7 +150,7 @@ def test_prefix_that_is_markup_stays_text(make_app: Any, new_database: Any) -> N
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_make_no_markup_of_texts_and_ask_nobody_else(name: str) -> None:
+def test_scripts_insert_no_markup_and_call_no_other_host(name: str) -> None:
     text = source(name)
     forbidden = (
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc"

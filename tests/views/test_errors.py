@@ -75,7 +75,7 @@ def test_unknown_path_is_a_problem(app: Flask, path: str) -> None:
         ("PATCH", "/dashboard/jobs", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_method_that_is_not_there_is_405_with_allow(
+def test_call_with_an_unknown_method_is_405_with_allow(
     app: Flask, method: str, path: str, allowed: str
 ) -> None:
     response = app.test_client().open(path, method=method)
@@ -97,7 +97,7 @@ def test_method_that_is_not_there_is_405_with_allow(
         ("nonsense", 415, "unsupported-media-type"),
     ],
 )
-def test_bodies_that_are_no_json_or_of_another_type(
+def test_send_invalid_json_or_wrong_content_type_is_refused(
     desk: Desk, method: str, content_type: str, status: int, kind: str
 ) -> None:
     path = desk.jobs_path
@@ -115,7 +115,7 @@ def test_validation_names_each_field_with_a_list_of_messages(desk: Desk) -> None
     assert "job_type: Use 1 to 100 letters" in body["detail"]
 
 
-def test_fault_shows_nothing_of_the_inside(
+def test_fault_in_a_view_hides_its_details(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = desk.world.app
@@ -182,7 +182,7 @@ def test_connections_that_the_database_closed_are_opened_again(
         assert desk.get(f"/{job['job_id']}").json == job
 
 
-def test_database_that_is_not_there_is_503_and_the_process_lives(
+def test_request_without_a_database_is_503_and_the_process_lives(
     make_app: Any, tmp_path: Path
 ) -> None:
     for url in (

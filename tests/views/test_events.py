@@ -120,7 +120,7 @@ def test_reason_of_a_cancel_by_edit_is_a_text_and_not_too_long(desk: Desk, reaso
     assert history(desk, job)[1]["data"] == {"reason": wanted}
 
 
-def test_what_the_service_does_itself_is_nobodys(desk: Desk) -> None:
+def test_change_by_the_service_has_no_actor(desk: Desk) -> None:
     job = desk.create(max_retries=1, timeout_seconds=5)
     (claimed,) = desk.claim()
     desk.shift(claimed, 3600)
@@ -141,7 +141,7 @@ def test_what_the_service_does_itself_is_nobodys(desk: Desk) -> None:
     assert (found[2]["to_status"], found[6]["to_status"]) == ("pending", "failed")
 
 
-def test_lease_that_expired_and_a_worker_who_says_so_are_two_things(desk: Desk) -> None:
+def test_error_that_reads_lease_expired_is_a_failure(desk: Desk) -> None:
     job = desk.create(max_retries=2)
     (claimed,) = desk.claim()
     desk.report(claimed, status="failed", error="lease expired", retry_after=0)
@@ -198,7 +198,7 @@ def test_change_by_the_release_before_is_noted_by_its_columns(
         assert (event["data"] or {}).items() >= (data or {}).items()
 
 
-def test_operations_are_noted_as_of_whoever_began_them(desk: Desk) -> None:
+def test_operation_changes_jobs_as_its_creator(desk: Desk) -> None:
     key = desk.world.key(desk.workspace_id, desk.user, Role.MEMBER)
     path = f"/workspace/{desk.workspace_id}/operations"
     desk.create()
@@ -280,7 +280,7 @@ def test_list_events_filters_and_pages(desk: Desk) -> None:
     assert kinds(first["data"] + rest) == ["created", "cancelled"]
 
 
-def test_page_looks_at_so_many_events_and_says_where_it_stopped(
+def test_page_of_events_with_few_matches_stops_with_a_cursor(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "LOOKED_AT", 4)
@@ -370,7 +370,7 @@ def test_after_a_restore_events_keep_their_order_among_themselves(desk: Desk) ->
     ("actor", "wanted"),
     [("user:7", (7, None)), ("key:7", (None, 7)), ("user:bob", (None, None)), ("x", (None, None))],
 )
-def test_whoever_a_host_says_it_was_can_be_listed(desk: Desk, actor: str, wanted: Any) -> None:
+def test_list_event_of_any_actor_of_a_host_succeeds(desk: Desk, actor: str, wanted: Any) -> None:
     desk.create()
     with desk.world.transaction() as tx:
         tx.execute(update(table).values(actor=actor))

@@ -240,7 +240,7 @@ def fuzzed(test: Any, cases: Any, examples: int) -> None:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_generated_requests_find_nothing(
+def test_generated_requests_get_documented_responses(
     app: Flask, method: str, path: str, mode: GenerationMode
 ) -> None:
     taken = {each for each in taken_by(view_of(app, method, path), path) if each[0] != "path"}
@@ -277,7 +277,7 @@ def test_generated_requests_find_nothing(
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_generated_streams_begin_or_are_refused(app: Flask, mode: GenerationMode) -> None:
+def test_generated_streams_start_or_are_refused(app: Flask, mode: GenerationMode) -> None:
     """The others' test waits for the end of an answer, which a stream does not have."""
     scene = Scene(app, STREAM)
     event_id = scene.event_id()

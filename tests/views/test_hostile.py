@@ -153,7 +153,7 @@ def test_any_document_reads_back_as_it_was_sent(desk: Desk, document: dict[str, 
 @given(
     body=st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))
 )
-def test_any_bytes_get_an_answer_that_is_no_fault(desk: Desk, body: bytes) -> None:
+def test_request_with_any_bytes_is_never_500(desk: Desk, body: bytes) -> None:
     response = desk.post(data=body, headers=JSON)
     assert response.status_code in (400, 422)
 
@@ -391,7 +391,7 @@ def test_body_that_breaks_off_is_400_though_it_is_json_so_far(desk: Desk) -> Non
 
 @pytest.mark.parametrize("error", [InvalidChunkSize("-2"), OSError("reset")])
 @pytest.mark.parametrize("rest", [b"", b'{"status": "success"}'])
-def test_report_that_the_server_cannot_read_is_400_and_what_is_left_is_not_believed(
+def test_report_that_breaks_off_is_400_and_the_rest_is_ignored(
     desk: Desk, error: Exception, rest: bytes
 ) -> None:
     desk.create()
@@ -611,7 +611,7 @@ def test_any_rfc_3339_time_is_taken(desk: Desk, given: str, kept: str) -> None:
         "9999-12-31T23:59:60Z",
     ],
 )
-def test_time_that_is_none_is_422(desk: Desk, given: str) -> None:
+def test_send_invalid_time_is_422(desk: Desk, given: str) -> None:
     body = {"job_type": "x", "workspace_id": desk.workspace_id, "scheduled_at": given}
     assert list(refused(desk.post(json=body))["errors"]) == ["scheduled_at"]
 
@@ -624,7 +624,7 @@ def test_plus_of_an_offset_in_a_query_need_not_be_encoded(desk: Desk) -> None:
             assert [job["job_id"] for job in found] == ([job_id] if shown else [])
 
 
-def test_body_over_the_limit_is_413_before_it_is_looked_at(desk: Desk) -> None:
+def test_send_body_over_the_limit_is_413_before_it_is_read(desk: Desk) -> None:
     big = b'{"job_type": "' + b"x" * 1024 * 1024 + b'"}'
     for path in (desk.jobs_path, "/auth/login", "/workspace"):
         response = desk.call("POST", path, data=big, headers=JSON)

@@ -138,7 +138,7 @@ def test_update_bad_input_names_the_field_and_changes_nothing(
 
 
 @pytest.mark.parametrize("body", ["[]", '"text"', "5", "null", "true"])
-def test_update_body_that_is_no_object_is_422(desk: Desk, body: str) -> None:
+def test_update_with_a_body_that_is_not_an_object_is_422(desk: Desk, body: str) -> None:
     path = f"{desk.jobs_path}/{desk.create()['job_id']}"
     response = desk.call("PATCH", path, data=body, content_type="application/json")
     assert response.status_code == 422

@@ -91,7 +91,7 @@ def test_list_shows_whole_jobs_the_newest_first(desk: Desk) -> None:
     assert page["pagination"] == pagination(page=1, limit=50, total=3, total_pages=1)
 
 
-def test_filters_and_their_totals_are_exact(desk: Desk, many: list[dict[str, Any]]) -> None:
+def test_filter_list_has_exact_totals(desk: Desk, many: list[dict[str, Any]]) -> None:
     dice = random.Random(11)
     choices = {"status": STATUSES, "job_type": TYPES, "priority": PRIORITIES}
     for _ in range(60):
@@ -118,7 +118,7 @@ def test_filter_completed_means_success(desk: Desk, many: list[dict[str, Any]]) 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
-def test_sort_orders_by_rank_and_breaks_ties_by_creation(
+def test_sort_by_rank_breaks_ties_by_creation(
     desk: Desk, many: list[dict[str, Any]], sort: str, order: str
 ) -> None:
     with desk.world.transaction() as tx:
@@ -213,7 +213,7 @@ def test_legacy_list_says_that_it_is_deprecated(desk: Desk) -> None:
     assert response.headers["Link"] == f'<{desk.jobs_path}>; rel="successor-version"'
 
 
-def test_legacy_list_has_the_jobs_of_all_workspaces_that_one_may_read(world: World) -> None:
+def test_legacy_list_has_the_jobs_of_all_readable_workspaces(world: World) -> None:
     mine, other, third = Desk(world), Desk(world), Desk(world)
     made = [desk.create()["job_id"] for desk in (mine, other, third)]
     with world.transaction() as tx:
@@ -249,7 +249,7 @@ def test_legacy_list_refuses_a_bad_query(desk: Desk, query: str) -> None:
 @pytest.mark.parametrize("few", [0, 2000])
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
-def test_cursors_lead_through_every_list_like_pages(
+def test_walk_by_cursor_equals_pages(
     desk: Desk,
     many: list[dict[str, Any]],
     sort: str,
@@ -376,9 +376,7 @@ def test_metadata_filter_finds_values_at_paths(desk: Desk) -> None:
         assert page["pagination"]["total"] == len(wanted)
 
 
-def test_total_of_other_filters_is_capped_and_says_so(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_total_with_other_filters_is_capped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_list_plans, "MAX_COUNTED", 3)
     for _ in range(5):
         desk.create()
@@ -389,7 +387,7 @@ def test_total_of_other_filters_is_capped_and_says_so(
     assert listed(desk)["pagination"]["total"] == 5
 
 
-def test_light_list_leaves_out_what_may_be_large(desk: Desk) -> None:
+def test_light_list_leaves_out_metadata_and_result(desk: Desk) -> None:
     whole = desk.create(metadata={"a": 1})
     (light,) = listed(desk, "light=true")["data"]
     assert light == {k: v for k, v in whole.items() if k not in ("metadata", "result")}
@@ -433,7 +431,7 @@ def short_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
 @pytest.mark.parametrize("metadata", [None, "few", "many"])
 @pytest.mark.usefixtures("short_sighted")
-def test_list_that_looks_at_jobs_is_led_through_whole_by_its_cursors(
+def test_list_that_is_scanned_is_complete_by_cursors(
     desk: Desk,
     many: list[dict[str, Any]],
     sort: str,
@@ -463,9 +461,7 @@ def test_list_that_looks_at_jobs_is_led_through_whole_by_its_cursors(
 
 
 @pytest.mark.usefixtures("short_sighted")
-def test_page_that_looks_no_further_says_that_there_is_more(
-    desk: Desk, many: list[dict[str, Any]]
-) -> None:
+def test_page_that_stops_scanning_has_a_cursor(desk: Desk, many: list[dict[str, Any]]) -> None:
     nobody = desk.world.user()
     page = listed(desk, f"created_by={nobody.id}")
     assert page["data"] == []
@@ -486,7 +482,7 @@ def test_page_that_lies_too_deep_is_422(desk: Desk, many: list[dict[str, Any]], 
     assert listed(desk, f"sort={sort}&limit=1&page=61")["data"] == []
 
 
-def test_list_of_more_kinds_than_ranges_is_whole_by_its_cursors(
+def test_list_of_more_buckets_than_are_merged_is_complete_by_cursors(
     desk: Desk, many: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_list_plans, "MAX_MERGED", 1)
@@ -504,7 +500,7 @@ def large(desk: Desk, n: int) -> list[str]:
     ]
 
 
-def test_list_ends_at_eight_mebibytes_and_its_cursor_goes_on(desk: Desk) -> None:
+def test_list_over_eight_mebibytes_ends_early_with_a_cursor(desk: Desk) -> None:
     made = large(desk, 10)
     for query in ("limit=100", "limit=100&sort=priority", f"limit=100&created_by={desk.user.id}"):
         response = desk.get(f"?{query}")

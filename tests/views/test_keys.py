@@ -151,7 +151,7 @@ def test_key_of_job_types_is_bound_by_them_in_all_that_it_does(desk: Desk) -> No
     assert desk.get(f"/{other['job_id']}").json == other
 
 
-def test_key_is_not_given_for_somebody_who_is_no_member(desk: Desk) -> None:
+def test_create_key_for_a_user_who_is_not_a_member_is_refused(desk: Desk) -> None:
     stranger, admin = desk.world.user(), desk.world.user(is_admin=True)
     with pytest.raises(NotAMember):
         desk.world.key(desk.workspace_id, stranger, Role.VIEWER)

@@ -148,7 +148,7 @@ def test_cors_compares_origins_as_texts(make_app: Any, new_database: Any) -> Non
         assert ("Access-Control-Allow-Origin" in answer.headers) == allowed, origin
 
 
-def test_cors_for_everybody_is_a_star(make_app: Any, new_database: Any) -> None:
+def test_cors_with_any_origin_answers_a_star(make_app: Any, new_database: Any) -> None:
     app = make_app(new_database("sqlite"), JOBAPI_CORS_ORIGINS="*")
     assert preflight(app).headers["Access-Control-Allow-Origin"] == "*"
 
@@ -163,7 +163,7 @@ FORWARDED = {
 }
 
 
-def test_proxies_are_believed_as_far_as_they_are_set(make_app: Any, new_database: Any) -> None:
+def test_forwarded_headers_of_trusted_proxies_are_used(make_app: Any, new_database: Any) -> None:
     desk = Desk(World(make_app(new_database("sqlite"), JOBAPI_TRUSTED_PROXIES="1")))
     body = {"job_type": "x", "workspace_id": desk.workspace_id}
     created = desk.post(json=body, headers=FORWARDED)
@@ -176,7 +176,7 @@ def test_proxies_are_believed_as_far_as_they_are_set(make_app: Any, new_database
     assert 'servers: [{url: "/api"}]' in start
 
 
-def test_proxies_are_not_believed_by_default(desk: Desk) -> None:
+def test_forwarded_headers_by_default_are_ignored(desk: Desk) -> None:
     """Or anybody could get around the limit of failed logins."""
     body = {"username": "anna", "password": "wrong"}
     answers = [
@@ -210,7 +210,7 @@ def test_proxies_are_not_believed_by_default(desk: Desk) -> None:
         ("/", ""),
     ],
 )
-def test_prefix_is_believed_only_where_it_is_one(prefix: str, kept: str) -> None:
+def test_forwarded_prefix_is_used_only_if_valid(prefix: str, kept: str) -> None:
     settings = {"JOBAPI_SECRET_KEY": SECRET, "JOBAPI_MAINTENANCE_ENABLED": False}
     app = create_app({**settings, "JOBAPI_TRUSTED_PROXIES": 1})
     for said in (
@@ -277,7 +277,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_what_the_server_refuses_has_the_one_body_of_errors(serve: Any) -> None:
+def test_request_refused_by_the_server_is_a_problem(serve: Any) -> None:
     service = serve("--workers", "1", "--threads", "2", JOBAPI_LOG_FORMAT="json")
     cases = {name: (head + b"\r\n", status) for name, (head, status) in REFUSED.items()}
     cases |= {repr(chunks): (LOGIN + chunks + b"0\r\n\r\n", 400) for chunks in MALFORMED}
@@ -297,7 +297,7 @@ def test_what_the_server_refuses_has_the_one_body_of_errors(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"])
-def test_connection_is_kept_or_said_to_be_closed_when_a_body_is_refused_unread(serve: Any) -> None:
+def test_refuse_body_unread_keeps_or_closes_the_connection(serve: Any) -> None:
     service = serve("--workers", "1", "--threads", "2")
     address = service.url.removeprefix("http://")
     path = "/workspace/1/jobs"
@@ -351,7 +351,7 @@ def test_ready_on_an_empty_database_says_what_to_run(
 # Logs
 
 
-def test_log_has_one_object_a_request_and_nothing_secret(serve: Any, service_url: str) -> None:
+def test_log_has_one_object_per_request_and_no_secret(serve: Any, service_url: str) -> None:
     service = serve(JOBAPI_LOG_FORMAT="json")
     secrets = [SECRET, PASSWORD, "wr0ng-guess", "n3w-password", "$argon2id$"]
     client = service.client("boss", PASSWORD)

@@ -99,7 +99,7 @@ def test_metrics_want_their_token(app: Flask, header: str | None) -> None:
     assert METRICS_TOKEN not in response.text
 
 
-def test_metrics_are_text_that_nobody_keeps(world: World) -> None:
+def test_metrics_are_uncacheable_text(world: World) -> None:
     response = world.call("GET", "/metrics", METRICS_TOKEN)
     assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert response.headers["Cache-Control"] == "no-store"
@@ -113,7 +113,7 @@ def test_short_token_is_refused_at_start_and_not_shown(tmp_path: Path) -> None:
     assert "fifteen" not in str(refused.value)
 
 
-def test_folder_that_is_not_there_is_refused_at_start(
+def test_start_with_a_missing_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path / "nowhere"))
@@ -479,9 +479,7 @@ LIVE = 'jobapi_http_requests_total{method="GET",route="/health/live",status="200
 CLAIMED = 'jobapi_claimed_jobs_total{workspace="1"}'
 
 
-def test_any_process_answers_for_all_and_for_those_that_were_killed(
-    serve: Any, tmp_path: Path
-) -> None:
+def test_metrics_of_any_process_include_all_and_killed_ones(serve: Any, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
@@ -535,7 +533,7 @@ def test_any_process_answers_for_all_and_for_those_that_were_killed(
     assert not folder.exists()
 
 
-def test_streams_are_seen_while_they_are_open(serve: Any) -> None:
+def test_open_streams_are_counted_while_they_are_open(serve: Any) -> None:
     service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
 
     def wait_for(number: int) -> None:
@@ -552,7 +550,7 @@ def test_streams_are_seen_while_they_are_open(serve: Any) -> None:
     wait_for(0)
 
 
-def test_claims_that_wait_are_seen_while_they_wait(serve: Any) -> None:
+def test_waiting_claims_are_counted_while_they_wait(serve: Any) -> None:
     service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
     clients = [service.client("boss", PASSWORD) for _ in range(3)]
     waiters = [

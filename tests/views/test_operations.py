@@ -261,9 +261,7 @@ def test_key_bound_to_job_types_reaches_no_others(desk: Desk, few: int) -> None:
     assert statuses(desk, "&job_type=b") == {"pending": few + 1}
 
 
-def test_operation_goes_on_in_the_background_and_comes_to_each_job_once(
-    desk: Desk, few: int
-) -> None:
+def test_operation_in_the_background_visits_each_job_once(desk: Desk, few: int) -> None:
     ids = [desk.create(job_type="abc"[n % 3])["job_id"] for n in range(10)]
     begun = operate(desk, "cancel")
     assert (begun["status"], begun["changed"], begun["matched"]) == ("running", few, 10)
@@ -398,7 +396,7 @@ def test_operations_are_forgotten_long_after_their_end(desk: Desk, few: int) -> 
     assert left == [running["operation_id"]] != [ended["operation_id"]]
 
 
-def test_operation_that_fails_in_the_middle_goes_on_from_there(
+def test_operation_after_a_failure_resumes_there(
     desk: Desk, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(few * 3):

@@ -88,7 +88,7 @@ def test_claim_begins_the_attempts_by_default(desk: Desk, body: Any) -> None:
 
 
 @pytest.mark.parametrize("begin", [1, "false", []])
-def test_claim_with_a_begin_that_is_no_flag_is_422(desk: Desk, begin: Any) -> None:
+def test_claim_with_begin_not_boolean_is_422(desk: Desk, begin: Any) -> None:
     response = desk.post("/claim", json={"begin": begin})
     assert response.status_code == 422
     assert list(response.json["errors"]) == ["begin"]
@@ -436,7 +436,7 @@ def test_two_runs_that_begin_at_the_same_moment_are_one(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("run_id", ["", "x" * 65, 5, "\x00"])
-def test_run_id_that_is_no_short_text_is_refused(desk: Desk, run_id: Any) -> None:
+def test_report_with_a_wrong_run_id_is_refused(desk: Desk, run_id: Any) -> None:
     job = prefetched(desk)
     headers = {"Lease-Token": job["lease_token"]}
     response = desk.patch(job["job_id"], {"begun": True, "run_id": run_id}, headers=headers)

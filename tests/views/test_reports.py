@@ -96,7 +96,7 @@ def test_success_after_a_failure_has_no_error(desk: Desk) -> None:
     assert shown(desk, job)["error"] is None
 
 
-def test_failure_that_is_not_retryable_stays(desk: Desk) -> None:
+def test_report_failure_not_retryable_is_final(desk: Desk) -> None:
     job = leased(desk)
     assert desk.report(job, status="failed", error="no", retryable=False)["status"] == "failed"
     assert shown(desk, job)["retry_count"] == 0
@@ -143,7 +143,7 @@ def test_final_report_repeated_is_accepted_and_changes_nothing(
     assert shown(desk, job) == before
 
 
-def test_failure_repeated_after_the_next_attempt_began_hurts_nobody(desk: Desk) -> None:
+def test_repeat_failure_after_the_next_attempt_started_changes_nothing(desk: Desk) -> None:
     job = leased(desk)
     desk.report(job, status="failed", error="e", retry_after=0)
     (again,) = desk.claim()
@@ -523,7 +523,7 @@ def test_heartbeat_renews_the_lease_and_changes_nothing_else(desk: Desk) -> None
     assert answer["status"] == "running"
 
 
-def test_renewed_lease_is_looked_at_again_when_it_runs_out(desk: Desk) -> None:
+def test_renew_lease_schedules_the_reaper_again(desk: Desk) -> None:
     job = leased(desk)
     desk.shift(job, 100)
     assert desk.report(job)["accepted"]

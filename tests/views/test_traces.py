@@ -89,7 +89,7 @@ def test_what_is_no_context_is_as_if_it_were_not_there(desk: Desk, context: str)
 # In Python
 
 
-def test_client_and_worker_hand_a_context_on_though_nobody_records(desk: Desk) -> None:
+def test_trace_context_without_recording_is_passed_on(desk: Desk) -> None:
     transport = httpx2.WSGITransport(app=desk.world.app)
     seen: list[Any] = []
     with Client("http://service", token=desk.token, transport=transport) as client:

@@ -81,7 +81,7 @@ def test_list_workspaces_are_mine_with_my_role(world: World) -> None:
     assert [(w["workspace_id"], w["role"]) for w in data] == [(shared, "viewer")]
 
 
-def test_deleted_workspace_is_seen_by_nobody_while_its_jobs_are_there(world: World) -> None:
+def test_delete_workspace_with_jobs_hides_it_at_once(world: World) -> None:
     desk = Desk(world)
     job = desk.create()
     admin = world.token(world.user(is_admin=True))
@@ -263,7 +263,7 @@ def test_update_member_changes_the_role(desk: Desk) -> None:
     assert desk.call("PATCH", path, json={}).status_code == 422
 
 
-def test_member_who_is_none_is_404(desk: Desk) -> None:
+def test_read_unknown_member_is_404(desk: Desk) -> None:
     stranger = desk.world.user()
     for user_id in (stranger.id, 999, 0, "x", 10**20):
         path = f"{members_path(desk)}/{user_id}"
