@@ -24,18 +24,18 @@ _OTHER_BYTES = 1_000
 
 
 def answer_bytes(columns: Sequence[Any] = COLUMNS) -> Any:
-    """At most how many bytes of JSON a job takes in an answer with these columns."""
+    """An upper bound of the bytes of JSON that a job takes in a response with these columns."""
     return JsonBytes(*(c for c in columns if c.name in _TEXTS)) + _OTHER_BYTES
 
 
 def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
-    """The first ``most`` jobs that a query finds, or as many as an answer holds; one at least.
+    """The first ``most`` jobs of a query, or as many as fit into a response, but at least one.
 
-    ``query`` selects columns of the table. Each row has its ``place``, too, from 1, and ``more``:
-    None where the query finds no other after it. They come in no particular order.
+    ``query`` selects columns of the table. Rows come in no particular order: each has its
+    ``place``, from 1, and ``more``, which is None for the last row of the query.
     """
     columns = list(query.selected_columns)
-    # With the same frame it is one pass.
+    # The same window for all, so that Postgres makes one pass.
     window: Any = {"order_by": order, "rows": (None, 0)}
     found = query.add_columns(
         func.sum(answer_bytes(columns)).over(**window).label("so_far"),
@@ -48,12 +48,12 @@ def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
 
 
 def not_found() -> JobNotFound:
-    """The refusal for a job that is not there, or is another workspace's."""
+    """The refusal for a job that does not exist, or belongs to another workspace."""
     return JobNotFound("Job not found in specified workspace")
 
 
 Scope = Callable[[Any], ColumnElement[bool]]
-"""Which workspaces: a condition on columns, of which ``workspace_id`` is one."""
+"""A function from columns to a condition on ``workspace_id``: which workspaces a list covers."""
 
 
 def in_workspace(workspace_id: int) -> Scope:
@@ -62,12 +62,12 @@ def in_workspace(workspace_id: int) -> Scope:
 
 
 def both(one: Scope, other: Scope) -> Scope:
-    """The jobs that are in both."""
+    """The jobs in both scopes."""
     return lambda c: one(c) & other(c)
 
 
 def readable_by(user_id: int, *, is_admin: bool) -> Scope:
-    """The jobs of all workspaces in which the user may read."""
+    """The jobs of all workspaces that the user may read."""
     if is_admin:
         all_ = select(workspaces.c.id).where(workspaces.c.deleted_at.is_(None))
         return lambda c: c.workspace_id.in_(all_)

@@ -1,7 +1,7 @@
-"""The caller's verbs: create, get, list, edit, cancel and retry jobs.
+"""The verbs of callers: create, get, edit, cancel, retry and delete jobs.
 
-Each takes the session to work on, which may be a host application's own, and
-the workspace; none commits. They return rows of the jobs table.
+Each takes a session, which may be a host application's own, and never commits it. They return rows
+of the jobs table.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ MAX_JOB_TYPES = 1000
 """How many job types a workspace may have."""
 
 
-# What the event of a deleted job says.
+# The columns that the event of a deleted job shows.
 _GONE = (jobs.c.workspace_id, jobs.c.job_id, jobs.c.job_type, jobs.c.status)
 
 # The fields that a creation may set, and the values of a new job.
@@ -103,8 +103,8 @@ def create(
     ``fields`` are ``job_type`` and, if wanted, ``priority``, ``metadata``, ``scheduled_at`` and
     the others of ``NewJob``. Durations are in seconds, times need an offset. ``now`` is the
     database's time if the caller has just read it. In a host's own session the job exists once
-    the host commits. ``actor`` is who its history says it was, if not the creator: ``key:1``, for
-    instance. ``traceparent`` is the creator's W3C trace context, for the worker; an invalid one
+    the host commits. ``actor`` is who creates it for the history, such as ``key:1``; by default the
+    creator. ``traceparent`` is the creator's W3C trace context, for the worker; an invalid one
     counts as None. Raises ``ValidationFailed``.
     """
     unknown = fields.keys() - set(_GIVEN)
@@ -144,7 +144,7 @@ def create_many(
     _check_job_types(
         session, workspace_id, [item["job_type"] for item in items], "jobs.{}.job_type"
     )
-    # Only what makes them different is sent for each.
+    # Each item sends only what differs between the jobs.
     varying = [
         {
             "job_id": row.job_id,
@@ -300,9 +300,11 @@ def edit(
     job: CurrentJob | None = None,
     actor: str | None = None,
 ) -> Job:
-    """Change what a caller may change; see ``lifecycle.edit`` for the rules.
+    """Edit the fields that a caller may edit; ``lifecycle.edit`` has the rules.
 
-    ``job`` is the job if it has just been read. ``actor`` is who it is: ``user:1``, ``key:1``.
+    ``job`` is the job's row, if the caller has just read it. ``actor`` is who edits it: ``user:1``,
+    ``key:1``. The other verbs take the same. Raises ``JobNotFound``, ``PreconditionFailed`` if
+    ``if_match`` refuses the version, and the errors of the rule.
     """
 
     def rule(job: CurrentJob) -> Change:
@@ -339,7 +341,7 @@ def retry(
     job: CurrentJob | None = None,
     actor: str | None = None,
 ) -> Job:
-    """Put a failed or cancelled job back. Raises ``JobNotRetryable``."""
+    """Make a failed or cancelled job pending again. Raises ``JobNotRetryable``."""
 
     def rule(job: CurrentJob) -> Change:
         return lifecycle.retry(job, reason=reason, now=job.now)
@@ -362,7 +364,7 @@ def delete(session: Executor, workspace_id: int, job_id: str, *, actor: str | No
 def delete_old(
     session: Executor, workspace_id: int, status: JobStatus, days: int, *, limit: int
 ) -> int:
-    """Delete the jobs that ended so long ago, ``limit`` at most; returns how many.
+    """Delete up to ``limit`` jobs that ended more than ``days`` days ago; returns how many.
 
     Jobs that are locked by another transaction are left for the next time.
     """
@@ -399,10 +401,10 @@ def _change(
     job: CurrentJob | None,
     actor: str | None,
 ) -> Job:
-    """Apply a rule to the job as it is, or not at all.
+    """Apply a rule to the current version of a job, or change nothing.
 
-    The rule decides on a version of the job, and the statement that writes its change applies to
-    that version alone. If another change came first, the rule decides again on the new version.
+    The rule decides on one version, and the UPDATE that writes its change applies to that version
+    only. If another change came first, the job is read and the rule decides again.
     """
     for _ in range(_MAX_TRIES):
         if job is None:
@@ -417,11 +419,14 @@ def _change(
         if changed is not None:
             return changed
         job = None
-    raise Unavailable("The job is being changed by too many others at this moment; try again.")
+    raise Unavailable("Too many requests are changing this job. Try again.")
 
 
 def _write(session: Executor, job: CurrentJob, change: Change, actor: str | None) -> Job | None:
-    """Write a change to the version that was read, and the attempt that it ends; None: too late."""
+    """Write a change to the version that was read, and the attempt that it ends.
+
+    Returns None if that version is no longer current.
+    """
     ended = leases.ended_attempt(job, change, job.now)
     # A single statement needs no transaction, which would cost two round trips.
     with nullcontext() if ended is None else atomic(session):

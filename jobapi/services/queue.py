@@ -109,15 +109,14 @@ def claim(
     now: datetime | None = None,
     actor: str | None = None,
 ) -> list[Job]:
-    """Lease up to ``limit`` due jobs, the most urgent first; fewer where there are not as many.
+    """Lease up to ``limit`` due jobs, the most urgent first.
 
-    They are ``running`` then, and no other worker's until ``lease_seconds`` after
-    ``now``, the database's time. ``job_types`` of None means all. ``actor`` is who
-    it is: ``user:1``, ``key:1``. Their attempts begin at once, or with ``begin``
-    of False when a report says so; a suspect job's begins at once in any case, and
-    it comes alone. They end at ``MAX_BYTES``, but there is one at least: what the
-    answer does not hold is not leased. One statement, in which rows that others are
-    just claiming are stepped over.
+    The jobs become ``running``, and no other worker can claim them until ``lease_seconds`` after
+    ``now``, the database's time. ``job_types`` of None means all types. ``actor`` is who claims:
+    ``user:1``, ``key:1``. Attempts start at once, or with ``begin=False`` when a report says so. A
+    suspect job is leased alone, and its attempt always starts at once. The jobs of one claim take
+    at most ``MAX_BYTES`` together, unless the first one alone is larger. One statement finds and
+    leases them; it skips rows that are locked by other claims.
     """
     if now is None:
         now = session.execute(select(DbNow())).scalar_one()
@@ -149,9 +148,9 @@ def _urgency(job: Job) -> Any:
 def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement[Job]:
     transition = TRANSITIONS["claim"]
     (status,) = transition.allowed
-    # Of each priority by itself, so that each is the head of an index and the
-    # scheduled jobs of a higher one are not walked through. The lower ones are
-    # looked at only while there are too few.
+    # One subquery per priority, so that each reads the head of an index range and does not read
+    # past jobs that are scheduled for later. Lower priorities are read only as long as the higher
+    # ones have too few jobs.
     heads = []
     looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
     wanted = select(func.unnest(bindparam("job_types", type_=Texts)).label("job_type")).subquery()
@@ -170,7 +169,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
             .with_for_update(skip_locked=True, of=jobs)
         )
         if typed and dialect == "postgresql":
-            # Of each type by itself, too, so that a worker reads past no other worker's jobs.
+            # And one per type, so that a worker does not read past jobs of other types.
             of_type = head.lateral()
             heads.append(
                 select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
@@ -186,9 +185,8 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
     queue = union_all(*heads).limit(bindparam("limit")).subquery()
     picked = select(queue.c.id)
     if several:
-        # A suspect job is leased alone: if it comes first, no other job is leased; if
-        # others come first, it is left for a later claim, and so are jobs that would
-        # make the answer too large.
+        # A suspect job is leased alone: if it comes first, no other job is leased; otherwise it
+        # waits for a later claim. So do jobs that would make the response too large.
         place = select(
             queue.c.id,
             queue.c.suspect,
@@ -209,7 +207,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         update(jobs)
         .where(
             is_picked(dialect, jobs, picked, workspace_id=workspace, status=status),
-            # (On Postgres the index of what is pending is not to be used for this.)
+            # (On Postgres this would make the planner use the index of pending jobs.)
             jobs.c.status == status if dialect == "sqlite" else true(),
         )
         .values(
@@ -277,14 +275,14 @@ def _claimable(dialect: str) -> Statement[AnyRow]:
     if dialect == "sqlite":
         now: Any = DbNow()
     else:
-        # clock_timestamp() would be no bound for an index.
+        # Postgres does not use clock_timestamp() as the bound of an index scan.
         now = func.statement_timestamp(type_=jobs.c.due_at.type)
     parts = []
     for typed in (False, True):
         due = select(literal(1).label("one")).where(
             jobs.c.workspace_id == wanted.c.workspace_id,
             jobs.c.status == status,
-            # Written out, so that it is one look into the index for each.
+            # A list of values, so that each is one lookup in the index.
             jobs.c.priority.in_([literal(each, jobs.c.priority.type) for each in Priority]),
             jobs.c.due_at <= now,
             jobs.c.job_type == wanted.c.job_type if typed else true(),
@@ -294,7 +292,7 @@ def _claimable(dialect: str) -> Statement[AnyRow]:
         if dialect == "sqlite":
             parts.append(columns.where(of_kind, due.correlate(wanted).exists()))
         else:
-            # Never a join with all that are due, whatever the statistics say.
+            # Lateral, so that the planner never joins all due jobs, whatever the statistics say.
             first = due.limit(1).lateral()
             parts.append(columns.select_from(wanted.join(first, true())).where(of_kind))
     return Statement[AnyRow](union_all(*parts))
@@ -306,14 +304,14 @@ def is_due(job: CurrentJob) -> bool:
 
 
 def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
-    """The jobs that a claim has leased and that are still under that lease.
+    """The jobs that a claim leased and that still have that lease, up to ``MAX_BYTES``.
 
-    They end at ``MAX_BYTES``: the holder may have reported large results meanwhile.
+    The holder may have reported large results in the meantime.
     """
     mine = select(*COLUMNS).where(
         jobs.c.workspace_id == workspace_id,
         jobs.c.lease_token == lease_token,
-        # By an index of the workspace: the reaper's has the jobs of all of them.
+        # For an index of the workspace; the index of the reaper has the jobs of all workspaces.
         jobs.c.status == JobStatus.RUNNING,
     )
     order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
@@ -332,13 +330,12 @@ def report(
     actor: str | None = None,
     chance: Callable[[], float] = random.random,
 ) -> list[Answer]:
-    """Apply reports of the holders of leases, each judged alone; answers in the same order.
+    """Apply the reports of lease holders, independently of each other; answers in the same order.
 
-    A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes; or, where
-    it could not be read, the error as ``refused``. Of a report that is refused for what
-    it says, or because a document cannot be stored, the heartbeat counts all the same.
-    ``actor`` is who it is. Several of one job count in their order. A final report that is
-    repeated with the token that it ended is accepted, and changes nothing.
+    A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes, or, if it could not
+    be read, the error as ``refused``. A report that is refused for its content still renews the
+    lease. ``actor`` is who reports. Several reports on one job apply in their order. A final report
+    that is repeated with the token of the lease that it ended is accepted and changes nothing.
     """
     answers: dict[int, Answer] = {}
 
@@ -358,7 +355,7 @@ def report(
     plain = success.plain(reports) if dialect_name(session) == "postgresql" else {}
     others = [n for n, each in enumerate(reports) if each["job_id"] not in plain]
     if others:
-        # First, for it locks the jobs of all reports in their order.
+        # These come first, because this locks the jobs of all reports in their order.
         by_rules(others, also=plain.keys())
     if plain:
         ran = success.settle(
@@ -489,7 +486,7 @@ def reap(
     limit: int = REAP_AT_ONCE,
     chance: Callable[[], float] = random.random,
 ) -> Reaped:
-    """End the attempts whose lease or time has run out, looking at ``limit`` at most.
+    """End attempts whose lease or timeout has expired, up to ``limit`` of them.
 
     Jobs that are locked by another transaction are left for the next time.
     """
@@ -510,10 +507,7 @@ def reap(
 
 
 def list_attempts(session: Executor, job: Job) -> list[Attempt]:
-    """Every attempt of a job in its order, the current one last.
-
-    ``job`` is the job's row as it has just been read.
-    """
+    """All attempts at a job in order, the current one last. ``job`` is its row, just read."""
     rows = session.execute(
         select(*(attempts.c[name] for name in Attempt._fields))
         .where(attempts.c.job == job.id, attempts.c.attempt <= job.attempt)

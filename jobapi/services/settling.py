@@ -1,4 +1,4 @@
-"""Many jobs changed at once: each by the rules, all of them written in a few statements."""
+"""Change many jobs at once: the rules decide on each, and a few statements write them all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..store.tables import attempts, jobs
 from .job_rows import COLUMNS
 
 DECIDING = tuple(column for column in COLUMNS if column.name != "metadata")
-"""What the rules look at, and what an answer needs. Not the metadata, which may be large."""
+"""The columns that rules and answers need: all but the metadata, which may be large."""
 
 _SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_by", "last_event")
 
@@ -31,7 +31,7 @@ def lock(
     job_ids: Collection[str],
     *conditions: ColumnElement[bool],
 ) -> Sequence[CurrentJob]:
-    """Lock jobs of a workspace, those that match; each with ``DECIDING`` and the time as ``now``.
+    """Lock the matching jobs of a workspace; returns their ``DECIDING`` columns and ``now``.
 
     Every transaction that changes several jobs locks them in the order of ``job_id``.
     """
@@ -58,24 +58,24 @@ def _locking(dialect: str, conditions: Sequence[ColumnElement[bool]]) -> Select[
     )
     if dialect == "sqlite":
         return one
-    # One after the other, each by its own index, however many the planner believes there to be.
+    # Lateral: one index lookup per job, however many jobs the planner expects.
     each = one.lateral("each")
     return select(*each.c).select_from(wanted.join(each, true()))
 
 
 class EndedAttempt(NamedTuple):
-    """A job, as it is after the change, and how the change ended its attempt."""
+    """A job after the change, and how the change ended its attempt."""
 
     job: CurrentJob
     outcome: Outcome
 
 
 class Settling:
-    """Jobs that were read under a lock, and the changes of them; written in a few statements.
+    """Collects the changes of locked jobs, and writes them in a few statements.
 
-    ``actor`` is who changes them: ``user:1``, ``key:1``, None for the service itself.
-    ``jobs`` are the jobs by their ids, as they are after what was applied. ``ended`` are the
-    attempts that it ended.
+    ``actor`` is who makes the changes: ``user:1``, ``key:1``, None for the service itself.
+    ``jobs`` has the jobs by ``job_id``, with the changes applied so far. ``ended`` has the attempts
+    that these changes ended.
     """
 
     def __init__(self, rows: Sequence[CurrentJob], *, actor: str | None) -> None:
@@ -91,7 +91,7 @@ class Settling:
         self.ended: list[EndedAttempt] = []
 
     def apply(self, job: CurrentJob, change: Change) -> None:
-        """Change one of the jobs, as a rule says."""
+        """Apply a change that a rule returned to one of the jobs."""
         attempt = leases.ended_attempt(job, change, job.now)
         if attempt is not None:
             self._attempts.append(attempt)
@@ -108,7 +108,7 @@ class Settling:
         self._touched.add(job.job_id)
 
     def settle(self, session: Executor) -> None:
-        """Write down what was applied, each to the job as it was read."""
+        """Write the changes, each to the version of the job that was read."""
         if not self._touched:
             return
         rows = []

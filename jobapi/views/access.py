@@ -165,7 +165,7 @@ def guard(
     few columns that the views of those names show.
 
     The checks are made in this order: authentication (401), unknown workspace (404),
-    no member (403), role too low (403), unknown job (404).
+    not a member (403), role too low (403), unknown job (404).
     """
 
     access = _Access(role, job_columns, admin, keys, lease_role)
