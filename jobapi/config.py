@@ -262,7 +262,7 @@ def _url(name: str, text: str) -> URL:
     try:
         return normalize_url(text)
     except ArgumentError:
-        # The text may hold a password, so it is not repeated.
+        # The text may contain a password, so it is not repeated.
         raise ConfigError(
             f"{name} is not a database URL; "
             "write postgresql://user:password@host/name or sqlite:///file."

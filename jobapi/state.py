@@ -91,7 +91,7 @@ class State:
     """When to record again that keys are used, after that has failed."""
 
     _measures: bool = field(init=False)
-    """Whether there are metrics, or may be."""
+    """Whether metrics are switched on."""
 
     _engine: Engine | None = None
     _listen_engine: Engine | None = None
@@ -166,7 +166,7 @@ class State:
         return self._metrics
 
     def record_key_use(self, connection: Connection, key_id: int, now: datetime) -> None:
-        """Record that a key was used; the request goes on if that fails."""
+        """Record that a key was used; the request continues if that fails."""
         if time.monotonic() < self._note_at:
             return
         try:

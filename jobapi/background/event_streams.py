@@ -75,7 +75,7 @@ class StreamOptions:
     """
 
     send_seconds: float = 60.0
-    """How long a client may read nothing of what is unsent, before its connection is closed."""
+    """How long a client may read nothing while data is unsent, before its connection is closed."""
 
     batch: int = 500
     """How many events of a workspace are read at a time."""
@@ -94,7 +94,7 @@ def heartbeat(position: Position | None = None) -> bytes:
 
 @dataclass(eq=False)
 class Stream:
-    """One client's stream: what it is to be sent, and what it has been sent."""
+    """One client's stream: its filters, its unsent data and its position."""
 
     workspace_id: int
     user_id: int
@@ -161,7 +161,7 @@ class _Process:
     """How many streams each user has, those in ``reserved`` and ``new`` included."""
 
     number: int = 0
-    """How many streams there are in all."""
+    """The number of open streams."""
 
 
 class Streams:
@@ -238,7 +238,7 @@ class Streams:
         first: bytes = b"",
         holds_thread: bool = False,
     ) -> None:
-        """Serve a stream on a socket from now on; it is closed here.
+        """Take over a stream and its socket, and close them at the end.
 
         The socket is sent ``head``, which has its own framing, and then ``first`` or a
         heartbeat. ``holds_thread`` says that a thread of the server waits for the stream.
@@ -317,7 +317,7 @@ def deliver(found: Found, streams: Sequence[Stream], *, max_unsent: int) -> None
 
 
 class _Loop:
-    """The thread of one process: wait, poll, deliver, send heartbeats, send what is unsent."""
+    """The thread of one process: wait, poll, deliver, send heartbeats and unsent data."""
 
     def __init__(self, streams: Streams, process: _Process, woken: socket.socket) -> None:
         self._streams = streams
@@ -385,7 +385,7 @@ class _Loop:
             self._send(sock, stream)
 
     def _poll(self) -> float:
-        """Read what is new and append it to the streams; returns the seconds to the next poll."""
+        """Read new events and append them to the streams; returns the seconds to the next poll."""
         options = self._options
         reading = [each for each in self._open.values() if len(each.unsent) < options.max_unsent]
         if not reading:
@@ -416,7 +416,7 @@ class _Loop:
             return options.retry_seconds
         behind = any(len(each.unsent) >= options.max_unsent for each in self._open.values())
         if seen.numbered and not behind and pause == options.poll_seconds:
-            # Until something is written on the whole server, there is nothing to read.
+            # Until any transaction writes on the whole server, there is nothing to read.
             self._caught_up = seen
         self._end_lost(seen)
         return pause

@@ -114,9 +114,9 @@ class Waiters:
         self._closed = False
         self._changed = Condition()
         self._waiters: dict[Waiter, None] = {}
-        """In the order in which they came; those that have ended are not among them."""
+        """Waiting claims in the order of arrival."""
         self._topics: Counter[Topic] = Counter()
-        """How many claims wait for each topic, those that have ended included."""
+        """How many claims wait for each topic, including those that have just ended."""
         self._ready: set[Topic] = set()
         """The topics that may have a job: one waiter of each may claim."""
         self._wake: socket.socket | None = None
@@ -178,7 +178,7 @@ class Waiters:
             if len(self._waiters) >= self._limit() and not self._make_room(topic[0], now):
                 return None
             if not self._topics:
-                # The claim itself has just looked for jobs; there are no other topics.
+                # The claim itself has just tried; no other topic is waited for.
                 self._poll_at = now + self._poll_seconds
             waiter = Waiter(topic, now)
             self._waiters[waiter] = None

@@ -25,7 +25,7 @@ POLL_SECONDS = 2.0
 """How often a process asks for the leader lock, or renews it, when there is nothing to do."""
 
 ROUND_SECONDS = 1.0
-"""How long a round goes on while there is more to do. Well below the lock's lease."""
+"""How long a round may take while there is more to do. Well below the lease of the leader lock."""
 
 PAUSE_SECONDS = 0.05
 """The shortest pause between two rounds, in which others can use the connection."""
@@ -47,7 +47,7 @@ class PeriodicTask:
     """What it works on, for logs."""
 
     every_seconds: float
-    """The time from the begin of one run to the next, if there is nothing more to do."""
+    """The time from the start of one run to the next, if there is nothing more to do."""
 
     step: Callable[[Connection], bool]
 
@@ -71,7 +71,7 @@ class RoundRobin:
         self._logs = {task.name: FaultLog(f"maintenance ({task.name})") for task in tasks}
 
     def run(self, connection: Connection, seconds: float) -> float:
-        """Run what is due, for about so many seconds; returns how long to wait then, in seconds.
+        """Run due tasks for about so many seconds; returns the seconds until the next one is due.
 
         A fault of one task is logged and does not stop the others, unless the
         connection is of no more use: then it is raised.
@@ -142,7 +142,7 @@ class Maintenance:
             self._thread.join(POLL_SECONDS + 5)
 
     def run(self) -> None:
-        """Work until ``stop``; a fault is logged and the work goes on."""
+        """Work until ``stop``. A fault is logged, and the work continues."""
         pause = self._poll_seconds
         while not self._stop.wait(pause):
             pause = self._poll_seconds

@@ -105,7 +105,7 @@ def advance_operation(connection: Connection, *, announce: Announce) -> bool:
 
 
 def clear_workspace(connection: Connection) -> bool:
-    """Delete a part of what is left of a deleted workspace."""
+    """Delete some of the remaining rows of a deleted workspace."""
     with transaction(connection, planner=BY_KEY) as tx:
         return workspaces.clear(tx)
 
@@ -159,7 +159,7 @@ class InTurns(Generic[T]):
 
 
 def find_job_retention(connection: Connection) -> list[tuple[int, JobStatus]]:
-    """The workspaces, and the statuses of which they do not keep all jobs."""
+    """The workspaces with a retention, and the statuses that it limits."""
     return [(workspace_id, status) for workspace_id, status, _ in workspaces.retention(connection)]
 
 

@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(_FromJson):
-    """A job as it was when it was read. Durations are in seconds.
+    """A job at the time it was read. Durations are in seconds.
 
     A list with ``light=True`` has no ``metadata`` and ``result``: they are None.
     """

@@ -60,7 +60,7 @@ class Reporter:
             self.jobs.fail(error)
 
     def _round(self, checked_at: float) -> float:
-        """Send what there is. Returns when the running tasks were last checked for reports."""
+        """Send all reports. Returns when the running tasks were last checked for reports."""
         with self.jobs.lock:
             self._gather()
             count = min(len(self.jobs.reports), MAX_BATCH)

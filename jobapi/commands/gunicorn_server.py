@@ -124,7 +124,7 @@ def _raise_limit_of_files(wanted: int) -> None:
 
 @contextmanager
 def _metrics_folder(settings: config.Settings) -> Iterator[None]:
-    """Create the folder in which the processes add up their metrics, unless there is one."""
+    """Create the folder in which processes share their metrics, unless it exists."""
     # prometheus-client reads the variable once, when it is first imported.
     if (
         settings.metrics_token is None
@@ -137,7 +137,7 @@ def _metrics_folder(settings: config.Settings) -> Iterator[None]:
     folder = os.environ[config.METRICS_FOLDER] = tempfile.mkdtemp(prefix=_FOLDER)
     process = os.getpid()
     with open(os.path.join(folder, _LOCK), "w") as lock:
-        # This process and those that it forks hold it until they end, however they end.
+        # This process and its forks hold the lock until they end, however they end.
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Events: their kinds, and what is known of each."""
+"""Events: their kinds and their fields."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Event(Protocol):
     to_status: int | None
     """The job's ``JobStatus`` after. None: it was deleted."""
     attempt: int | None
-    """Number of the attempt that it is about."""
+    """Number of the attempt that the event is about."""
     actor: str | None
     """Who did it: ``user:1``, ``key:1``, or None for the service itself."""
     worker: str | None

@@ -142,7 +142,7 @@ class Job(Protocol):
     started_at: datetime | None
     """Start of the attempt; of a prefetched job, the claim. None exactly while pending."""
     completed_at: datetime | None
-    """Time of the end. None exactly until there is one."""
+    """Time of the end. None if and only if the job has not ended."""
     attempt: Annotated[int, Field(default=0)]
     """Number of the current or last attempt, from 1; 0 before the first."""
     worker: str | None
@@ -153,7 +153,7 @@ class Job(Protocol):
     """How long the lease lasts from each renewal, in seconds."""
     lease_expires_at: datetime | None
     reap_at: datetime | None
-    """When the reaper has to look at it: no later than its lease or its timeout runs out."""
+    """When the reaper checks it: no later than the end of its lease or timeout."""
     succeeded_by: str | None
     """Token of the lease under which it succeeded, so that the report may be repeated."""
     changed_by: str | None
@@ -161,13 +161,13 @@ class Job(Protocol):
     traceparent: str | None
     """W3C trace context of the creator."""
     prefetched: Annotated[bool, Field(default=False)]
-    """Whether it is leased and its attempt has not begun."""
+    """Whether it is leased but its attempt has not started."""
     suspect: Annotated[bool, Field(default=False)]
     """Whether its last lease expired before the attempt began: it is leased alone next time."""
     run_id: str | None
     """What began the attempt, by the name that it gave itself."""
     last_event: int | None
-    """The ``EventKind`` that the last change is; None: none. The trigger copies it."""
+    """The ``EventKind`` of the last change, or None. The trigger copies it."""
     last_edited: str | None
     """The names of the fields that the last change edited, with spaces between."""
     last_event_version: int | None
@@ -242,7 +242,7 @@ class ReportFields(WorkFields, total=False):
 
 
 class Report(ReportFields, total=False):
-    """What the holder of a lease says, and of which job."""
+    """A report of a lease holder on one job."""
 
     job_id: Required[str]
     lease_token: Required[str]

@@ -42,18 +42,18 @@ RETRY_REASON = "Retried via API"
 
 
 class Change(NamedTuple):
-    """What a rule makes of a job, and what that means."""
+    """The decision of a rule: what changes in a job, and what the change means."""
 
     values: JobColumns
-    """The columns that change, with their new values; empty: nothing happens."""
+    """New values of the columns that change; empty if nothing changes."""
     event: EventKind | None = None
-    """The event that it is; None: none."""
+    """The event that the change writes, or None."""
     outcome: Outcome | None = None
-    """How the attempt ends that it ends; None: it ends none."""
+    """How the change ends the attempt; None if it does not."""
     edited: tuple[str, ...] = ()
     """The names of the fields that an edit of a pending job changed."""
     is_renewal: bool = False
-    """Whether only the lease changes. It is no new version of the job then."""
+    """Whether only the lease changes, which makes no new version of the job."""
 
 
 class Transition(NamedTuple):
@@ -64,7 +64,7 @@ class Transition(NamedTuple):
     target: JobStatus
     """The status that follows."""
     event: EventKind | None = None
-    """The event that it is, if the status changes."""
+    """The event, if the status changes."""
     outcome: Outcome | None = None
     """How it ends the job's attempt."""
 

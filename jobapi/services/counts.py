@@ -99,7 +99,7 @@ def busiest_types(session: Executor, *, per_workspace: int, most: int) -> tuple[
 
 
 def job_types(session: Executor, workspace_id: int) -> set[str]:
-    """The types of which a workspace has jobs."""
+    """The job types of a workspace's jobs."""
     query = (
         select(_NOW.c.job_type)
         .where(_NOW.c.workspace_id == workspace_id)

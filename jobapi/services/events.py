@@ -56,7 +56,7 @@ MAX_COUNTED = 10_000
 """Up to how many events are counted."""
 
 LOOKED_AT = 100_000
-"""How many events of a workspace one page looks through for those that match."""
+"""How many events of a workspace are read for one page at most."""
 
 MAX_GAPS = 500
 """How many older transactions may be open at a position; with more, later events are delayed."""
@@ -75,7 +75,7 @@ _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_statu
 
 @dataclass(frozen=True, kw_only=True)
 class EventFilters:
-    """Which events: those that match everything given.
+    """Filters of events. An event must match all that are given.
 
     ``owner`` says whether the reader is an owner. Others see events of jobs only, and no kind
     that only a newer version knows: it may be about members or keys.
@@ -202,7 +202,7 @@ class Found(NamedTuple):
 
 
 class EventPage(NamedTuple):
-    """Some events, how many there are, and where it goes on."""
+    """A page of events, the total, and the cursor of the next page."""
 
     rows: Sequence[Event]
     total: int
@@ -290,7 +290,7 @@ def page(
         return select(*c).where(*where).order_by(*in_order).limit(LOOKED_AT).subquery()
 
     def end(where: Sequence[ColumnElement[bool]]) -> AnyRow | None:
-        """The last that is looked at, where there are others after it."""
+        """The last event that is read, if there are others after it."""
         query = select(*keys).where(*where).order_by(*in_order)
         found = session.execute(query.offset(LOOKED_AT - 1).limit(2)).all()
         return found[0] if len(found) == 2 else None

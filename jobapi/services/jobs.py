@@ -236,7 +236,7 @@ def _check_job_types(
 
 
 # What has been looked up once; another process may add as many meanwhile, which
-# does no harm: it is a limit, and no promise.
+# does no harm: it is a limit, not a promise.
 _known_job_types: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 _MAX_KNOWN = 1000
 

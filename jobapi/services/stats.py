@@ -42,7 +42,7 @@ OfType = tuple[int, str | None]
 """A workspace and one of its job types."""
 
 WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
-"""The windows of the rates, each with the span of which it is made and its length in seconds."""
+"""The windows of the rates, each with the length of its spans and its own, in seconds."""
 
 RATES = {
     "queued": JobStatus.PENDING,
@@ -159,7 +159,7 @@ def history(
     *,
     only_job_types: Sequence[str] | None = None,
 ) -> list[Point]:
-    """How it came to be as it is, the oldest first. To be called in a ``snapshot``.
+    """The history of the statistics, the oldest first. Call it in a ``snapshot``.
 
     The last point is the span that is under way.
     """
@@ -181,7 +181,7 @@ def history(
     there: Counter[int] = Counter()
     for kind in counts.kinds(session, lambda c: [scope(c), *filters.bucket(c)]):
         there[kind.status] += kind.n
-    # Back from now: before a span there was what there is after it, without what came.
+    # Backwards from now: the number before a span is the number after it minus what the span added.
     for at in begins:
         points[at].by_status = dict(there)
         there.subtract(net[at])

@@ -50,7 +50,7 @@ _PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
 
 
 def plain(reports: Sequence[Report]) -> dict[str, PlainSuccess]:
-    """Of the reports, those that only say that a job succeeded, by ``job_id``, for ``settle``.
+    """The reports of plain success, by ``job_id``, for ``settle``.
 
     A ``result`` of None is not among them: it removes the job's result, which only the rules do.
     Nor are two reports of one job, which count in their order.

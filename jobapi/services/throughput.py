@@ -110,7 +110,7 @@ def read(
 
 
 def forget(session: Executor) -> None:
-    """Delete what is older than it is kept for."""
+    """Delete spans that are older than their retention."""
     now = session.execute(select(DbNow())).scalar_one()
     for span, kept in KEPT.items():
         session.execute(delete(job_flow).where(job_flow.c.span == span, job_flow.c.at < now - kept))

@@ -100,13 +100,13 @@ def _after_sqlite(element: SecondsAfter, compiler: Any, **kw: Any) -> str:
 
 
 class Texts(TypeDecorator[Sequence[str]]):
-    """Any number of texts as one parameter, so that it is the same statement for all numbers."""
+    """Any number of texts as one parameter, so that the statement is always the same."""
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
-        """An array where there are arrays."""
+        """An array, if the database has arrays."""
         array: Any = postgresql.ARRAY(String)
         return dialect.type_descriptor(array if dialect.name == "postgresql" else Text())
 
@@ -190,7 +190,7 @@ def _array_of(element: _ArrayOf, compiler: Any, **kw: Any) -> str:
 
 
 class JsonBytes(FunctionElement[int]):
-    """How many bytes of JSON documents and texts have together; NULL has none."""
+    """The total size of JSON documents and texts in bytes; NULL counts as 0."""
 
     type = BigInteger()
     inherit_cache = True

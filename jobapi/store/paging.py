@@ -21,7 +21,7 @@ MAX_NUMBER = 2**63
 
 
 class Page(NamedTuple):
-    """Some rows of a list, how many it has, and where it goes on."""
+    """A page of rows, the total of the list, and the cursor of the next page."""
 
     rows: Sequence[AnyRow]
     total: int

@@ -196,7 +196,7 @@ def _set(connection: Connection, settings: Mapping[str, str]) -> None:
 
 
 def _begin(begin: str, planner: Sequence[str]) -> str:
-    # What is never to be chosen counts as dear, and what is dear would be compiled.
+    # A plan that is switched off counts as expensive, and expensive plans would be compiled.
     ways = [f"SET LOCAL enable_{way} = off" for way in planner]
     return "; ".join([begin, *ways, *(["SET LOCAL jit = off"] if ways else [])])
 

@@ -50,7 +50,7 @@ def _page(
 @blp.arguments(schemas.EventQuery, location="query")
 @blp.response(200, schemas.EventList, example=examples.EVENTS)
 def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """What happened in the workspace, the newest first, for as long as it keeps events.
+    """List the events of a workspace, the newest first, for as long as it keeps them.
 
     What happened to members and keys is for owners. Progress is an event when it
     comes into another tenth.
@@ -182,7 +182,7 @@ def _relayed(streams: Streams, stream: Stream, first: bytes) -> Iterator[bytes]:
 def _taken_over(
     streams: Streams, stream: Stream, first: bytes, response: Response, sock: socket.socket
 ) -> Iterator[bytes]:
-    """An empty body; when the server asks for it, the stream goes on without the server."""
+    """An empty body; when the server asks for it, the stream continues without the server."""
     yield from ()
     head = response_head(response.status, response.headers, chunked=stream.chunked)
     streams.add(take_over(sock), stream, head=head, first=first)

@@ -33,7 +33,7 @@ _BLANK = dict.fromkeys(["id", *schemas.Operation().fields])
 
 
 def _shown(operation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the schema renders: of the filter only what was given."""
+    """Return what the schema renders, with only the given parts of the filter."""
     kept = operation["filter"]
     filters = Filters.from_json(kept)
     return {**_BLANK, **operation, "filter": {name: getattr(filters, name) for name in kept}}

@@ -1,4 +1,4 @@
-"""What workers call: claim jobs, report on them, and see what was attempted."""
+"""The worker's routes: claim jobs, report on them, and list attempts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _LEASE = schemas.Lease()
     headers={**REPLAYED_HEADER, **_RETRY_AFTER},
 )
 def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Lease due jobs, the most urgent first; `data` is empty where there are none.
+    """Lease due jobs, the most urgent first; `data` is empty if no job is due.
 
     A leased job is `running`, and until the lease runs out only its holder
     can report on it. With an `Idempotency-Key` a claim whose answer was lost
