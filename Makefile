@@ -61,7 +61,7 @@ fuzz: $(READY)
 
 chaos: export CHAOS_SECONDS ?= 120
 chaos: $(READY)
-	$(BIN)/pytest tests/client/test_survival.py -n 0 -s
+	$(BIN)/pytest tests/client/test_survival.py tests/client/test_celery.py tests/client/test_executors.py -k "kill" -n 0 -s
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench.py

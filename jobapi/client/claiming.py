@@ -83,14 +83,16 @@ class Claimer:
 
     def _claim(self) -> bool:
         """Claim once if there is capacity; False when there is nothing more to do."""
+        engine = self.options.engine
         with self.jobs.lock:
             capacity, free = self._capacity()
-            if capacity <= 0:
+            if capacity <= 0 or (engine is not None and not engine.available):
                 self.jobs.freed.wait(0.2)
                 return True
             # Stuck tasks are no reason to stay; others that lost their lease may return soon.
             idle = not self.jobs.held and self.jobs.stuck.issuperset(self.jobs.running_tasks())
-        begin = capacity <= free and not self.got_suspect
+        # In an engine, the run begins the attempt.
+        begin = capacity <= free and not self.got_suspect and engine is None
         wait_seconds = 0 if self.options.until_idle else self.timing.claim_wait
         asked_at = time.monotonic()
         try:

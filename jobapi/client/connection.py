@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from json import JSONEncoder
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,14 @@ _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DO
 _PROXY_ERRORS = {
     kind.status: kind for kind in (errors.BodyTooLarge, errors.TooManyRequests, errors.Unavailable)
 }
+
+
+@lru_cache(maxsize=16)
+def _unpickled(
+    kind: type[Connection], url: str, token: str, timeout: float, retries: int
+) -> Connection:
+    # One for each process, because a new one opens new connections.
+    return kind(url, token=token, timeout=timeout, retries=retries)
 
 
 class Connection:
@@ -57,6 +66,12 @@ class Connection:
         self._timeout = timeout
         self._transport = transport
         self._http = self._connect()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the URL and the token, for a process that runs jobs for this one."""
+        if self._token is None or self._transport is not None:
+            raise TypeError("Only a client with a token and without a transport can be pickled.")
+        return _unpickled, (type(self), self.url, self._token, self._timeout, self.retries)
 
     def _connect(self) -> httpx2.Client:
         self._process = os.getpid()

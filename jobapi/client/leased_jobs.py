@@ -64,15 +64,20 @@ class LeasedJobs:
             self.queued.put(task)
 
     def end(self, task: Task, reports: Sequence[Report]) -> None:
-        """Mark a task as ended, with its last reports. A second end of the same task is ignored."""
+        """Mark a task as ended, with its last reports. A second end of the same task is ignored.
+
+        Without reports, a run in an engine has reported the end, or will.
+        """
         with self.lock:
             if task.ended:
                 return
             task.ended = True
-            if task.cancelled:
+            if task.cancelled or not reports:
                 self.held.discard(task)
                 self.freed.notify()
                 return
+            # An engine's job is not held while its run has the lease.
+            self.held.add(task)
             before = len(self.reports)
             for report in reports:
                 self.reports.append((task, report))
@@ -97,9 +102,10 @@ class LeasedJobs:
         return [task for task in self.running if task is not None]
 
     def unfinished(self) -> list[Task]:
-        """The held jobs that have not ended."""
+        """The jobs that have not ended: those that are held, and those that an engine runs."""
         with self.lock:
-            return [task for task in self.held if not task.ended]
+            tasks = self.held.union(task for task in self.running_tasks() if task.taken)
+            return [task for task in tasks if not task.ended]
 
     def measure(self, seconds: float) -> None:
         """Note how long a job took."""

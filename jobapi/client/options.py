@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from .client import Client
-from .tasks import Task
+from .tasks import Report, Task
 
-Run = Callable[[Task], Mapping[str, Any] | None]
+Result = Mapping[str, Any] | None
+Run = Callable[[Task], Result | Awaitable[Result]]
+"""The task of a job type: a plain function, or an ``async def``."""
+
+End = Callable[[Task, Sequence[Report]], None]
+"""Ends a task in this process with its last reports; none if a run elsewhere has reported."""
+
+
+class Engine(Protocol):
+    """Runs jobs elsewhere, in runs that begin, renew and end their attempts by themselves."""
+
+    available: bool
+    """Whether it takes jobs; if not, none are claimed."""
+
+    def start(self, task: Task, end: End) -> None:
+        """Hand a job over, and call ``end`` once this process has nothing more to do with it.
+
+        Raises an exception if the engine is broken for good.
+        """
+
+    def check(self) -> None:
+        """Look after the jobs that were handed over; called several times a second."""
+
+    def close(self) -> None:
+        """End what has not begun, because the worker stops."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,7 @@ class Options:
     until_idle: bool
     stopping: Callable[[], bool]
     timing: Timing
+    engine: Engine | None = None
 
     @property
     def request_seconds(self) -> float:

@@ -9,7 +9,14 @@ from typing import Any
 
 import orjson
 
-from ..errors import BadRequest, BodyTooLarge, JobApiError, ValidationFailed
+from ..errors import (
+    PROBLEM_TYPE_PREFIX,
+    AlreadyBegun,
+    BadRequest,
+    BodyTooLarge,
+    JobApiError,
+    ValidationFailed,
+)
 from .leased_jobs import MAX_BATCH, LeasedJobs, is_over
 from .options import Options
 from .retries import Bounds, Unreachable, asked_pause, backoff, bounded, is_transient
@@ -20,6 +27,11 @@ MAX_ROUNDS_QUEUED = 3
 
 INVALID = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.status})
 """A report that is refused with one of these is itself wrong; its lease still holds."""
+
+TAKEN = PROBLEM_TYPE_PREFIX + AlreadyBegun.type_name()
+
+FIRST_CHECK = 0.25
+"""How soon after it was handed over a job is checked for a run, in seconds; then less often."""
 
 BEGUN: Report = {"begun": True}
 HEARTBEAT: Report = {}
@@ -48,6 +60,16 @@ class Reporter:
         with self.jobs.lock:
             self.finishing = True
             self.jobs.reports_added.notify()
+
+    def begin(self, task: Task) -> None:
+        """Report that a run begins, before it does; again until the service has answered.
+
+        Afterwards the task is ``begun``, or its lease is lost. If the service does not answer for
+        as long as the lease lasts, it is neither. Raises errors that a retry cannot fix.
+        """
+        deadline = time.monotonic() + self.options.lease_seconds
+        while not (task.begun or task.cancelled) and time.monotonic() < deadline:
+            self._send([(task, BEGUN)])
 
     def run(self) -> None:
         """Send ends, progress and heartbeats until the last report is sent."""
@@ -109,6 +131,13 @@ class Reporter:
         due = any(is_over(now - task.renewed_at, every) for task in running)
         reports: list[tuple[Task, Report]] = []
         for task in running:
+            if task.handed_over_at is not None:
+                # Only until a run has begun, which sends its own heartbeats.
+                age = now - task.handed_over_at
+                often = min(max(FIRST_CHECK, age / 4), every)
+                if not task.taken and is_over(now - task.renewed_at, often):
+                    reports.append((task, HEARTBEAT))
+                continue
             if not task.begun and is_over(task.seconds_running(now), self.timing.report):
                 reports.append((task, BEGUN))
             elif due and is_over(now - task.renewed_at, every / 2):
@@ -118,10 +147,7 @@ class Reporter:
 
     def _send(self, reports: list[tuple[Task, Report]]) -> None:
         """Send up to 100 reports. Raises errors that a retry cannot fix."""
-        body = [
-            {"job_id": task.job_id, "lease_token": task.job.lease_token, **report}
-            for task, report in reports
-        ]
+        body = [{**task.identity, **report} for task, report in reports]
         sent_at = time.monotonic()
         try:
             with bounded(self._report_bounds()):
@@ -156,6 +182,7 @@ class Reporter:
             for answer in answers
         ]
         refused = []
+        hooks = []
         with self.jobs.lock:
             for (task, report), (accepted, problem, lease) in zip(reports, results, strict=True):
                 if accepted or lease is not None:
@@ -166,12 +193,29 @@ class Reporter:
                         self.jobs.held.discard(task)
                 elif problem["status"] in INVALID:
                     refused.append((task, report, problem))
+                elif problem.get("type") == TAKEN and task.handed_over_at is not None:
+                    hooks.append(task.on_taken)
+                    self._let_go(task, report)
                 elif not task.cancelled:
                     refused.append((task, report, problem))
+                    hooks.append(task.on_lost)
+                    task.taken = problem.get("type") == TAKEN
                     task.lose_lease()
                     self.jobs.held.discard(task)
             self.jobs.freed.notify()
+        # Without the lock, because they may end a task.
+        for hook in hooks:
+            if hook is not None:
+                hook()
         return refused
+
+    def _let_go(self, task: Task, report: Report) -> None:
+        """Leave a job to the run that has begun its attempt in the engine."""
+        task.taken = True
+        if "status" in report and task.if_taken is not None:
+            self.jobs.reports.append((task, task.if_taken))
+        else:
+            self.jobs.held.discard(task)
 
     def _send_in_halves(self, reports: list[tuple[Task, Report]], error: JobApiError) -> None:
         if len(reports) > 1:

@@ -1,30 +1,24 @@
-"""One run of a worker in one process: a thread that claims, threads for tasks, one that reports."""
+"""One run of a worker in one process: a thread that claims, slots for tasks, one that reports."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .claiming import Claimer
 from .leased_jobs import RELEASE, LeasedJobs, is_over, with_end
 from .options import Options
 from .reporting import Reporter
-from .tasks import Permanent, Report, Task
-from .tracing import is_recording, span
+from .slots import MixedSlots, Slots, ThreadSlots, is_async
 
 RELEASE_SECONDS = 2.0
 """The part of the time for a stop that is reserved for releasing jobs; at most a quarter."""
 
 MIN_STOP_SECONDS = 1.0
 """The least time that a stop may take: reports need a moment."""
-
-MAX_ERROR = 65_536
-
-SUCCESS: Report = {"status": "success"}
 
 logger = logging.getLogger("jobapi.worker")
 
@@ -42,70 +36,29 @@ class Runner:
         self.jobs = LeasedJobs(options.concurrency, mean_seconds=options.timing.prefetch)
         self.claimer = Claimer(options, self.jobs)
         self.reporter = Reporter(options, self.jobs)
+        mixed = options.engine is not None or any(map(is_async, options.tasks.values()))
+        kind: type[Slots] = MixedSlots if mixed else ThreadSlots
+        self.slots = kind(options, self.jobs, self.claimer.must_stop)
         self.all_lost_at: float | None = None
-        self.recording = is_recording()
 
     def run(self) -> None:
         """Work until stopped or idle. Raises the permanent error of a claim or a report."""
-        threads = [
-            threading.Thread(target=self._run_tasks, args=(number,), daemon=True)
-            for number in range(self.options.concurrency)
-        ]
         claims = threading.Thread(target=self.claimer.run, daemon=True)
         reports = threading.Thread(target=self.reporter.run, daemon=True)
-        for thread in [*threads, reports, claims]:
-            thread.start()
+        self.slots.start()
+        reports.start()
+        claims.start()
         try:
             # The main thread only sleeps, so that it always notices a stop.
             while claims.is_alive() and not (self.options.stopping() or self.jobs.error):
                 claims.join(0.1)
                 self._check_lost()
+                self.slots.check()
         finally:
             self._stop(claims, reports)
-            for _ in threads:
-                self.jobs.queued.put(None)
+            self.slots.end()
         if self.jobs.error is not None:
             raise self.jobs.error
-
-    def _run_tasks(self, number: int) -> None:
-        while (task := self.jobs.queued.get()) is not None:
-            try:
-                self._run_task(task, number)
-            except BaseException as error:
-                # Not an error of the task, which would be in its reports.
-                logger.exception("job %s: cannot record how it ended", task.job_id)
-                self.jobs.end(task, [{"status": "failed", "error": _text(error)}])
-            finally:
-                self.jobs.running[number] = None
-
-    def _run_task(self, task: Task, number: int) -> None:
-        now = time.monotonic()
-        if self.claimer.must_stop() or task.cancelled or self._is_stale(task, now):
-            self.jobs.end(task, [RELEASE])
-            return
-        task.started_at = now
-        self.jobs.running[number] = task
-        reports = self._last_reports(task)
-        self.jobs.measure(time.monotonic() - now)
-        self.jobs.end(task, reports)
-
-    def _is_stale(self, task: Task, now: float) -> bool:
-        """Whether both clocks say that this process was paused and may have lost the lease."""
-        longest = self.options.lease_seconds / 2
-        return now - task.claimed_at > longest and time.time() - task.claimed_at_wall > longest
-
-    def _last_reports(self, task: Task) -> list[Report]:
-        """Run a task, and return its reports that are not sent yet, with its end."""
-        try:
-            with span(task.job, recording=self.recording):
-                return _success(task, self.options.tasks[task.job_type](task))
-        except Permanent as error:
-            logger.warning("job %s failed permanently: %s", task.job_id, error)
-            end = {"status": "failed", "error": _text(error), "retryable": False}
-        except BaseException as error:
-            logger.warning("job %s failed: %r", task.job_id, error)
-            end = {"status": "failed", "error": _text(error)}
-        return with_end(task.take_reports(), end)
 
     def _check_lost(self) -> None:
         """Log the threads whose tasks do not return although their lease is lost.
@@ -149,9 +102,13 @@ class Runner:
         deadline = self.reporter.deadline = now + max(grace, MIN_STOP_SECONDS)
         self.jobs.closing = True
         self.jobs.release_queued()
+        self.slots.close()
         self._wait(now + grace - min(RELEASE_SECONDS, grace / 4), reports, self.jobs.unfinished)
         for task in self.jobs.unfinished():
-            self.jobs.end(task, with_end(task.take_reports(), RELEASE))
+            # What an engine runs goes on there, and its run reports the end.
+            self.jobs.end(task, [] if task.taken else with_end(task.take_reports(), RELEASE))
+            if task.on_lost is not None:
+                task.on_lost()
         self._wait(deadline, reports, lambda: claims.is_alive() or self.jobs.held)
         self.reporter.finish()
         reports.join(max(0.0, deadline - time.monotonic()))
@@ -161,18 +118,3 @@ class Runner:
     def _wait(self, until: float, reports: threading.Thread, busy: Callable[[], Any]) -> None:
         while busy() and reports.is_alive() and time.monotonic() < until:
             time.sleep(0.02)
-
-
-def _success(task: Task, result: Any) -> list[Report]:
-    if result is not None and not isinstance(result, Mapping):
-        raise Permanent(f"A task returns a dict or None, not {type(result).__name__}.")
-    try:
-        return with_end(task.take_reports(result), SUCCESS)
-    except (TypeError, ValueError) as error:
-        raise Permanent(f"The result cannot be written as JSON: {error}") from error
-
-
-def _text(error: BaseException) -> str:
-    # Keep the end of the traceback, its most useful part.
-    text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
-    return text.encode("utf-8", "replace").decode()[-MAX_ERROR:]

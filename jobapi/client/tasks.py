@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -40,8 +40,17 @@ class Task:
 
     def __init__(self, job: ClaimedJob) -> None:
         self.job = job
+        # The fields that every report of it has.
+        self.identity: Report = {"job_id": job.job_id, "lease_token": job.lease_token}
         # Whether the service knows that the attempt has begun.
         self.begun = job.begun
+        # Whether another run has begun the attempt: one in the engine that it was handed to.
+        self.taken = False
+        # Called when another run has begun the attempt, and when the lease is lost.
+        self.on_taken: Callable[[], object] | None = None
+        self.on_lost: Callable[[], object] | None = None
+        # The report that follows a release which comes too late, because a run has begun.
+        self.if_taken: Report | None = None
         # Whether its last report has been made.
         self.ended = False
         # For how many rounds of the reporter it has been queued.
@@ -51,6 +60,8 @@ class Task:
         # When a thread took it, and when its lease was lost.
         self.started_at: float | None = None
         self.lost_at: float | None = None
+        # When it was handed to an engine, which runs it and reports its end.
+        self.handed_over_at: float | None = None
         self._process = os.getpid()
         self._unsent: list[_Unsent] = []
         # Guards ``_unsent``, between the task's thread and the reporter.
@@ -130,6 +141,10 @@ class Task:
     def seconds_running(self, now: float) -> float:
         """How long a thread has run it at ``now`` (``time.monotonic``)."""
         return 0.0 if self.started_at is None else now - self.started_at
+
+    def identify(self, run_id: str) -> None:
+        """Send this ``run_id`` with every report, so that reports of two runs are told apart."""
+        self.identity = {**self.identity, "run_id": run_id}
 
     def lose_lease(self) -> None:
         """Note that the lease is lost."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 
 from ..signals import StopSignals
 from .client import Client
-from .options import Options, Run, Timing
+from .options import Engine, Options, Run, Timing
 from .processes import Processes
 from .runner import Runner
+from .runs import ExecutorEngine
 
 MAX_TASKS = 1000
 
@@ -18,10 +21,14 @@ MAX_TASKS = 1000
 class Worker:
     """Runs the jobs of a workspace, with a function for each job type.
 
-    ``concurrency`` is how many jobs run at a time: in threads, or with ``processes`` in as many
-    processes, which are replaced when they die. While a job runs, heartbeats renew its lease of
-    ``lease_seconds`` (5 to 3600). ``name`` is shown with attempts; by default it is the host's
-    name and the process id.
+    ``concurrency`` is how many jobs run at a time. ``async def`` tasks run on one event loop.
+    Plain functions run in threads; or with ``processes`` in as many processes, which are replaced
+    when they die; or in ``executor``, a ``concurrent.futures.Executor``. ``executor`` may also be
+    a function that makes one: the worker calls it when it starts, and shuts the executor down
+    when it ends.
+
+    While a job runs, heartbeats renew its lease of ``lease_seconds`` (5 to 3600). ``name`` is
+    shown with attempts; by default it is the host's name and the process id.
 
     Quick jobs are prefetched and reported in batches. An attempt begins when a thread takes its
     job; a job that no thread takes within a second is released for other workers.
@@ -43,6 +50,7 @@ class Worker:
         name: str | None = None,
         concurrency: int = 1,
         processes: bool = False,
+        executor: Executor | Callable[[], Executor] | None = None,
         lease_seconds: int = 60,
         grace_seconds: float = 20.0,
     ) -> None:
@@ -51,6 +59,7 @@ class Worker:
         self.name = name
         self.concurrency = concurrency
         self.processes = processes
+        self.executor = executor
         self.lease_seconds = lease_seconds
         self.grace_seconds = grace_seconds
         self.tasks: dict[str, Run] = {}
@@ -63,6 +72,7 @@ class Worker:
 
         It gets a ``Task`` and returns the job's result, a dict or None. An exception fails the
         attempt, with the traceback as the job's error; after ``Permanent`` it is not retried.
+        An ``async def`` function is cancelled when its job is.
         """
 
         def decorator(run: Run) -> Run:
@@ -83,6 +93,11 @@ class Worker:
         """Whether the worker must stop."""
         return self._stopped or self._signals.asked
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether jobs run outside this process's threads and event loop."""
+        return self.executor is not None
+
     def run(self, *, until_idle: bool = False) -> None:
         """Work until stopped; with ``until_idle`` until no job is due.
 
@@ -100,10 +115,12 @@ class Worker:
                 f"The worker has {len(self.tasks)} tasks; a claim takes at most {MAX_TASKS} job "
                 "types. Use more than one worker."
             )
+        if self.processes and self.hands_over:
+            raise ValueError("A worker with an executor or Celery has no processes of its own.")
         name = self.name or f"{socket.gethostname()}:{os.getpid()}"
         client, workspace_id = self.client, self.workspace_id
 
-        def work(name: str, concurrency: int) -> None:
+        def work(name: str, concurrency: int, engine: Engine | None = None) -> None:
             options = Options(
                 client,
                 workspace_id,
@@ -115,6 +132,7 @@ class Worker:
                 until_idle=until_idle,
                 stopping=lambda: self.stopping,
                 timing=self.timing,
+                engine=engine,
             )
             Runner(options).run()
 
@@ -122,4 +140,23 @@ class Worker:
             if self.processes:
                 Processes(self, name, work, until_idle).run()
             else:
-                work(name, self.concurrency)
+                with self._engine(client, workspace_id) as engine:
+                    work(name, self.concurrency, engine)
+
+    @contextmanager
+    def _engine(self, client: Client, workspace_id: int) -> Iterator[Engine | None]:
+        """What the jobs are handed to; None if this process runs them."""
+        if self.executor is None:
+            yield None
+            return
+        given = self.executor
+        executor = given if isinstance(given, Executor) else given()
+        engine = ExecutorEngine(
+            executor, self.tasks, client, workspace_id, lease_seconds=self.lease_seconds
+        )
+        try:
+            yield engine
+        finally:
+            engine.clean_up()
+            if executor is not given:
+                executor.shutdown(wait=False)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,15 +18,14 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, select
 
-from jobapi.client import Client, Job, Unreachable
+from jobapi.client import Job, Unreachable
 from jobapi.errors import JobApiError
 from jobapi.store.engine import normalize_url
 from jobapi.store.tables import jobs
 
 from ..conftest import furnish, service_settings
-from ..factories import PASSWORD
 from ..postgres import Postgres
-from ..served import BIN, Service
+from .stage import Stage, wait_for_end
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "10"))
 SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
@@ -86,47 +84,6 @@ time.monotonic = lambda: monotonic() + HOURS * (int(monotonic()) % 2)
 """
 
 
-class Stage:
-    """A service, and workers beside it in a folder."""
-
-    def __init__(self, folder: Path, env: dict[str, str]) -> None:
-        self.folder, self.env = folder, env
-        (folder / "tasks.py").write_text(TASKS)
-        self.service = Service(folder, env)
-        self.port = self.service.url.rsplit(":", 1)[1]
-        owner = self.service.client("boss", PASSWORD)
-        made = owner.post("/workspace/1/keys", json={"name": "w", "role": "member"})
-        self.token = str(made.json()["key"])
-        self.client = Client(self.service.url, token=self.token, retries=12)
-        self.workers: list[subprocess.Popen[bytes]] = []
-
-    def restart_service(self) -> None:
-        self.service.close()
-        self.service = Service(self.folder, self.env, "--port", self.port)
-
-    def start_worker(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [BIN / "jobapi", "worker", "tasks:worker", *arguments],
-            env={**self.env, "JOBAPI_URL": self.service.url, "JOBAPI_TOKEN": self.token, **env},
-            cwd=self.folder,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.workers.append(process)
-        return process
-
-    def ran(self) -> list[str]:
-        return (self.folder / "ran").read_text().splitlines()
-
-    def close(self) -> None:
-        for process in self.workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        self.client.close()
-        self.service.close()
-
-
 def prepare(url: str, folder: Path) -> dict[str, str]:
     furnish(url, folder)
     return {**service_settings(url, folder), "JOBAPI_RETRY_BACKOFF_SECONDS": "1"}
@@ -139,7 +96,7 @@ def assert_each_ran_once(stage: Stage, jobs: list[Job]) -> None:
 
 
 def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, service_env)
+    stage = Stage(tmp_path, service_env, TASKS)
     try:
         items = [{"job_type": "a", "metadata": {"seconds": 0}}] * 5000
         made = stage.client.create_many(1, items)
@@ -155,7 +112,7 @@ def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_pat
 def test_workers_whose_clocks_are_wrong_do_every_job_once_in_the_database_s_time(
     service_env: Any, service_url: str, tmp_path: Path
 ) -> None:
-    stage = Stage(tmp_path, service_env)
+    stage = Stage(tmp_path, service_env, TASKS)
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     (wrong / "sitecustomize.py").write_text(WRONG_CLOCK)
@@ -198,7 +155,7 @@ def test_workers_whose_clocks_are_wrong_do_every_job_once_in_the_database_s_time
 
 
 def test_job_that_kills_its_worker_ends_alone(service_env: Any, tmp_path: Path) -> None:
-    stage = Stage(tmp_path, service_env)
+    stage = Stage(tmp_path, service_env, TASKS)
     client = stage.client
     (tmp_path / "tasks.py").write_text(POISON)
     try:
@@ -217,13 +174,6 @@ def test_job_that_kills_its_worker_ends_alone(service_env: Any, tmp_path: Path) 
         assert sum(1 for _ in client.jobs(1, status="success")) == 399
     finally:
         stage.close()
-
-
-def wait_for_end(client: Client) -> None:
-    deadline = time.monotonic() + 90
-    while any(True for _ in client.jobs(1, status=["pending", "running"], light=True)):
-        assert time.monotonic() < deadline, "jobs that do not end"
-        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -247,7 +197,7 @@ def test_kill_anything_every_job_ends_with_true_attempts(mortal: Any, tmp_path: 
     url, crash_database = mortal
     print(f"again with: CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS}", file=sys.stderr)
     chance = random.Random(SEED)
-    stage = Stage(tmp_path, prepare(url, tmp_path))
+    stage = Stage(tmp_path, prepare(url, tmp_path), TASKS)
     acknowledged: list[str] = []
     stopping = threading.Event()
 

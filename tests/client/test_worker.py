@@ -643,7 +643,7 @@ def test_progress_that_is_well_is_accepted_by_the_service(
 def test_progress_that_the_service_would_refuse_raises(
     percent: Any, message: Any, result: Any
 ) -> None:
-    task = Task(ClaimedJob.from_json({"job_id": "job_x"}))
+    task = Task(ClaimedJob.from_json({"job_id": "job_x", "lease_token": "t", "begun": True}))
     with pytest.raises((TypeError, ValueError)):
         task.progress(percent, message, result=result)
     assert task.take_reports() == []

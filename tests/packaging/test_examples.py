@@ -14,10 +14,12 @@ import pytest
 
 from jobapi.client import Client
 
+from ..factories import until
 from ..served import Service, environment, jobapi
 from ..stand_ins import install
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "data_processing"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLE = EXAMPLES / "data_processing"
 
 
 @pytest.fixture
@@ -82,3 +84,75 @@ def test_shell_worker_does_the_same_work(demo: Any, tmp_path: Path) -> None:
         assert client.result(1, good.job_id) == {"output_file": "in.regions.csv"}
         assert (tmp_path / "in.regions.csv").read_text() == "north,3.00\nsouth,1.00\n"
         assert client.get(1, bad.job_id).error == "There is no such input_file."
+
+
+@pytest.mark.parametrize(
+    ("module", "job_type", "metadata", "result"),
+    [
+        ("async_tasks", "call_service", {"seconds": 0.1}, {"answer": "done"}),
+        ("process_pool", "count_primes", {"below": 5000}, {"primes": 669}),
+        ("dask_cluster", "sum_squares", {"below": 4}, {"sum": 14}),
+        ("celery_dispatcher", "invoice", {"order": 7}, {"invoice": "7-EUR"}),
+    ],
+)
+def test_engines_run_a_job(
+    demo: Any, tmp_path: Path, module: str, job_type: str, metadata: Any, result: Any
+) -> None:
+    service, env = demo
+    env = {**env, "PYTHONPATH": str(EXAMPLES / "engines")}
+    helper = None
+    with Client(service.url, username="demo", password="demo-password") as client:
+        made = client.request("POST", "/workspace/1/keys", json={"name": "w", "role": "worker"})
+        env["JOBAPI_TOKEN"] = made["key"]
+        if module == "celery_dispatcher":
+            # The example's broker is Redis.
+            (tmp_path / "local.py").write_text(LOCAL_BROKER)
+            env["PYTHONPATH"] += f":{tmp_path}"
+            helper = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "local", "worker", "--pool", "solo"],
+                env=env,
+                cwd=tmp_path,
+            )
+            module = "local"
+        elif module == "dask_cluster":
+            (tmp_path / "cluster.py").write_text(LOCAL_CLUSTER)
+            helper = subprocess.Popen([sys.executable, tmp_path / "cluster.py"], env=env)
+            until((tmp_path / "address").exists, 60)
+            env["DASK_SCHEDULER"] = (tmp_path / "address").read_text()
+        job = client.create(1, job_type, metadata=metadata)
+        try:
+            target = "dispatcher" if helper is not None and module == "local" else "worker"
+            done = jobapi("worker", f"{module}:{target}", "--until-idle", env=env)
+            assert done.returncode == 0, done.stderr
+            assert client.wait(job, timeout=30).result == result
+        finally:
+            if helper is not None:
+                helper.terminate()
+                helper.wait(20)
+
+
+LOCAL_BROKER = """
+import os
+from celery_app import app
+from celery_dispatcher import dispatcher
+
+folder = os.path.dirname(__file__) + "/broker"
+os.makedirs(folder, exist_ok=True)
+app.conf.broker_url = "filesystem://"
+app.conf.broker_transport_options = {
+    "data_folder_in": folder, "data_folder_out": folder, "control_folder": folder,
+}
+"""
+
+LOCAL_CLUSTER = """
+import os, time
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None)
+    address = os.path.dirname(__file__) + "/address"
+    with open(address + ".new", "w") as file:
+        file.write(cluster.scheduler_address)
+    os.rename(address + ".new", address)
+    time.sleep(600)
+"""
