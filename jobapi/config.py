@@ -50,8 +50,8 @@ class Settings:
 
     env: str = _setting(
         "production",
-        "`production` or `development`. Development creates and keeps a secret, allows the demo "
-        "user, and logs as text.",
+        "`production` or `development`. In development, a secret is generated and saved in the "
+        "instance folder, the demo user is allowed, and logs are text.",
         choices=("production", "development"),
     )
     database_url: str | None = _setting(
@@ -77,24 +77,27 @@ class Settings:
     )
     ratelimit_enabled: bool = _setting(True, "Whether the number of failed logins is limited.")
     login_failures_per_minute: int = _setting(
-        20, "Failed logins per minute for one username from one address.", least=1
+        20,
+        "Limit of failed logins per minute for one username from one address. Further logins "
+        "are refused with 429.",
+        least=1,
     )
     login_failures_per_address: int = _setting(
         30,
-        "Failed logins per minute from one address, for all usernames together. An IPv6 /64 "
-        "counts as one address.",
+        "Limit of failed logins per minute from one address, for all usernames together. An "
+        "IPv6 /64 counts as one address.",
         least=1,
     )
     login_failures_per_name: int = _setting(
         100,
-        "Failed logins per minute for one username, from all addresses together. Above the "
-        "limit, even the right password is refused for the rest of the minute.",
+        "Limit of failed logins per minute for one username, from all addresses together. Above "
+        "it, even the right password is refused for the rest of the minute.",
         least=1,
     )
     retry_backoff_seconds: int = _setting(
         5,
-        "Upper bound of the delay before the first automatic retry. Doubles with each retry, with "
-        "up to 50% jitter.",
+        "Longest delay before the first automatic retry. This bound doubles with each further "
+        "retry; the delay is random, between half of the bound and the bound.",
         least=1,
     )
     retry_backoff_max_seconds: int = _setting(
@@ -137,8 +140,8 @@ class Settings:
     )
     server_threads: int = _setting(
         8,
-        "Threads per process; half of them may hold waiting claims. `jobapi serve` uses "
-        "`--threads` instead.",
+        "How many threads per process the server has that runs the application: half of them "
+        "may hold waiting claims. `jobapi serve` ignores it and uses `--threads`.",
         least=1,
     )
     prepared_statements_enabled: bool = _setting(
@@ -159,9 +162,9 @@ class Settings:
     )
     max_streams: int = _setting(
         1000,
-        "Largest number of open event streams per process, at most half of its limit of open "
-        "files. If streams hold threads (any server except gunicorn without TLS), a quarter of "
-        "the threads is the limit. 0 switches streams off.",
+        "Largest number of open event streams per process, at most half of the process's limit "
+        "of open files. Under gunicorn without TLS a stream holds no thread; otherwise each "
+        "holds one, and at most a quarter of the threads may do so. 0 switches streams off.",
         least=0,
     )
     maintenance_enabled: bool = _setting(
@@ -174,7 +177,7 @@ class Settings:
     metrics_token: str | None = _setting(
         None,
         f"Bearer token that Prometheus must send to read `/metrics`; at least {MIN_METRICS_TOKEN} "
-        "characters. Not set: the page does not exist and nothing is measured.",
+        "characters. If it is not set, `/metrics` is 404 and nothing is measured.",
     )
     log_level: str = _setting(
         "INFO",

@@ -263,11 +263,11 @@ class AlreadyMember(Conflict):
 
 
 class LastOwner(Conflict):
-    """Last owner of the workspace"""
+    """Workspace must keep an owner"""
 
 
 class LastAdministrator(Conflict):
-    """Last enabled administrator"""
+    """Service must keep an enabled administrator"""
 
 
 class PreconditionFailed(JobApiError):
@@ -327,7 +327,7 @@ class PageTooLarge(JobApiError):
 
 
 class IdempotencyKeyReused(JobApiError):
-    """Idempotency key reused"""
+    """Idempotency key used for a different request"""
 
     status = 422
 

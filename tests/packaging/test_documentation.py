@@ -24,7 +24,7 @@ from jobapi.services import stats
 
 from ..served import Service, environment, jobapi
 from ..stand_ins import install
-from .test_house import FLOORS
+from .test_house import LAYERS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -94,10 +94,10 @@ def test_links_lead_to_pages_and_headings() -> None:
             assert not anchor or anchor in anchors(found.read_text()), f"{page.name}: #{anchor}"
 
 
-def test_architecture_page_has_every_floor_with_its_imports() -> None:
+def test_architecture_page_has_every_layer_with_its_imports() -> None:
     table = {row[0].strip("`"): row[2].split(", ") for row in rows(DOCS["architecture.md"], 3)[2:]}
-    assert {floor: sorted(filter(None, names)) for floor, names in table.items()} == {
-        floor: sorted(names.split()) for floor, names in FLOORS.items()
+    assert {layer: sorted(filter(None, names)) for layer, names in table.items()} == {
+        layer: sorted(names.split()) for layer, names in LAYERS.items()
     }
 
 

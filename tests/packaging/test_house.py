@@ -26,8 +26,8 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-# What the modules of a floor may import of ours besides their own floor.
-FLOORS = {
+# What the modules of a layer may import of ours besides their own layer.
+LAYERS = {
     "errors": "",
     "headers": "",
     "logs": "",
@@ -74,9 +74,9 @@ def ours(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_of_a_module_stay_below_its_floor(name: str) -> None:
-    floor = name.split(".")[0]
-    assert {found.split(".")[0] for found in ours(name)} <= {floor, *FLOORS[floor].split()}
+def test_imports_of_a_module_stay_below_its_layer(name: str) -> None:
+    layer = name.split(".")[0]
+    assert {found.split(".")[0] for found in ours(name)} <= {layer, *LAYERS[layer].split()}
 
 
 def test_imports_of_modules_form_no_cycle() -> None:
