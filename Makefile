@@ -8,7 +8,7 @@ READY := .venv/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run test lint test-browser fuzz chaos bench bench-cycle bench-scale bench-streams bench-dashboard soak \
-  example schema lock clean
+  example wheels schema lock clean
 
 help:
 	@echo "make run           serve http://localhost:8000 with SQLite and a demo user"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
 	@echo "make setup         prepare .venv (all others do it by themselves)"
+	@echo "make wheels        build dist/: jobapi, and jobapi-client without the service"
 	@echo "make schema        write migrations/schema.sql, after a new migration"
 	@echo "make lock          write requirements*.txt anew from setup.cfg"
 
@@ -88,6 +89,17 @@ example: $(READY)
 schema: $(READY)
 	$(BIN)/python -m tests.schema
 
+wheels: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	mkdir -p build/client/jobapi/commands
+	cp setup-client.cfg build/client/setup.cfg
+	cp pyproject.toml LICENSE README.md build/client
+	cp -R jobapi/client jobapi/rules jobapi/__init__.py jobapi/errors.py jobapi/signals.py \
+	  jobapi/py.typed build/client/jobapi
+	cp jobapi/commands/__init__.py jobapi/commands/main.py build/client/jobapi/commands
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist build/client
+
 lock: $(READY)
 	$(BIN)/uv pip compile setup.cfg --universal --python-version 3.11 --generate-hashes \
 	  --no-header --quiet --output-file requirements.txt
@@ -96,4 +108,4 @@ lock: $(READY)
 	  --output-file requirements-dev.txt
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

@@ -32,7 +32,10 @@ _SERVICES = ("accounts", "jobs", "keys", "queue", "workspaces")
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("jobapi")
+        try:
+            return metadata.version("jobapi")
+        except metadata.PackageNotFoundError:
+            return metadata.version("jobapi-client")
     if name in _SERVICES:
         return import_module(f".services.{name}", __name__)
     if name in __all__:

@@ -1,29 +1,52 @@
 """The ``jobapi`` command; in a host application the same, as ``flask jobapi``.
 
-A command's module is imported when the command is used: those that call a running service need
-neither Flask nor the database.
+A command's module is imported when the command is used: ``--help`` is quick, and those that call
+a running service need neither Flask nor the database. The wheel ``jobapi-client`` has only them.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import click
 
-# Module and name of each command.
-_CLIENT = {
-    "jobs": "client.commands:jobs_group",
-    "worker": "client.commands:worker_command",
-}
-_SERVICE = {
-    "db": "commands.database:db",
-    "db-check": "commands.database:db_check",
-    "init": "commands.database:init",
-    "keys": "commands.accounts:keys_group",
-    "maintain": "commands.database:maintain",
-    "serve": "commands.serve:serve",
-    "users": "commands.accounts:users_group",
-    "workspaces": "commands.accounts:workspaces_group",
+import jobapi
+
+
+class _Command(NamedTuple):
+    target: str
+    """Module and name."""
+    help: str
+    """The first sentence of its help, so that a list of commands imports none of them."""
+
+    @property
+    def of_client(self) -> bool:
+        return self.target.startswith("client.")
+
+
+COMMANDS = {
+    "db": _Command("commands.database:db", "Run the migrations (Flask-Migrate)."),
+    "db-check": _Command(
+        "commands.database:db_check", "Recount all jobs and correct wrong totals."
+    ),
+    "init": _Command("commands.database:init", "Migrate the database to the installed version."),
+    "jobs": _Command(
+        "client.commands:jobs_group",
+        "Create, list, show, watch, cancel, retry and delete jobs of a running service.",
+    ),
+    "keys": _Command(
+        "commands.accounts:keys_group", "API keys, the credentials of machines for one workspace."
+    ),
+    "maintain": _Command(
+        "commands.database:maintain",
+        "Run the maintenance until stopped; any number of these may run.",
+    ),
+    "serve": _Command("commands.serve:serve", "Serve the API with gunicorn."),
+    "users": _Command("commands.accounts:users_group", "Users, who may log in."),
+    "worker": _Command("client.commands:worker_command", "Run a worker until SIGTERM or Ctrl-C."),
+    "workspaces": _Command("commands.accounts:workspaces_group", "Workspaces, which contain jobs."),
 }
 
 
@@ -31,19 +54,25 @@ class _Commands(click.Group):
     """Imports commands when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*_CLIENT, *_SERVICE])
+        whole = find_spec("jobapi.commands.base") is not None
+        return [name for name, command in COMMANDS.items() if whole or command.of_client]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _SERVICE:
-            import_module("jobapi.commands.base").provide_app(ctx)
-        elif cmd_name not in _CLIENT:
+        if cmd_name not in self.list_commands(ctx):
             return None
-        module, _, name = {**_CLIENT, **_SERVICE}[cmd_name].partition(":")
+        found = COMMANDS[cmd_name]
+        if not found.of_client:
+            import_module("jobapi.commands.base").provide_app(ctx)
+        module, _, name = found.target.partition(":")
         command: click.Command = getattr(import_module(f"jobapi.{module}"), name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
 
 @click.command("jobapi", cls=_Commands)
-@click.version_option(package_name="jobapi")
+@click.version_option(jobapi.__version__)
 def main() -> None:
     """Run and administer the Job API."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from click.testing import Result
 
 from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
+from jobapi.commands.main import COMMANDS
 from jobapi.commands.serve import greeting
 from jobapi.rules.roles import Role
 
@@ -274,9 +278,24 @@ def test_database_that_is_not_migrated_says_what_to_run(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_list_of_commands_has_the_first_sentence_of_their_help() -> None:
+    for command in COMMANDS.values():
+        module, _, name = command.target.partition(":")
+        own = getattr(import_module(f"jobapi.{module}"), name).help
+        assert " ".join(own.split()).startswith(command.help)
+
+
 def test_help_and_version_need_no_settings() -> None:
     env = environment()
     assert "Run and administer the Job API" in jobapi("--help", env=env).stdout
+    code = (
+        "import sys\n"
+        "from jobapi.commands.main import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(sorted({'flask', 'sqlalchemy', 'httpx2'} & sys.modules.keys()))"
+    )
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert listed.endswith("[]\n")
     assert re.search(r"\d+\.\d+", jobapi("--version", env=env).stdout)
     usage = jobapi("serve", "--help", env=env).stdout
     for text in ("127.0.0.1", "8000", "--workers", "[default: 2", "--threads", "[default: 8"):

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import configparser
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from ..conftest import SECRET
+from ..factories import PASSWORD
 from ..served import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: Any) -> Path:
-    folder: Path = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def wheels(tmp_path_factory: Any) -> dict[str, Path]:
+    """Both wheels, by the names of their distributions."""
+    source: Path = tmp_path_factory.mktemp("wheel") / "source"
     # A copy of what git has, because a build leaves things behind.
     files = subprocess.check_output(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
@@ -28,11 +34,21 @@ def wheel(tmp_path_factory: Any) -> Path:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    (source / ".venv").mkdir()
+    (source / ".venv" / ".ready").touch()
+    done = subprocess.run(
+        ["make", "wheels", f"BIN={Path(sys.executable).parent}"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
+    return {path.name.split("-")[0]: path for path in (source / "dist").iterdir()}
+
+
+@pytest.fixture
+def wheel(wheels: dict[str, Path]) -> Path:
+    return wheels["jobapi"]
 
 
 def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: Path) -> None:
@@ -111,3 +127,75 @@ def test_wheel_works_in_a_host_and_by_itself(
         [sys.executable, *command], env=env, cwd="/", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+BARE = """
+import sys
+import jobapi, jobapi.errors
+from jobapi.client import Client, Worker
+assert jobapi.__file__.startswith(sys.argv[1]), jobapi.__file__
+with Client(sys.argv[2], username="boss", password=sys.argv[3]) as client:
+    job = client.create(1, "add", metadata={"numbers": [1, 2]})
+    worker = Worker(client, 1)
+    worker.task("add")(lambda task: {"sum": sum(task.metadata["numbers"])})
+    worker.run(until_idle=True)
+    assert client.result(1, job.job_id) == {"sum": 3}
+missing = {"flask", "sqlalchemy", "psycopg", "marshmallow", "gunicorn"}
+assert not missing & {name.partition(".")[0] for name in sys.modules}
+print("works", jobapi.__version__)
+"""
+
+
+def needed(requirements: list[str], found: set[str]) -> set[str]:
+    """The names of the distributions that these requirements need, without extras."""
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name not in found:
+            found.add(name)
+            needed(metadata.requires(name) or [], found)
+    return found
+
+
+def test_client_wheel_works_with_nothing_but_what_it_requires(
+    wheels: dict[str, Path], tmp_path: Path, serve: Any
+) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheels["jobapi_client"]) as archive:
+        archive.extractall(site)
+    (about,) = metadata.distributions(path=[str(site)])
+    names = needed(about.requires or [], set())
+    assert not names & {"flask", "sqlalchemy", "psycopg"}
+    for name in names:
+        for file in metadata.files(name) or []:
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                target = site / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(file.locate())
+    service = serve()
+    # Without the environment's own packages.
+    python = [sys.executable, "-S", "-c"]
+    env = environment(PYTHONPATH=str(site))
+    run: Any = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True}
+    done = subprocess.run([*python, BARE, str(site), service.url, PASSWORD], **run)
+    assert done.stdout.startswith("works 0."), done.stderr
+    command = "from jobapi.commands.main import main; main()"
+    listed = subprocess.run([*python, command, "--help"], **run)
+    assert re.findall(r"^  ([a-z]+)  ", listed.stdout, re.M) == ["jobs", "worker"]
+    refused = subprocess.run([*python, command, "serve"], **run)
+    assert "No such command 'serve'" in refused.stderr
+
+
+def test_client_wheel_is_of_the_same_version_and_requirements() -> None:
+    whole, client = configparser.ConfigParser(), configparser.ConfigParser()
+    whole.read(ROOT / "setup.cfg")
+    client.read(ROOT / "setup-client.cfg")
+    assert client["metadata"]["version"] == whole["metadata"]["version"]
+    for section, name in (
+        ("options", "install_requires"),
+        ("options.extras_require", "celery"),
+        ("options.extras_require", "otel"),
+    ):
+        assert set(client[section][name].split("\n")) <= set(whole[section][name].split("\n"))
