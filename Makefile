@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# There is a schema for the kinds of Kubernetes itself, not for those of operators.
+MANIFESTS := $(addprefix examples/deployment/kubernetes/, migration.yaml service.yaml worker.yaml)
+RULES := examples/deployment/prometheus/rules.yaml
+
 # The tests start the service many times, so let Python keep the bytecode of its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -49,6 +53,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Containerfile
+	$(BIN)/kubernetes-validate --strict --quiet $(MANIFESTS)
+	@if command -v promtool >/dev/null; then promtool check rules --lint=all $(RULES); fi
 
 test: lint
 	$(BIN)/pytest --ignore tests/browser
