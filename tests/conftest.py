@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event
 
 from jobapi import create_app
+from jobapi.store.partitions import partition_jobs
 from jobapi.store.tables import Base
 
 from .factories import PASSWORD, Desk, World
@@ -24,6 +25,8 @@ from .postgres import Postgres
 from .served import Service, environment
 
 DATABASES = ("sqlite", "postgresql")
+PARTITIONS = int(os.environ.get("TEST_PARTITIONS", "0"))
+"""How many partitions the table of jobs has on Postgres; 0: it is not partitioned."""
 SECRET = "only-for-tests-" + "x" * 32
 METRICS_TOKEN = "only-for-tests-of-metrics"
 
@@ -116,6 +119,9 @@ def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> 
     if migrate:
         with app.extensions["jobapi"].private.app_context():
             flask_migrate.upgrade()
+        if PARTITIONS and url.startswith("postgresql"):
+            with app.extensions["jobapi"].engine.begin() as connection:
+                partition_jobs(connection, PARTITIONS, max_jobs=0)
     return app
 
 

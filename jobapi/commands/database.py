@@ -13,6 +13,7 @@ from ..rules.jobs import JobStatus, Priority
 from ..services import counts, events, workspaces
 from ..signals import StopSignals
 from ..store.engine import long_transaction
+from ..store.partitions import CannotPartition, partition_jobs
 from .base import Command, Group, note, state, transaction
 from .demo import DEMO_PASSWORD, DEMO_USER, create_demo, demo_lines
 
@@ -83,6 +84,32 @@ def db(ctx: click.Context) -> None:
     # On the private application: a host's own migrations must not see our database.
     ctx.with_resource(state().private.app_context())
     ctx.invoke(migrate_group)
+
+
+@db.command("partition")
+@click.option("--by", type=click.Choice(["workspace"]), required=True, help="What to partition by.")
+@click.option(
+    "--partitions",
+    type=click.IntRange(2, 1024),
+    default=16,
+    show_default=True,
+    help="How many partitions.",
+)
+@click.option(
+    "--max-jobs",
+    type=click.IntRange(0),
+    default=100_000,
+    show_default=True,
+    help="Refuse a table with more jobs: they are copied.",
+)
+def partition(by: str, partitions: int, max_jobs: int) -> None:
+    """Partition the table of jobs (Postgres). Stop the service first."""
+    with transaction() as tx:
+        try:
+            partition_jobs(tx, partitions, max_jobs=max_jobs)
+        except CannotPartition as refused:
+            raise click.ClickException(str(refused)) from None
+    note(f"The table of jobs has {partitions} partitions by {by}.")
 
 
 for _name, _command in migrate_group.commands.items():

@@ -115,10 +115,16 @@ def test_readme_fits_on_two_screens() -> None:
 
 
 def commands(command: click.Command, *path: str) -> Iterator[tuple[str, click.Command]]:
-    """The commands with their names and arguments, as a heading has them; ``db`` as a whole."""
-    if isinstance(command, click.Group) and path[-1] != "db":
+    """The commands with their names and arguments, as a heading has them.
+
+    ``db`` is there as a whole, with our own command only.
+    """
+    if isinstance(command, click.Group):
         context = click.Context(command)
-        for name in command.list_commands(context):
+        is_db = path[-1] == "db"
+        if is_db:
+            yield " ".join(path), command
+        for name in ["partition"] if is_db else command.list_commands(context):
             found = command.get_command(context, name)
             assert found is not None
             yield from commands(found, *path, name)

@@ -1,11 +1,9 @@
-"""A table of jobs that is partitioned by workspace, as docs/scaling.md makes it."""
+"""A table of jobs that is partitioned by workspace, as ``jobapi db partition`` makes it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +23,6 @@ from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction
 from ..conftest import app_on
 from ..factories import Desk, World
 
-DOCS = Path(__file__).parents[2] / "docs"
 BACKOFF = Backoff(first_seconds=0, max_seconds=1)
 
 
@@ -36,11 +33,15 @@ def partitioned(new_database: Any, tmp_path_factory: Any) -> Any:
     world = World(app)
     for _ in range(3):
         Desk(world).create(metadata={"batch_id": 3})
-    (recipe,) = re.findall(
-        r"```sql\n(DO .*?)```", (DOCS / "scaling.md").read_text("utf-8"), re.DOTALL
-    )
-    with world.state.engine.connect() as connection:
-        connection.execute(text(recipe.replace(":", r"\:")))
+    runner = app.test_cli_runner()
+    command = ["jobapi", "db", "partition", "--by", "workspace", "--partitions", "8"]
+    for options, code, said in (
+        (["--max-jobs", "2"], 1, "more than 2 jobs"),
+        ([], 0, "has 8 partitions"),
+        ([], 1, "partitioned already"),
+    ):
+        done = runner.invoke(args=[*command, *options])
+        assert (done.exit_code, said in done.output) == (code, True), done.output
     yield app
     world.state.engine.dispose()
 
@@ -177,3 +178,9 @@ def test_metadata_filter_on_partitions_finds_this_workspaces_jobs(desk: Desk) ->
     page = desk.get("?metadata.batch_id=3").json
     assert page["pagination"]["total"] == 5
     assert {job["workspace_id"] for job in page["data"]} == {desk.workspace_id}
+
+
+def test_partition_on_sqlite_is_refused(new_database: Any, make_app: Any) -> None:
+    runner = make_app(new_database("sqlite")).test_cli_runner()
+    done = runner.invoke(args=["jobapi", "db", "partition", "--by", "workspace"])
+    assert (done.exit_code, "Only Postgres" in done.output) == (1, True)
