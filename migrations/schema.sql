@@ -114,12 +114,14 @@ CREATE TABLE jobapi_workspaces (
   keep_cancelled integer,  -- days; null: for ever
   deleted_at timestamp with time zone,  -- since when nobody sees it; what is in it is being deleted
   keep_events integer DEFAULT 30,  -- days; null: for ever
+  move smallint,  -- 0 leaving for another database: nothing changes; 1 arriving: hidden
   CONSTRAINT pk_jobapi_workspaces PRIMARY KEY (id),
   CONSTRAINT fk_jobapi_workspaces_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
   CONSTRAINT ck_jobapi_workspaces_keep_cancelled CHECK (keep_cancelled >= 1),
   CONSTRAINT ck_jobapi_workspaces_keep_events CHECK (keep_events >= 1),
   CONSTRAINT ck_jobapi_workspaces_keep_failed CHECK (keep_failed >= 1),
-  CONSTRAINT ck_jobapi_workspaces_keep_success CHECK (keep_success >= 1)
+  CONSTRAINT ck_jobapi_workspaces_keep_success CHECK (keep_success >= 1),
+  CONSTRAINT ck_jobapi_workspaces_move CHECK (move >= 0 AND move <= 1)
 );
 
 CREATE TABLE jobapi_api_keys (

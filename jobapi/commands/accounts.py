@@ -5,6 +5,7 @@ A new id or key is printed alone on standard output; messages go to standard err
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 
 import click
@@ -15,7 +16,8 @@ from ..rules.roles import Role
 from ..schemas.fields import Time
 from ..services import accounts, keys, workspaces
 from ..store.tables import MAX_ID
-from .base import Group, note, transaction
+from .base import Group, note, state, transaction
+from .moving import move, target_state
 
 
 @click.group("users", cls=Group)
@@ -92,6 +94,26 @@ def create_workspace(name: str, owner: str) -> None:
         workspace = workspaces.create(tx, name, owner_id=user.id)
     note(f"Created workspace {name!r} with the owner {owner!r}.")
     click.echo(workspace.id)
+
+
+@workspaces_group.command("move")
+@click.argument("workspace_id", type=click.IntRange(1, MAX_ID), metavar="ID")
+@click.option(
+    "--to-env",
+    "variable",
+    required=True,
+    metavar="NAME",
+    help="Environment variable with the URL of the target database.",
+)
+@click.option("--undo", is_flag=True, help="End an unfinished move: the workspace stays here.")
+@with_appcontext
+def move_workspace(workspace_id: int, variable: str, undo: bool) -> None:
+    """Move a workspace to another database; start it again if it was interrupted."""
+    url = os.environ.get(variable)
+    if not url:
+        raise click.UsageError(f"The environment variable {variable} is not set.")
+    with target_state(url) as target:
+        move(state().engine, target.engine, workspace_id, undo=undo)
 
 
 @click.group("keys", cls=Group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..config import ConfigError
 from ..errors import JobApiError
+from ..services.moves import CannotMove
 from ..state import State
 from ..store.engine import long_transaction
 from ..store.faults import judge, lacks_schema
+from ..store.partitions import CannotPartition
 
 
 @contextmanager
@@ -24,7 +26,7 @@ def _error_messages() -> Iterator[None]:
     """Show errors that a person can fix as messages, without a traceback."""
     try:
         yield
-    except (JobApiError, ConfigError) as error:
+    except (JobApiError, ConfigError, CannotMove, CannotPartition) as error:
         raise click.ClickException(str(error)) from None
     except UnicodeEncodeError:
         # Do not show the argument: it may be a password.
@@ -63,14 +65,15 @@ class Group(click.Group):
 def provide_app(ctx: click.Context) -> None:
     """Let commands create the standalone application, unless a host has provided its own."""
     if ctx.find_object(ScriptInfo) is None:
-        ctx.obj = ScriptInfo(create_app=_create_app, set_debug_flag=False)
+        ctx.obj = ScriptInfo(create_app=create_app, set_debug_flag=False)
 
 
-def _create_app() -> Any:
+def create_app(settings: Mapping[str, Any] | None = None) -> Any:
+    """The standalone application, as ``jobapi.create_app`` makes it."""
     # Not at the top: the package imports the commands.
     from .. import create_app
 
-    return create_app()
+    return create_app(settings)
 
 
 def state() -> State:

@@ -10,10 +10,11 @@ from flask.cli import with_appcontext
 from flask_migrate.cli import db as migrate_group
 
 from ..rules.jobs import JobStatus, Priority
-from ..services import counts, events, workspaces
+from ..services import counts, events, moves, workspaces
 from ..signals import StopSignals
 from ..store.engine import long_transaction
-from ..store.partitions import CannotPartition, partition_jobs
+from ..store.partitions import partition_jobs
+from ..store.tables import MAX_ID
 from .base import Command, Group, note, state, transaction
 from .demo import DEMO_PASSWORD, DEMO_USER, create_demo, demo_lines
 
@@ -21,8 +22,13 @@ from .demo import DEMO_PASSWORD, DEMO_USER, create_demo, demo_lines
 @click.command(cls=Command)
 @click.option("--demo", is_flag=True, help="Create a demo user and workspace 1 (development only).")
 @click.option("--quiet", is_flag=True, help="Print only errors.")
+@click.option(
+    "--first-id",
+    type=click.IntRange(1, MAX_ID),
+    help="The first id of users, workspaces, keys and operations in a new database.",
+)
 @with_appcontext
-def init(demo: bool, quiet: bool) -> None:
+def init(demo: bool, quiet: bool, first_id: int | None) -> None:
     """Migrate the database to the installed version."""
     if demo and not state().settings.development:
         raise click.ClickException(
@@ -32,6 +38,8 @@ def init(demo: bool, quiet: bool) -> None:
         flask_migrate.upgrade()
     with transaction() as tx:
         events.put_restored_first(tx)
+        if first_id is not None:
+            moves.start_ids(tx, first_id)
     if not quiet:
         note("The database is up to date.")
     if demo:
@@ -105,10 +113,7 @@ def db(ctx: click.Context) -> None:
 def partition(by: str, partitions: int, max_jobs: int) -> None:
     """Partition the table of jobs (Postgres). Stop the service first."""
     with transaction() as tx:
-        try:
-            partition_jobs(tx, partitions, max_jobs=max_jobs)
-        except CannotPartition as refused:
-            raise click.ClickException(str(refused)) from None
+        partition_jobs(tx, partitions, max_jobs=max_jobs)
     note(f"The table of jobs has {partitions} partitions by {by}.")
 
 

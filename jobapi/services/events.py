@@ -473,7 +473,7 @@ def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -
 def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, int]]:
     """The workspaces, or the given one, that delete old events, with the number of days."""
     some = select(workspaces.c.id, workspaces.c.keep_events).where(
-        workspaces.c.keep_events.is_not(None)
+        workspaces.c.keep_events.is_not(None), workspaces.c.move.is_(None)
     )
     if workspace_id is not None:
         some = some.where(workspaces.c.id == workspace_id)

@@ -45,7 +45,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.paging import MAX_BYTES
 from ..store.records import record_source, records
 from ..store.statement import Statement
-from ..store.tables import attempts, jobs
+from ..store.tables import attempts, jobs, workspaces
 from ..store.transactions import BY_KEY, IN_ORDER, transactional
 from . import success
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
@@ -492,7 +492,12 @@ def reap(
     """
     found = session.execute(
         select(*DECIDING, DbNow().label("now"))
-        .where(jobs.c.reap_at <= select(DbNow()).scalar_subquery())
+        .where(
+            jobs.c.reap_at <= select(DbNow()).scalar_subquery(),
+            jobs.c.workspace_id.not_in(
+                select(workspaces.c.id).where(workspaces.c.move.is_not(None))
+            ),
+        )
         .order_by(jobs.c.reap_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -30,6 +30,9 @@ from . import events
 
 NOT_DELETED = workspaces.c.deleted_at.is_(None)
 
+NOT_MOVING = workspaces.c.move.is_(None)
+"""The maintenance leaves a workspace alone while it is moved to another database."""
+
 CLEAR_AT_ONCE = 500
 """How many rows of a deleted workspace are deleted in one transaction."""
 
@@ -155,7 +158,7 @@ def retention(session: Executor, workspace_id: int | None = None) -> list[Retent
         JobStatus.FAILED: workspaces.c.keep_failed,
         JobStatus.CANCELLED: workspaces.c.keep_cancelled,
     }
-    some = NOT_DELETED & or_(*(column.is_not(None) for column in columns.values()))
+    some = NOT_DELETED & NOT_MOVING & or_(*(column.is_not(None) for column in columns.values()))
     if workspace_id is not None:
         some &= workspaces.c.id == workspace_id
     rows = session.execute(select(workspaces.c.id, *columns.values()).where(some))
@@ -191,7 +194,7 @@ def clear(session: Executor) -> bool:
     """
     workspace_id = session.execute(
         select(workspaces.c.id)
-        .where(~NOT_DELETED)
+        .where(~NOT_DELETED, NOT_MOVING)
         .order_by(workspaces.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)

@@ -41,6 +41,7 @@ _LOCKED = Fault("Another transaction has held a lock on this for too long; try a
 _SLOW = Fault("The database took too long; try again, or ask for less at a time.")
 _CONFLICT = Fault("Another transaction changed the same data at the same moment; try again.")
 _IO_ERROR = Fault("The database cannot read or write its files; try again later.", reconnect=True)
+_MOVING = Fault("The workspace is being moved to another database; try again later.")
 _POOL = Fault("All database connections of this process are in use; try again in a moment.")
 
 _BY_STATE = {
@@ -54,6 +55,7 @@ _BY_STATE = {
     "53100": _FULL,
     "55P03": _LOCKED,
     "57014": _SLOW,
+    "JM001": _MOVING,  # raised by the triggers of ``services.moves``
 }
 _BY_CLASS = {"08": _AWAY, "40": _CONFLICT, "53": _BUSY, "57": _AWAY, "58": _IO_ERROR}
 
@@ -88,6 +90,8 @@ def judge(error: BaseException) -> Fault | None:
 
 def _judge_driver(error: BaseException | None) -> Fault | None:
     name = _sqlite_name(error)
+    if name == "SQLITE_CONSTRAINT_TRIGGER":
+        return _MOVING
     if name:
         # SQLITE_BUSY_SNAPSHOT and its like are kinds of SQLITE_BUSY.
         return _BY_NAME.get("_".join(name.split("_")[:2]))

@@ -35,6 +35,9 @@ TABLE_PREFIX = "jobapi_"
 MAX_ID = 2**31 - 1
 """The largest id of a user, a workspace or a key."""
 
+LEAVING, ARRIVING = 0, 1
+"""The values of ``Workspace.move``."""
+
 _Json = JSON(none_as_null=True)
 _BigId = BigInteger().with_variant(Integer, "sqlite")
 
@@ -109,6 +112,7 @@ class Workspace(Base):
         CheckConstraint("keep_failed >= 1", "keep_failed"),
         CheckConstraint("keep_cancelled >= 1", "keep_cancelled"),
         CheckConstraint("keep_events >= 1", "keep_events"),
+        CheckConstraint("move BETWEEN 0 AND 1", "move"),
         {"sqlite_autoincrement": True},
     )
 
@@ -125,6 +129,10 @@ class Workspace(Base):
     )
     deleted_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, comment="since when nobody sees it; what is in it is being deleted"
+    )
+    move: Mapped[int | None] = mapped_column(
+        SmallInteger,
+        comment="0 leaving for another database: nothing changes; 1 arriving: hidden",
     )
 
 

@@ -391,7 +391,10 @@ def _lookup(
         source = users
         where = users.c.username == bindparam("username")
     if in_workspace:
-        columns.append(workspaces.c.id.label("caller_workspace_id"))
+        columns += [
+            workspaces.c.id.label("caller_workspace_id"),
+            workspaces.c.move.label("caller_move"),
+        ]
         source = source.outerjoin(
             workspaces, and_(workspaces.c.id == bindparam("workspace_id"), NOT_DELETED)
         )
@@ -491,6 +494,10 @@ def _caller(
             raise errors.NotAMember("You have no access to this workspace. Ask one of its owners.")
         # A key can do no more than the user on whose behalf it acts.
         role = Role(min(role, row.key_role) if by_key else role)
+    if in_workspace and write and row.caller_move is not None and _writes():
+        raise errors.Unavailable(
+            "The workspace is being moved to another database; try again later.", retry_after=10
+        )
     return Caller(
         connection=connection,
         now=row.now,
@@ -503,6 +510,10 @@ def _caller(
         role=role,
         job=row if job_columns is not None else None,
     )
+
+
+def _writes() -> bool:
+    return request.method not in _SAFE_METHODS
 
 
 def _check_key(connection: Connection, row: AnyRow, *, write: bool) -> None:

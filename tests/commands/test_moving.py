@@ -1,0 +1,341 @@
+"""``jobapi workspaces move``: to another database, interrupted, undone, refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+
+from jobapi import accounts
+from jobapi.background.periodic_tasks import clear_workspace
+from jobapi.services import counts, moves
+from jobapi.store.faults import judge
+from jobapi.store.tables import api_keys, events, jobs
+
+from ..conftest import SECRET, app_on
+from ..factories import Desk, World
+from ..served import BIN, environment
+
+FIRST = 50_000_000
+
+
+@pytest.fixture
+def target_kind(request: Any, database: str) -> str:
+    """The kind of the target, if a test does not want both to be alike."""
+    return str(getattr(request, "param", database))
+
+
+@pytest.fixture
+def cells(
+    new_database: Any, database: str, target_kind: str, tmp_path: Path
+) -> Iterator[tuple[World, World, str]]:
+    """Two cells, and the URL of the second. The first gives out ids from ``FIRST``."""
+    urls = [new_database(database), new_database(target_kind)]
+    apps = [app_on(url, tmp_path) for url in urls]
+    worlds = [World(app) for app in apps]
+    done = init(apps[0])
+    assert done.exit_code == 0, (done.output, done.exception)
+    yield worlds[0], worlds[1], urls[1]
+    for app in apps:
+        app.extensions["jobapi"].close()
+
+
+def init(app: Flask, first: int = FIRST) -> Any:
+    return app.test_cli_runner().invoke(args=["jobapi", "init", "--first-id", str(first)])
+
+
+def move(world: World, url: str, workspace_id: int, *options: str) -> Any:
+    runner = world.app.test_cli_runner()
+    args = ["jobapi", "workspaces", "move", str(workspace_id), "--to-env", "TARGET", *options]
+    return runner.invoke(args=args, env={"TARGET": url})
+
+
+def fill(desk: Desk) -> str:
+    """Jobs in each status with attempts, a key, a member, an operation; returns the key."""
+    for status in ("pending", "running", "success", "failed", "cancelled"):
+        desk.job_in(status, metadata={"of": status, "n": [1, 2.5, None, True, "ä"]})
+    job = desk.create()
+    for _ in range(2):
+        (claimed,) = desk.claim()
+        desk.report(claimed, status="failed", error="no", retry_after=0)
+    desk.patch(job["job_id"], {"priority": "urgent"})
+    other = desk.world.user()
+    desk.call(
+        "POST",
+        f"/workspace/{desk.workspace_id}/members",
+        json={"user_id": other.id, "role": "viewer"},
+    )
+    desk.call("PATCH", f"/workspace/{desk.workspace_id}", json={"retention": {"failed": 30}})
+    made = desk.call(
+        "POST", f"/workspace/{desk.workspace_id}/keys", json={"name": "k", "role": "worker"}
+    )
+    desk.call(
+        "POST",
+        f"/workspace/{desk.workspace_id}/operations",
+        json={"action": "cancel", "filter": {"status": ["pending"]}},
+    )
+    return str(made.json["key"])
+
+
+def create_many(desk: Desk, n: int) -> None:
+    made = desk.post("/batch", json={"jobs": [{"job_type": "x"}] * n})
+    assert made.status_code == 201
+
+
+def seen(world: World, workspace_id: int, token: str) -> dict[str, Any]:
+    """All that the API shows of a workspace, without ids that are internal."""
+    base = f"/workspace/{workspace_id}"
+    listed = world.call("GET", f"{base}/jobs?limit=100&order=asc", token).json
+    points = world.call("GET", f"{base}/stats/history?window=day", token).json["data"]
+    history = world.call("GET", f"{base}/events?limit=100&order=asc", token).json["data"]
+    return {
+        "workspace": world.call("GET", base, token).json,
+        "jobs": listed["data"],
+        "total": listed["pagination"]["total"],
+        "attempts": [
+            world.call("GET", f"{base}/jobs/{job['job_id']}/attempts", token).json
+            for job in listed["data"]
+        ],
+        "events": [{**event, "event_id": None} for event in history],
+        "by_status": world.call("GET", f"{base}/stats", token).json["by_status"],
+        "throughput": [sum(point[name] for point in points) for name in ("queued", "failed")],
+    }
+
+
+@pytest.mark.parametrize("target_kind", ["sqlite", "postgresql"], indirect=True)
+def test_workspace_moves_with_all_that_is_in_it(cells: tuple[World, World, str]) -> None:
+    source, target, url = cells
+    desk, neighbour = Desk(source), Desk(source)
+    neighbour.create()
+    key = fill(desk)
+    desk.create()
+    (held,) = desk.claim(lease_seconds=600)
+    before = seen(source, desk.workspace_id, desk.token)
+    done = move(source, url, desk.workspace_id)
+    assert done.exit_code == 0, (done.output, done.exception)
+    # The same key works there, and the password too.
+    assert source.call("GET", desk.jobs_path, desk.token).status_code == 404
+    with target.transaction() as tx:
+        owner = accounts.find_user(tx, desk.user.username)
+        assert owner.id == desk.user.id >= FIRST
+        assert counts.check(tx, desk.workspace_id) == []
+    after = seen(target, desk.workspace_id, target.token(owner))
+    assert after == before
+    answer = target.call(
+        "POST",
+        f"{desk.jobs_path}/report",
+        key,
+        json={
+            "reports": [
+                {"job_id": held["job_id"], "lease_token": held["lease_token"], "status": "success"}
+            ]
+        },
+    )
+    assert answer.json["data"][0]["accepted"] is True
+    made = target.call(
+        "POST",
+        desk.jobs_path,
+        target.token(owner),
+        json={"job_type": "x", "workspace_id": desk.workspace_id},
+    )
+    assert made.status_code == 201
+    newest = target.call(
+        "GET", f"/workspace/{desk.workspace_id}/events?limit=1", target.token(owner)
+    ).json["data"][0]
+    assert (newest["kind"], newest["job_id"]) == ("created", made.json["job_id"])
+    # Nothing of it stays, nothing else is gone.
+    with source.state.engine.connect() as connection:
+        while clear_workspace(connection):
+            pass
+        assert connection.scalar(select(func.count()).select_from(jobs)) == 1
+    assert neighbour.get().json["pagination"]["total"] == 1
+    # Once more there is nothing to do.
+    again = move(source, url, desk.workspace_id)
+    assert (again.exit_code, "in the target already" in again.output) == (0, True)
+    unknown = move(source, url, desk.workspace_id + 100)
+    assert (unknown.exit_code, "There is no workspace" in unknown.output) == (1, True)
+
+
+def test_users_of_both_cells_are_matched_by_name(cells: tuple[World, World, str]) -> None:
+    source, target, url = cells
+    desk = Desk(source)
+    desk.create()
+    with target.transaction() as tx:
+        here = accounts.create_user(tx, desk.user.username, password="another-password")
+    assert move(source, url, desk.workspace_id).exit_code == 0
+    (job,) = target.call("GET", desk.jobs_path, target.token(here)).json["data"]
+    assert job["created_by"] == here.id < FIRST
+    (event,) = target.call(
+        "GET", f"/workspace/{desk.workspace_id}/events", target.token(here)
+    ).json["data"]
+    assert event["user_id"] == here.id
+
+
+def test_move_to_a_cell_with_the_same_ids_is_refused_and_undone(
+    cells: tuple[World, World, str], new_database: Any, database: str, tmp_path: Path
+) -> None:
+    _, target, _ = cells
+    desk, other = Desk(target), app_on(new_database(database), tmp_path)
+    url = other.extensions["jobapi"].engine.url.render_as_string(hide_password=False)
+    done = move(target, url, desk.workspace_id)
+    assert (done.exit_code, "--first-id" in done.output) == (1, True), done.output
+    # It can be written to again.
+    assert desk.create()
+    other.extensions["jobapi"].close()
+    unready = move(target, new_database(database), desk.workspace_id)
+    assert (unready.exit_code, "not ready" in unready.output) == (1, True), unready.output
+    assert desk.create()
+
+
+def test_first_id_of_a_database_with_rows_is_refused(cells: tuple[World, World, str]) -> None:
+    source, target, _ = cells
+    Desk(target)
+    done = init(target.app)
+    assert (done.exit_code, "only a new database" in done.output) == (1, True)
+    # A second time nothing has to be done.
+    assert init(source.app).exit_code == 0
+    assert source.user().id == FIRST
+
+
+def test_writes_are_refused_while_it_moves_and_reads_are_not(
+    cells: tuple[World, World, str],
+) -> None:
+    source, target, url = cells
+    desk, neighbour = Desk(source), Desk(source)
+    job = desk.create()
+    with source.transaction() as tx:
+        moves.freeze(tx, desk.workspace_id)
+    for method, path in (
+        ("POST", ""),
+        ("POST", "/claim"),
+        ("PATCH", f"/{job['job_id']}"),
+        ("POST", f"/{job['job_id']}/cancel"),
+        ("DELETE", f"/{job['job_id']}"),
+    ):
+        refused = desk.call(
+            method, desk.jobs_path + path, json={"job_type": "x", "workspace_id": desk.workspace_id}
+        )
+        assert refused.status_code == 503, path
+        assert refused.headers["Retry-After"] == "10"
+        assert "moved" in refused.json["detail"]
+    for path in ("/keys", "/members", "/operations"):
+        assert (
+            desk.call("POST", f"/workspace/{desk.workspace_id}{path}", json={}).status_code == 503
+        )
+    assert desk.get(f"/{job['job_id']}").json == job
+    assert neighbour.post(json={"job_type": "x", "workspace_id": neighbour.workspace_id})
+    # Also what asks no view, such as a host or the maintenance.
+    for statement in (
+        jobs.update().values(version=7),
+        jobs.delete(),
+        api_keys.insert().values(
+            workspace_id=desk.workspace_id,
+            user_id=desk.user.id,
+            name="k",
+            role=0,
+            key_hash="x",
+            created_at=func.now(),
+        ),
+    ):
+        with pytest.raises(DBAPIError) as error, source.transaction() as tx:
+            tx.execute(statement)
+        fault = judge(error.value)
+        assert fault is not None
+        assert "moved" in fault.detail
+    undone = move(source, url, desk.workspace_id, "--undo")
+    assert undone.exit_code == 0, (undone.output, undone.exception)
+    assert desk.patch(job["job_id"], {"priority": "low"}).status_code == 200
+    assert move(source, url, desk.workspace_id).exit_code == 0
+    assert target.state is not source.state
+
+
+def test_move_with_a_running_operation_is_refused(cells: tuple[World, World, str]) -> None:
+    source, _, url = cells
+    desk = Desk(source)
+    create_many(desk, 600)
+    begun = desk.call(
+        "POST",
+        f"/workspace/{desk.workspace_id}/operations",
+        json={"action": "cancel", "filter": {"status": ["pending"]}},
+    )
+    assert begun.json["status"] == "running"
+    done = move(source, url, desk.workspace_id)
+    assert (done.exit_code, "operation is running" in done.output) == (1, True)
+    assert desk.create()
+
+
+def test_move_that_is_killed_is_continued_while_clients_write(
+    new_database: Any, database: str, tmp_path: Path
+) -> None:
+    urls = [new_database(database), new_database(database)]
+    apps = [app_on(url, tmp_path) for url in urls]
+    source, target = (World(app) for app in apps)
+    assert init(apps[0]).exit_code == 0
+    desk = Desk(source)
+    for _ in range(6):
+        create_many(desk, 500)
+    env = environment(
+        JOBAPI_DATABASE_URL=urls[0],
+        JOBAPI_SECRET_KEY=SECRET,
+        TARGET=urls[1],
+        JOBAPI_INSTANCE_PATH=str(tmp_path),
+    )
+    command = [BIN / "jobapi", "workspaces", "move", str(desk.workspace_id), "--to-env", "TARGET"]
+    created: list[str] = []
+    stopping = threading.Event()
+
+    def write() -> None:
+        while not stopping.wait(0.01):
+            answer = desk.post(json={"job_type": "x", "workspace_id": desk.workspace_id})
+            if answer.status_code == 201:
+                created.append(answer.json["job_id"])
+            else:
+                assert answer.status_code in (404, 503)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    chance = random.Random(os.environ.get("CHAOS_SEED", "7"))
+    try:
+        kills = 0
+        for _ in range(30):
+            with (tmp_path / "said").open("w") as said:
+                process = subprocess.Popen(command, env=env, start_new_session=True, stderr=said)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.2 + chance.random() * (1 + kills / 2))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                time.sleep(0.1)
+                continue
+            assert process.returncode == 0, (tmp_path / "said").read_text()
+            break
+    finally:
+        stopping.set()
+        writer.join()
+    assert process.returncode == 0
+    assert kills > 0
+    with target.transaction() as tx:
+        there = set(
+            tx.scalars(select(jobs.c.job_id).where(jobs.c.workspace_id == desk.workspace_id))
+        )
+        assert counts.check(tx, desk.workspace_id) == []
+        noted = tx.scalar(select(func.count()).select_from(events))
+    assert len(there) == 3000 + len(created)
+    assert set(created) <= there
+    assert noted == len(there)
+    assert desk.get().status_code == 404
+    for app in apps:
+        app.extensions["jobapi"].close()
