@@ -11,7 +11,7 @@ RULES := examples/deployment/prometheus/rules.yaml
 # The tests start the service many times, so let Python keep the bytecode of its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test lint test-partitions test-browser fuzz chaos bench bench-cycle bench-scale bench-streams bench-dashboard soak \
+.PHONY: help setup run test lint test-partitions test-browser fuzz chaos bench bench-cycle bench-scale bench-capacity bench-streams bench-dashboard soak \
   example wheels schema lock clean
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make bench         speed: beside a bare Flask view, and then make bench-cycle"
 	@echo "make bench-cycle   create, claim and report in jobs/s, beside others (BENCH_REDIS_URL)"
 	@echo "make bench-scale   5 million jobs beside 5 thousand (SCALE_JOBS, SCALE_ROUNDS)"
+	@echo "make bench-capacity    processor time and disk per job, and what CAPACITY_JOBS a day take"
 	@echo "make bench-streams how soon a change is known to 500 who listen (BENCH_STREAMS)"
 	@echo "make bench-dashboard its first render with 5 million jobs; needs a Chromium (SCALE_JOBS)"
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
@@ -93,6 +94,9 @@ bench-streams: $(READY)
 
 bench-dashboard: $(READY)
 	$(BIN)/python benchmarks/dashboard.py
+
+bench-capacity: $(READY)
+	$(BIN)/python benchmarks/capacity.py
 
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pytest
 
 from ..factories import until
 from .stage import Stage, wait_for_end
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "8"))
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
 
 # Kombu's writes a message in its place, where another process may read half of it.
 BROKER = """
@@ -195,7 +200,8 @@ def test_application_runs_jobs_and_its_own_messages(stage: CeleryStage) -> None:
 def test_cancel_ends_the_process_of_the_task(stage: CeleryStage) -> None:
     client = stage.client
     stage.start_celery()
-    stage.start_worker()
+    # Celery may lose a message that it has given to the process which it ends.
+    stage.start_worker(REQUEUE="5")
     job = client.create(1, "long")
     until(stage.ran, 30)
     # Longer than the lease: the run renews it.
@@ -241,16 +247,21 @@ def test_message_that_is_delivered_twice_runs_once(stage: CeleryStage, pool: str
 
 
 def test_kill_dispatcher_worker_and_broker_loses_no_job(stage: CeleryStage) -> None:
-    client = stage.client
-    jobs = client.create_many(
-        1,
-        [{"job_type": "resize", "metadata": {"width": n, "seconds": 0.2}} for n in range(60)],
-    )
+    print(f"again with: CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS}", file=sys.stderr)
+    client, chance = stage.client, random.Random(SEED)
     environment = {"REQUEUE": "4"}
     worker, dispatcher = stage.start_celery(), stage.start_worker(**environment)
-    for victim in ("worker", "broker", "dispatcher", "worker"):
-        before = len(stage.ran())
-        until(lambda before=before: len(stage.ran()) > before + 3, 40)
+    made, kills = [], Counter[str]()
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        items = [
+            {"job_type": "resize", "max_retries": 100, "metadata": {"width": n, "seconds": 0.1}}
+            for n in range(len(made), len(made) + 10)
+        ]
+        made += client.create_many(1, items)
+        time.sleep(chance.uniform(0.5, 2))
+        victim = chance.choice(["worker", "broker", "dispatcher"])
+        kills[victim] += 1
         if victim == "broker":
             for message in (stage.folder / "queue").iterdir():
                 message.unlink(missing_ok=True)
@@ -261,13 +272,12 @@ def test_kill_dispatcher_worker_and_broker_loses_no_job(stage: CeleryStage) -> N
             os.killpg(worker.pid, signal.SIGKILL)
             worker = stage.start_celery()
     wait_for_end(client)
-    ended = [client.get(1, job.job_id) for job in jobs]
-    assert {job.status for job in ended} == {"success"}
-    ran = [line for line in stage.ran() if line.startswith("resize")]
-    # Only what a killed worker was running has run again, and has cost a retry.
-    retried = sum(job.retry_count for job in ended)
-    assert len(ran) <= 60 + retried
-    assert retried <= 4
+    ended = [client.get(1, job.job_id) for job in made]
+    assert {job.status for job in ended} == {"success"}, kills
+    # A run that has begun runs its attempt alone, so each further run has cost a retry.
+    ran = Counter(line for line in stage.ran() if line.startswith("resize"))
+    for number, job in enumerate(ended):
+        assert 1 <= ran[f"resize {number}"] <= 1 + job.retry_count
 
 
 def test_task_that_kills_its_process_uses_up_its_own_retries(stage: CeleryStage) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
+import re
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,9 @@ from jobapi.client.runs import Refusal, Run
 
 from ..factories import Desk, until
 from .stage import Stage, wait_for_end
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "8"))
+SEED = int(os.environ.get("CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
 
 TASKS = """
 import asyncio, os, signal, threading, time
@@ -186,6 +195,42 @@ def test_worker_that_is_killed_loses_no_job(stage: Stage, engine: dict[str, str]
     ran = stage.ran()
     assert len(set(ran)) == len(ran), "an attempt ran twice"
     assert {line.split()[0] for line in ran} == {job.job_id for job in made}
+
+
+def test_kill_dask_workers_and_dispatchers_loses_no_job(stage: Stage) -> None:
+    print(f"again with: CHAOS_SEED={SEED} CHAOS_SECONDS={SECONDS}", file=sys.stderr)
+    client, chance = stage.client, random.Random(SEED)
+    environment = {"ENGINE": "dask", "SCHEDULER": start_dask(stage)}
+    dispatcher = stage.start_worker(**environment)
+    made, kills = [], Counter[str]()
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        item = {"job_type": "a", "max_retries": 100, "metadata": {"seconds": 0.2}}
+        made += client.create_many(1, [item] * 10)
+        time.sleep(chance.uniform(0.5, 2))
+        victim = chance.choice(["dask", "dispatcher"])
+        kills[victim] += 1
+        if victim == "dispatcher":
+            os.killpg(dispatcher.pid, signal.SIGKILL)
+            dispatcher = stage.start_worker(**environment)
+        else:
+            # The cluster's nanny starts another one.
+            workers = re.findall(r"^(\d+) .*spawn_main", processes(), re.M)
+            if workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(chance.choice(workers)), signal.SIGKILL)
+    wait_for_end(client)
+    ran = Counter(stage.ran())
+    assert max(ran.values()) == 1, "an attempt ran twice"
+    assert {client.get(1, job.job_id).status for job in made} == {"success"}, kills
+
+
+def processes() -> str:
+    """The processes of this test's cluster: its process group has the cluster's script."""
+    listed = subprocess.check_output(["ps", "-eo", "pid,pgid,args"], text=True)
+    groups = re.findall(r"^ *\d+ +(\d+) .*cluster\.py", listed, re.M)
+    rows = re.findall(r"^ *(\d+) +(\d+) (.*)$", listed, re.M)
+    return "\n".join(f"{pid} {args}" for pid, group, args in rows if group in groups)
 
 
 def test_stop_lets_what_has_begun_end(stage: Stage, engine: dict[str, str]) -> None:
