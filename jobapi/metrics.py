@@ -141,10 +141,7 @@ class Metrics:
         )
         self._claimed = Counter("jobapi_claimed_jobs_total", "Claimed jobs.", ["workspace"], **own)
         self._queue_wait = _Histogram(
-            "jobapi_queue_wait_seconds",
-            "Time from due to claimed.",
-            buckets=JOB_SECONDS,
-            **own,
+            "jobapi_queue_wait_seconds", "Time from due to claimed.", buckets=JOB_SECONDS, **own
         )
         reports = Counter("jobapi_reports_total", "Reports of workers.", ["status"], **own)
         self._reports = {

@@ -287,10 +287,7 @@ def _own_engine(private: Flask, settings: Settings, limits: Limits) -> Engine:
     private.config |= {
         "SQLALCHEMY_DATABASE_URI": url,
         "SQLALCHEMY_ENGINE_OPTIONS": engine_options(
-            url,
-            settings.database_pool_size,
-            limits,
-            prepare=settings.prepared_statements_enabled,
+            url, settings.database_pool_size, limits, prepare=settings.prepared_statements_enabled
         ),
     }
     try:

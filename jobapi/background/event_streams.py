@@ -169,8 +169,7 @@ class Streams:
 
     ``limit`` of them may be open, and at most half as many as the process may open files; a
     user may have half of them, or two. ``is_closing`` says whether the process is about to
-    stop, ``on_change`` is told how many streams more, or fewer, are open. ``clock`` is in
-    seconds, as ``time.monotonic``; ``chance`` returns a number from 0 to 1.
+    stop, ``on_change`` is told how many streams more, or fewer, are open.
     """
 
     def __init__(
@@ -181,16 +180,12 @@ class Streams:
         is_closing: Callable[[], bool] = lambda: False,
         on_change: Callable[[int], None] = lambda more: None,
         options: StreamOptions | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = _CHANCE.random,
     ) -> None:
         self.options = options or StreamOptions()
         self._engine = engine
         self._limit = limit
         self._is_closing = is_closing
         self._on_change = on_change
-        self._clock = clock
-        self._chance = chance
         self._lock = threading.Lock()
         self._process: _Process | None = None
         self._stopped = False
@@ -244,10 +239,10 @@ class Streams:
         heartbeat. ``holds_thread`` says that a thread of the server waits for the stream.
         """
         sock.setblocking(False)
-        now = self._clock()
+        now = time.monotonic()
         stream.sent_at = now
         # At random, so that streams that were opened together are not all checked together.
-        stream.heartbeat_at = now + self._chance() * self.options.heartbeat_seconds
+        stream.heartbeat_at = now + _CHANCE.random() * self.options.heartbeat_seconds
         if holds_thread:
             stream.ends_at = now + self.options.thread_seconds
         stream.unsent += head
@@ -324,7 +319,6 @@ class _Loop:
         self._process = process
         self._woken = woken
         self._options = streams.options
-        self._clock = streams._clock
         self._open: dict[Any, Stream] = {}
         self._selector: selectors.BaseSelector = selectors.DefaultSelector()
         self._poll_log = FaultLog("the poll for events")
@@ -352,7 +346,7 @@ class _Loop:
         options = self._options
         poll_at = heartbeats_at = polled_at = 0.0
         while True:
-            pause = max(0.0, min(poll_at, heartbeats_at) - self._clock())
+            pause = max(0.0, min(poll_at, heartbeats_at) - time.monotonic())
             for key, _ in self._selector.select(pause if len(self._streams) else None):
                 if key.fileobj is self._woken:
                     with contextlib.suppress(BlockingIOError):
@@ -364,7 +358,7 @@ class _Loop:
             self._take_new()
             if self._streams._stopped or self._streams._is_closing():
                 self._end(list(self._open))
-            now = self._clock()
+            now = time.monotonic()
             if now >= poll_at:
                 polled_at = now
                 poll_at = now + self._poll()
@@ -390,7 +384,7 @@ class _Loop:
         reading = [each for each in self._open.values() if len(each.unsent) < options.max_unsent]
         if not reading:
             return options.poll_seconds
-        pause, end = options.poll_seconds, self._clock() + options.batches_seconds
+        pause, end = options.poll_seconds, time.monotonic() + options.batches_seconds
         at: dict[tuple[int, Position], list[Stream]] = defaultdict(list)
         for stream in reading:
             at[stream.workspace_id, stream.position].append(stream)
@@ -402,7 +396,7 @@ class _Loop:
                 self._caught_up = None
                 # Streams that are far behind come last, so that they delay no others.
                 for workspace_id, position in sorted(at, key=lambda key: key[1][:2], reverse=True):
-                    if self._clock() >= end:
+                    if time.monotonic() >= end:
                         return options.wake_seconds
                     found = events.after(
                         connection, workspace_id, position, seen=seen, most=options.batch
@@ -467,7 +461,7 @@ class _Loop:
             self._close(sock)
 
     def _send(self, sock: Any, stream: Stream) -> None:
-        now = self._clock()
+        now = time.monotonic()
         if not stream.unsent:
             stream.sent_at = now
             return

@@ -38,7 +38,7 @@ class PeriodicTask:
     """Background work that is done again and again.
 
     ``step`` does one bounded unit of it, in a transaction of its own, and returns
-    whether there is more. It gets a connection in autocommit mode. A step may be
+    whether there is more; None is no. It gets a connection in autocommit mode. A step may be
     repeated after a crash, and may run in two processes at once: a leader that is
     slow loses its lock in the middle of a step.
     """
@@ -49,7 +49,7 @@ class PeriodicTask:
     every_seconds: float
     """The time from the start of one run to the next, if there is nothing more to do."""
 
-    step: Callable[[Connection], bool]
+    step: Callable[[Connection], bool | None]
 
 
 class RoundRobin:
@@ -93,7 +93,7 @@ class RoundRobin:
         try:
             more = task.step(connection)
             self._logs[task.name].worked()
-            return more
+            return bool(more)
         except Exception as error:
             fault = judge(error)
             if fault is not None and fault.reconnect:

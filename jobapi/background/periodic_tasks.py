@@ -50,12 +50,12 @@ def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) ->
         ),
         PeriodicTask("counts", 2, fold_counts),
         PeriodicTask("operations", 2, partial(advance_operation, announce=announce)),
-        PeriodicTask("deleted workspaces", 2, clear_workspace),
+        PeriodicTask("deleted workspaces", 2, workspaces.clear),
         PeriodicTask("idempotency keys", 60, delete_old_answers),
         PeriodicTask("old jobs", 60, InTurns(find_job_retention, delete_old_jobs)),
         PeriodicTask("old events", 60, InTurns(find_event_retention, delete_old_events)),
-        PeriodicTask("old operations", 60, delete_old_operations),
-        PeriodicTask("old throughput", 60, delete_old_throughput),
+        PeriodicTask("old operations", 60, operations.forget),
+        PeriodicTask("old throughput", 60, throughput.forget),
     ]
 
 
@@ -104,27 +104,9 @@ def advance_operation(connection: Connection, *, announce: Announce) -> bool:
     return advanced is not None
 
 
-def clear_workspace(connection: Connection) -> bool:
-    """Delete some of the remaining rows of a deleted workspace."""
-    with transaction(connection, planner=BY_KEY) as tx:
-        return workspaces.clear(tx)
-
-
 def delete_old_answers(connection: Connection) -> bool:
     """Delete answers to idempotency keys that are not kept any longer."""
     return idempotency.forget(connection) == idempotency.FORGET_AT_ONCE
-
-
-def delete_old_operations(connection: Connection) -> bool:
-    """Delete operations that ended long ago."""
-    operations.forget(connection)
-    return False
-
-
-def delete_old_throughput(connection: Connection) -> bool:
-    """Delete throughput that is older than its charts."""
-    throughput.forget(connection)
-    return False
 
 
 class InTurns(Generic[T]):
@@ -139,9 +121,7 @@ class InTurns(Generic[T]):
     """
 
     def __init__(
-        self,
-        find: Callable[[Connection], Iterable[T]],
-        step: Callable[[Connection, T], bool],
+        self, find: Callable[[Connection], Iterable[T]], step: Callable[[Connection, T], bool]
     ) -> None:
         self._find = find
         self._step = step

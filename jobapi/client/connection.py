@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from json import JSONEncoder
-from types import TracebackType
 from typing import Any, Self
 
 import httpx2
@@ -98,12 +97,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def request(

@@ -99,9 +99,9 @@ def db(ctx: click.Context) -> None:
 @click.option(
     "--partitions",
     type=click.IntRange(2, 1024),
-    default=16,
+    default=4,
     show_default=True,
-    help="How many partitions.",
+    help="How many partitions; each costs the statements that change jobs.",
 )
 @click.option(
     "--max-jobs",

@@ -24,11 +24,7 @@ from .demo import DEMO_PASSWORD, DEMO_USER, demo_works
     help="Port to listen on; 0 chooses a free one.",
 )
 @click.option(
-    "--workers",
-    default=2,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Number of processes.",
+    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Number of processes."
 )
 @click.option(
     "--threads",

@@ -132,10 +132,7 @@ def cancel(job: Job, *, reason: str | None, now: datetime) -> Change:
     """
     _check("cancel", "cancelled", job, JobNotCancellable)
     change = end(job, "cancel", now)
-    change.values["result"] = {
-        **(job.result or {}),
-        "cancelled_reason": reason or CANCELLED_REASON,
-    }
+    change.values["result"] = {**(job.result or {}), "cancelled_reason": reason or CANCELLED_REASON}
     return change
 
 

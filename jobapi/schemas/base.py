@@ -34,18 +34,13 @@ def between(least: int, most: int) -> validate.Range:
 
 def job_type_text(**kw: Any) -> Text:
     """A job type."""
-    return Text(
-        validate=Pattern(f"^{JOB_TYPE_PATTERN}$", error=JOB_TYPE_RULE),
-        **kw,
-    )
+    return Text(validate=Pattern(f"^{JOB_TYPE_PATTERN}$", error=JOB_TYPE_RULE), **kw)
 
 
 def seconds(least: int, description: str, **metadata: Any) -> Whole:
     """A number of seconds, at most ten years, or null."""
     return Whole(
-        allow_none=True,
-        validate=between(least, MAX_SECONDS),
-        metadata=doc(description, **metadata),
+        allow_none=True, validate=between(least, MAX_SECONDS), metadata=doc(description, **metadata)
     )
 
 

@@ -51,10 +51,7 @@ class Operation(Response):
     """An operation; of a dry run, what it would be."""
 
     operation_id = fields.Integer(
-        attribute="id",
-        required=True,
-        allow_none=True,
-        metadata=doc("null for a dry run."),
+        attribute="id", required=True, allow_none=True, metadata=doc("null for a dry run.")
     )
     workspace_id = fields.Integer(required=True)
     action = Choice(Action, required=True, grows=True)

@@ -146,9 +146,7 @@ class Key(Response):
     job_types = fields.List(fields.String(), required=True, allow_none=True)
     workspace_id = fields.Integer(required=True)
     created_by = fields.Integer(
-        attribute="user_id",
-        required=True,
-        metadata=doc("The user for whom the key acts."),
+        attribute="user_id", required=True, metadata=doc("The user for whom the key acts.")
     )
     created_at = Time(required=True)
     expires_at = Time(required=True, allow_none=True)

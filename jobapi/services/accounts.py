@@ -428,11 +428,7 @@ def _take_back(session: Executor, counted: Mapping[str, datetime]) -> None:
 
 
 def log_in(
-    session: Executor,
-    username: str,
-    password: str,
-    attempts: Attempts | None,
-    lifetime: timedelta,
+    session: Executor, username: str, password: str, attempts: Attempts | None, lifetime: timedelta
 ) -> Login:
     """Verify a name and a password and start a login session.
 

@@ -104,9 +104,7 @@ _RECALL = Statement[AnyRow](
     prepare=True,
 )
 _REMEMBER = Statement[AnyRow](
-    insert(idempotency_keys),
-    prepare=True,
-    values=[column.name for column in idempotency_keys.c],
+    insert(idempotency_keys), prepare=True, values=[column.name for column in idempotency_keys.c]
 )
 
 

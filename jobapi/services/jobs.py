@@ -19,7 +19,6 @@ import uuid_utils
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    and_,
     bindparam,
     func,
     insert,
@@ -433,11 +432,9 @@ def _write(session: Executor, job: CurrentJob, change: Change, actor: str | None
         changed = session.execute(
             update(jobs)
             .where(
-                and_(
-                    jobs.c.workspace_id == job.workspace_id,
-                    jobs.c.job_id == job.job_id,
-                    jobs.c.version == job.version,
-                )
+                jobs.c.workspace_id == job.workspace_id,
+                jobs.c.job_id == job.job_id,
+                jobs.c.version == job.version,
             )
             .values(
                 **change.values,

@@ -65,8 +65,7 @@ def create(
             or_(
                 users.c.is_admin,
                 exists().where(
-                    memberships.c.workspace_id == workspace_id,
-                    memberships.c.user_id == user_id,
+                    memberships.c.workspace_id == workspace_id, memberships.c.user_id == user_id
                 ),
             ),
         )

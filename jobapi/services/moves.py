@@ -319,11 +319,7 @@ def forget_events(target: Connection, workspace_id: int) -> bool:
 
 
 def copy_events(
-    source: Connection,
-    target: Connection,
-    workspace_id: int,
-    ids: Ids,
-    after: tuple[int, int],
+    source: Connection, target: Connection, workspace_id: int, ids: Ids, after: tuple[int, int]
 ) -> tuple[int, int] | None:
     """Copy the events that follow a position of the source; returns the next, None at the end."""
     rows = _events(source, workspace_id, after)

@@ -133,12 +133,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     scope = in_workspace(operation.workspace_id)
     # What came after it began does not concern it.
     walked = job_lists.walk(
-        session,
-        scope,
-        filters,
-        after=operation.place,
-        until=operation.created_at,
-        most=AT_ONCE,
+        session, scope, filters, after=operation.place, until=operation.created_at, most=AT_ONCE
     )
     plan_without(session, BY_KEY)
     wanted = [row.job_id for row in walked.rows]

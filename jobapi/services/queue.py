@@ -62,10 +62,7 @@ REAP_AT_ONCE = 500
 Topic = tuple[int, tuple[str, ...] | None]
 """What a claim waits for: jobs of a workspace, of some types or (None) of all."""
 
-_ENDED_BY = {
-    JobStatus.FAILED: (Outcome.FAILED,),
-    JobStatus.PENDING: (Outcome.RELEASED,),
-}
+_ENDED_BY = {JobStatus.FAILED: (Outcome.FAILED,), JobStatus.PENDING: (Outcome.RELEASED,)}
 
 
 class Answer(NamedTuple):

@@ -26,10 +26,7 @@ _SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_b
 
 
 def lock(
-    session: Executor,
-    workspace_id: int,
-    job_ids: Collection[str],
-    *conditions: ColumnElement[bool],
+    session: Executor, workspace_id: int, job_ids: Collection[str], *conditions: ColumnElement[bool]
 ) -> Sequence[CurrentJob]:
     """Lock the matching jobs of a workspace; returns their ``DECIDING`` columns and ``now``.
 

@@ -131,11 +131,7 @@ def stats(
     )
 
 
-HISTORIES = {
-    "hour": (60, 60, 60),
-    "day": (600, 600, 144),
-    "month": (600, 4 * 3600, 180),
-}
+HISTORIES = {"hour": (60, 60, 60), "day": (600, 600, 144), "month": (600, 4 * 3600, 180)}
 """The windows of the history: the span of the flow, that of a point, in seconds, and how many."""
 
 

@@ -101,12 +101,7 @@ def page(
         where.append(workspaces.c.id == only_workspace)
     role = case((true(), int(Role.OWNER))) if is_admin else memberships.c.role
     return fetch_page(
-        session,
-        [*workspaces.c, role.label("role")],
-        mine,
-        where,
-        workspaces.c.id,
-        **paging,
+        session, [*workspaces.c, role.label("role")], mine, where, workspaces.c.id, **paging
     )
 
 
@@ -273,11 +268,7 @@ def add_member(
 def _note(
     session: Executor, kind: EventKind, workspace_id: int, member: AnyRow, actor: str | None
 ) -> None:
-    data = {
-        "user_id": member.user_id,
-        "username": member.username,
-        "role": Role(member.role).label,
-    }
+    data = {"user_id": member.user_id, "username": member.username, "role": Role(member.role).label}
     events.note(session, workspace_id, kind, actor=actor, data=data)
 
 

@@ -8,11 +8,7 @@ from typing import Any, cast
 
 import orjson
 import psycopg
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-)
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 

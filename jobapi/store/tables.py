@@ -131,8 +131,7 @@ class Workspace(Base):
         UtcDateTime, comment="since when nobody sees it; what is in it is being deleted"
     )
     move: Mapped[int | None] = mapped_column(
-        SmallInteger,
-        comment="0 leaving for another database: nothing changes; 1 arriving: hidden",
+        SmallInteger, comment="0 leaving for another database: nothing changes; 1 arriving: hidden"
     )
 
 

@@ -14,12 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import (
-    Connection,
-    func,
-    select,
-    true,
-)
+from sqlalchemy import Connection, func, select, true
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .connections import Executor, dialect_name, run_on_driver

@@ -49,25 +49,12 @@ HOST_LOGIN_SECONDS = 300.0
 
 PrefetchedColumns = Literal["all", "status", "result"]
 
+_ALWAYS = ("job_id", "job_type", "status", "version")
+
 JOB_COLUMNS: dict[PrefetchedColumns, Sequence[Any]] = {
     "all": COLUMNS,
-    "status": (
-        jobs.c.job_id,
-        jobs.c.job_type,
-        jobs.c.status,
-        jobs.c.version,
-        jobs.c.progress_percent,
-        jobs.c.progress_message,
-        jobs.c.updated_at,
-    ),
-    "result": (
-        jobs.c.job_id,
-        jobs.c.job_type,
-        jobs.c.status,
-        jobs.c.version,
-        jobs.c.result,
-        jobs.c.completed_at,
-    ),
+    "status": tuple(jobs.c[*_ALWAYS, "progress_percent", "progress_message", "updated_at"]),
+    "result": tuple(jobs.c[*_ALWAYS, "result", "completed_at"]),
 }
 
 
@@ -187,12 +174,7 @@ def guard(
             return _with_access(access, identity, url, lambda caller: view(caller, **url))
 
         apidoc = guarded.__dict__["_apidoc"] = {**view.__dict__.get("_apidoc", {})}
-        apidoc["jobapi"] = {
-            "guarded": True,
-            "role": role,
-            "admin": admin,
-            "keys": keys,
-        }
+        apidoc["jobapi"] = {"guarded": True}
         return guarded
 
     return decorator
@@ -402,14 +384,12 @@ def _lookup(
         of = api_keys.c.workspace_id if credential == "key" else workspaces.c.id
         columns.append(memberships.c.role.label("caller_role"))
         source = source.outerjoin(
-            memberships,
-            and_(memberships.c.workspace_id == of, memberships.c.user_id == users.c.id),
+            memberships, and_(memberships.c.workspace_id == of, memberships.c.user_id == users.c.id)
         )
     if job_columns is not None:
         columns += JOB_COLUMNS[job_columns]
         source = source.outerjoin(
-            jobs,
-            and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id")),
+            jobs, and_(jobs.c.workspace_id == workspaces.c.id, jobs.c.job_id == bindparam("job_id"))
         )
     query = select(*columns).select_from(source).where(where, ~users.c.disabled)
     return Statement[AnyRow](query, prepare=True)

@@ -146,10 +146,7 @@ def _why_not_kept(value: Any) -> str | None:
 
 def _loads(text: str, wrap: Callable[[_Read], _Read] = lambda read: read) -> Any:
     return json.loads(
-        text,
-        parse_int=wrap(_integer),
-        parse_float=wrap(_number),
-        parse_constant=wrap(_no_constant),
+        text, parse_int=wrap(_integer), parse_float=wrap(_number), parse_constant=wrap(_no_constant)
     )
 
 
@@ -202,10 +199,7 @@ class Parser(FlaskParser):
     """Loads bodies and queries for webargs, and raises our errors."""
 
     # Unknown query parameters are refused, like unknown fields.
-    DEFAULT_UNKNOWN_BY_LOCATION = {
-        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
-        "query": None,
-    }
+    DEFAULT_UNKNOWN_BY_LOCATION = {**FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": None}
     __location_map__ = {
         **FlaskParser.__location_map__,
         "optional_json": "load_optional_json",

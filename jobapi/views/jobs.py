@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
 from typing import Any, cast
@@ -70,11 +71,7 @@ _LEASE_TOKEN = header_parameter(
     201,
     schemas.Job,
     example=examples.PENDING,
-    headers={
-        **ETAG,
-        **REPLAYED_HEADER,
-        **header("Location", "The new job's URL."),
-    },
+    headers={**ETAG, **REPLAYED_HEADER, **header("Location", "The new job's URL.")},
 )
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Create a job that is due now, or at `scheduled_at`.
@@ -117,10 +114,7 @@ def _check_target(given: int, workspace_id: int, name: str) -> None:
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobBatch, example={"jobs": [examples.CREATE]})
 @blp.response(
-    201,
-    schemas.JobBatchCreated,
-    example={"data": [examples.PENDING]},
-    headers=REPLAYED_HEADER,
+    201, schemas.JobBatchCreated, example={"data": [examples.PENDING]}, headers=REPLAYED_HEADER
 )
 def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Create up to 1,000 jobs, all or none. The answer has them in the same order.
@@ -153,11 +147,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     def again(kept: Any) -> dict[str, Any]:
         now, ids = kept
         rows = jobs.new_rows(
-            workspace_id,
-            items,
-            created_by=caller.user_id,
-            now=datetime.fromisoformat(now),
-            ids=ids,
+            workspace_id, items, created_by=caller.user_id, now=datetime.fromisoformat(now), ids=ids
         )
         return schemas.JobBatchCreated.render({"data": rows})
 
@@ -313,42 +303,31 @@ def _put_back(caller: Caller, row: Job) -> Any:
 
 
 @blp.operation(
-    f"{JOB}/cancel",
-    "POST",
-    summary="Cancel job",
-    errors=(404, 409, 412),
-    parameters=[IF_MATCH],
+    f"{JOB}/cancel", "POST", summary="Cancel job", errors=(404, 409, 412), parameters=[IF_MATCH]
 )
 @guard(Role.MEMBER, job_columns="all")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Cancel a pending or running job; its partial result is kept."""
-    row = jobs.cancel(
-        caller.connection,
-        workspace_id,
-        job_id,
-        reason=body.get("reason"),
-        if_match=version_wanted(),
-        job=caller.job,
-        actor=caller.name,
-    )
-    return tagged(row)
+    return tagged(_with_reason(jobs.cancel, caller, body, workspace_id, job_id))
 
 
 @blp.operation(
-    f"{JOB}/retry",
-    "POST",
-    summary="Retry job",
-    errors=(404, 409, 412),
-    parameters=[IF_MATCH],
+    f"{JOB}/retry", "POST", summary="Retry job", errors=(404, 409, 412), parameters=[IF_MATCH]
 )
 @guard(Role.MEMBER, job_columns="all")
 @blp.arguments(schemas.Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Return a failed or cancelled job to pending, due now."""
-    row = jobs.retry(
+    return _put_back(caller, _with_reason(jobs.retry, caller, body, workspace_id, job_id))
+
+
+def _with_reason(
+    verb: Callable[..., Job], caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str
+) -> Job:
+    return verb(
         caller.connection,
         workspace_id,
         job_id,
@@ -357,7 +336,6 @@ def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: s
         job=caller.job,
         actor=caller.name,
     )
-    return _put_back(caller, row)
 
 
 @blp.operation(JOB, "DELETE", summary="Delete job", errors=(404, 409))

@@ -67,10 +67,7 @@ def _role(action: int) -> Role:
     201,
     schemas.Operation,
     example=examples.OPERATION,
-    headers={
-        **REPLAYED_HEADER,
-        **header("Location", "The new operation's URL."),
-    },
+    headers={**REPLAYED_HEADER, **header("Location", "The new operation's URL.")},
 )
 def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Cancel, retry or delete all jobs that match a filter at this moment.
@@ -138,9 +135,7 @@ def get_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
 @blp.operation(f"{OPERATION}/stop", "POST", summary="Stop operation", errors=(404, 409))
 @guard(Role.MEMBER)
 @blp.response(
-    200,
-    schemas.Operation,
-    example={**examples.OPERATION, "status": OperationStatus.STOPPED.label},
+    200, schemas.Operation, example={**examples.OPERATION, "status": OperationStatus.STOPPED.label}
 )
 def stop_operation(caller: Caller, workspace_id: int, operation_id: int) -> Any:
     """Stop an operation; jobs already changed stay changed. 409 if it has ended."""

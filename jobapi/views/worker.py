@@ -53,11 +53,7 @@ _LEASE = schemas.Lease()
 
 
 @blp.operation(
-    f"{JOBS}/claim",
-    "POST",
-    summary="Claim jobs",
-    errors=(404, 409),
-    parameters=[IDEMPOTENCY_KEY],
+    f"{JOBS}/claim", "POST", summary="Claim jobs", errors=(404, 409), parameters=[IDEMPOTENCY_KEY]
 )
 @guard(Role.WORKER)
 @blp.arguments(schemas.Claim, location="optional_json", required=False, example=examples.CLAIM)

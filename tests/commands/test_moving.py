@@ -19,8 +19,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
 from jobapi import accounts
-from jobapi.background.periodic_tasks import clear_workspace
 from jobapi.services import counts, moves
+from jobapi.services import workspaces as services
 from jobapi.store.faults import judge
 from jobapi.store.tables import api_keys, events, jobs
 
@@ -157,7 +157,7 @@ def test_workspace_moves_with_all_that_is_in_it(cells: tuple[World, World, str])
     assert (newest["kind"], newest["job_id"]) == ("created", made.json["job_id"])
     # Nothing of it stays, nothing else is gone.
     with source.state.engine.connect() as connection:
-        while clear_workspace(connection):
+        while services.clear(connection):
             pass
         assert connection.scalar(select(func.count()).select_from(jobs)) == 1
     assert neighbour.get().json["pagination"]["total"] == 1
