@@ -197,6 +197,7 @@ CREATE TABLE jobapi_jobs (
   last_event smallint,  -- the kind of event that the last change is; null: none
   last_edited text,  -- the names of the fields that it edited, with spaces between
   last_event_version integer,  -- the version that last_event and last_edited describe
+  error_group character varying(16),  -- a hash of the cause in the error, without numbers, ids and the like
   CONSTRAINT pk_jobapi_jobs PRIMARY KEY (id),
   CONSTRAINT uq_jobapi_jobs_job_id UNIQUE (job_id),
   CONSTRAINT fk_jobapi_jobs_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
@@ -235,6 +236,7 @@ CREATE INDEX ix_jobapi_jobs_claim ON jobapi_jobs (workspace_id, priority, due_at
 CREATE INDEX ix_jobapi_jobs_claim_type ON jobapi_jobs (workspace_id, job_type, priority, due_at, id) WHERE status = 0;
 CREATE INDEX ix_jobapi_jobs_content ON jobapi_jobs USING gin ((ARRAY[workspace_id]), ((((('{"'::text || workspace_id::text) || '":'::text) || metadata::text) || '}'::text)::jsonb) jsonb_path_ops) WITH (gin_pending_list_limit='256') WHERE metadata IS NOT NULL;
 CREATE INDEX ix_jobapi_jobs_created ON jobapi_jobs (workspace_id, created_at, id);
+CREATE INDEX ix_jobapi_jobs_error_group ON jobapi_jobs (workspace_id, job_type, error_group, completed_at, id) WHERE status = 3;
 CREATE INDEX ix_jobapi_jobs_kind ON jobapi_jobs (workspace_id, status, job_type, priority, created_at, id);
 CREATE INDEX ix_jobapi_jobs_reap ON jobapi_jobs (reap_at) WHERE reap_at IS NOT NULL;
 CREATE INDEX ix_jobapi_jobs_updated ON jobapi_jobs (workspace_id, status, updated_at, id);

@@ -16,6 +16,7 @@ from .models import (
     Attempt,
     ClaimedJob,
     ClaimedJobs,
+    ErrorGroup,
     Event,
     EventFilter,
     Job,
@@ -127,7 +128,8 @@ class Client(Connection):
         """Iterate over all jobs that match every filter, by default the oldest first.
 
         Pages are read as they are needed. Jobs that are created meanwhile neither hide a job
-        nor repeat one. ``light`` leaves out ``metadata`` and ``result``.
+        nor repeat one. ``light`` leaves out ``metadata`` and ``result``,
+        and adds the progress, the worker and the cause of the error.
         """
         params = _json_values(filters)
         for path, value in params.pop("metadata", {}).items():
@@ -136,6 +138,14 @@ class Client(Connection):
         if light:
             params["light"] = "true"
         return map(Job.from_json, self._pages(_path(workspace_id, "jobs"), params))
+
+    def job_errors(
+        self, workspace_id: int, *, job_type: str | Sequence[str] = (), limit: int = 50
+    ) -> list[ErrorGroup]:
+        """Read the groups of failed jobs by type and cause, the largest first."""
+        params = {"job_type": job_type, "limit": limit}
+        answer = self.request("GET", _path(workspace_id, "jobs", "errors"), params=params)
+        return [ErrorGroup.from_json(group) for group in answer["data"]]
 
     def status(self, workspace_id: int, job_id: str) -> Progress:
         """Read a job's status and progress."""

@@ -21,7 +21,7 @@ from ..rules.events import EventKind
 from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action
 from .client import Client
-from .models import Event, EventFilter, Job, JobFilter, Operation
+from .models import ErrorGroup, Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable
 from .runner import ThreadsLost
 from .worker import Worker
@@ -145,7 +145,7 @@ job_types = click.option(
 priorities = click.Choice([priority.label for priority in Priority])
 
 
-def _print(answer: Job | Operation | Event, as_json: bool, text: str) -> None:
+def _print(answer: Job | Operation | Event | ErrorGroup, as_json: bool, text: str) -> None:
     click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else text)
 
 
@@ -216,6 +216,9 @@ FILTERS = [
     click.option("--created-before", type=_Time(), help="Created before this time."),
     click.option("--updated-after", type=_Time(), help="Changed at this time or later."),
     click.option("--created-by", type=click.IntRange(1), help="Created by the user with this id."),
+    click.option("--job-id", multiple=True, help="Only this job; may be repeated."),
+    click.option("--error", help="The error contains this text."),
+    click.option("--error-group", multiple=True, help="Failed with an error of this group."),
     click.option(
         "--metadata",
         multiple=True,
@@ -279,6 +282,25 @@ def _print_table(jobs: Sequence[Job]) -> None:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells[2] = click.style(cells[2], _COLORS.get(row[2]))
         click.echo("  ".join(cells).rstrip())
+
+
+@jobs_group.command("errors")
+@service
+@job_types
+@click.option(
+    "--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many to print."
+)
+@as_json
+def list_errors(
+    client: Client, workspace_id: int, job_type: tuple[str, ...], limit: int, as_json: bool
+) -> None:
+    """List failed jobs by type and cause, the largest groups first.
+
+    To retry a group: jobapi jobs operate retry --type TYPE --error-group GROUP.
+    """
+    for group in client.job_errors(workspace_id, job_type=job_type, limit=limit):
+        n = f"{group.count}{'+' if group.count_is_capped else ''}"
+        _print(group, as_json, f"{n:>6}  {group.job_type}  {group.error_group}  {group.cause}")
 
 
 @jobs_group.command("operate")

@@ -52,7 +52,9 @@ def _plain(value: Any) -> Any:
 class Job(_FromJson):
     """A job at the time it was read. Durations are in seconds.
 
-    A list with ``light=True`` has no ``metadata`` and ``result``: they are None.
+    A list with ``light=True`` has no ``metadata`` and ``result``: they are None. Only such a list
+    has ``error_cause``, ``error_group``, ``worker`` (while the job is running),
+    ``progress_percent`` and ``progress_message``.
     """
 
     job_id: str
@@ -64,6 +66,11 @@ class Job(_FromJson):
     metadata: dict[str, Any] | None = field(default=None, hash=False)
     result: dict[str, Any] | None = field(default=None, hash=False)
     error: str | None = None
+    error_cause: str | None = None
+    error_group: str | None = None
+    worker: str | None = None
+    progress_percent: int | None = None
+    progress_message: str | None = None
     estimated_duration: int | None = None
     actual_duration: int | None = None
     timeout_seconds: int | None = None
@@ -80,6 +87,23 @@ class Job(_FromJson):
     def ended(self) -> bool:
         """Whether the job is ``success``, ``failed`` or ``cancelled``."""
         return self.status in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorGroup(_FromJson):
+    """Failed jobs of one type with the same cause, up to numbers, ids and the like.
+
+    ``cause`` and ``job_ids`` are those of the jobs that failed last.
+    """
+
+    job_type: str
+    error_group: str
+    cause: str
+    count: int
+    count_is_capped: bool
+    first_failed_at: datetime
+    last_failed_at: datetime
+    job_ids: list[str] = field(hash=False)
 
 
 class NewJob(TypedDict, total=False):
@@ -218,7 +242,8 @@ class JobFilter(TypedDict, total=False):
     """Filters of jobs; a job must match all that are given.
 
     ``created_after`` and ``updated_after`` include their time, ``created_before`` does not;
-    times need an offset. ``metadata`` maps paths of keys, such as ``file.name``, to values.
+    times need an offset. ``error`` is a part of the error's text; ``error_group`` means failed
+    jobs. ``metadata`` maps paths of keys, such as ``file.name``, to values.
     """
 
     status: str | Sequence[str]
@@ -228,4 +253,7 @@ class JobFilter(TypedDict, total=False):
     created_before: datetime
     updated_after: datetime
     created_by: int
+    job_id: str | Sequence[str]
+    error: str
+    error_group: str | Sequence[str]
     metadata: Mapping[str, str | int | float | bool | None]

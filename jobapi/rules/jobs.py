@@ -117,6 +117,8 @@ class Job(Protocol):
     """Output of the work. Reports and edits are merged into it (RFC 7396)."""
     error: Annotated[str | None, Field(SetBy.WORK)]
     """Why the last attempt failed."""
+    error_group: str | None
+    """The group of errors that ``error`` belongs to: see ``rules.causes``."""
     progress_percent: Annotated[int | None, Field(SetBy.WORK)]
     """0 to 100; None before any report, and while pending."""
     progress_message: Annotated[str | None, Field(SetBy.WORK)]
@@ -256,6 +258,7 @@ class SettledColumns(TypedDict, total=False):
     status: JobStatus
     result: Document | None
     error: str | None
+    error_group: str | None
     progress_percent: int | None
     progress_message: str | None
     actual_duration: int | None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ..errors import AlreadyBegun, LeaseLost
+from .causes import error_columns
 from .events import EventKind
 from .jobs import Attempt, Job, JobColumns, JobStatus, Outcome, ReportFields
 from .lifecycle import (
@@ -122,7 +123,8 @@ def expire(job: Job, *, backoff: Backoff, chance: float, now: datetime) -> Chang
         change = end(job, "fail", now)
     else:
         change = _fail_attempt(job, backoff, chance, now, None)
-    change.values["error"] = TIMED_OUT if timed_out else LEASE_EXPIRED
+    values = change.values
+    values |= error_columns(TIMED_OUT if timed_out else LEASE_EXPIRED)
     return change._replace(
         event=EventKind.TIMED_OUT if timed_out else EventKind.LEASE_EXPIRED,
         outcome=Outcome.TIMED_OUT if timed_out else Outcome.EXPIRED,

@@ -22,6 +22,7 @@ from ..errors import (
     TransitionNotAllowed,
     ValidationFailed,
 )
+from .causes import error_columns
 from .documents import merge_patch
 from .events import EventKind
 from .jobs import (
@@ -153,7 +154,7 @@ def retry(job: Job, *, reason: str | None, now: datetime) -> Change:
         "started_at": None,
         "completed_at": None,
         "actual_duration": None,
-        "error": None,
+        **error_columns(None),
         "progress_percent": None,
         "progress_message": None,
         "result": {"retry_reason": reason or RETRY_REASON, "previous_attempts": count},
@@ -281,9 +282,9 @@ def work_values(job: Job, changes: WorkFields, target: JobStatus | None) -> JobC
     if "progress_message" in changes:
         values["progress_message"] = changes["progress_message"]
     if "error" in changes:
-        values["error"] = changes["error"]
+        values |= error_columns(changes["error"])
     if target is JobStatus.SUCCESS:
-        values["error"] = None
+        values |= error_columns(None)
     if "result" in changes:
         values["result"] = merge_patch(job.result, changes["result"])
     return values

@@ -6,6 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
+from ..rules.causes import GROUP_LENGTH
 from ..rules.jobs import JOB_TYPE_PATTERN, JOB_TYPE_RULE
 from .fields import Pattern, QueryInteger, Text, Whole, Word, doc
 from .loading import Base
@@ -35,6 +36,33 @@ def between(least: int, most: int) -> validate.Range:
 def job_type_text(**kw: Any) -> Text:
     """A job type."""
     return Text(validate=Pattern(f"^{JOB_TYPE_PATTERN}$", error=JOB_TYPE_RULE), **kw)
+
+
+def job_ids() -> fields.List[str]:
+    """Ids of jobs."""
+    return fields.List(
+        Text(validate=Pattern(r"^job_[0-9A-Za-z_\-]{1,36}$", error="This is not the id of a job.")),
+        validate=length(1, MAX_REPEATS),
+        metadata=doc("Only these jobs; may be repeated."),
+    )
+
+
+def error_text() -> Text:
+    """A part of the text of errors."""
+    return Text(
+        validate=length(3, 200),
+        metadata=doc("Only jobs whose error contains this text, in upper or lower case."),
+    )
+
+
+def error_groups() -> fields.List[str]:
+    """Groups of errors."""
+    pattern = f"^[0-9a-f]{{{GROUP_LENGTH}}}$"
+    return fields.List(
+        Text(validate=Pattern(pattern, error=f"Use {GROUP_LENGTH} hexadecimal digits.")),
+        validate=length(1, 10),
+        metadata=doc("Only jobs that have failed with an error of these groups."),
+    )
 
 
 def seconds(least: int, description: str, **metadata: Any) -> Whole:

@@ -6,6 +6,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
+from ..rules.causes import cause
 from ..rules.jobs import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
 from .base import (
     MAX_CHOICES,
@@ -15,6 +16,9 @@ from .base import (
     Pagination,
     PagingQuery,
     between,
+    error_groups,
+    error_text,
+    job_ids,
     job_type_text,
     length,
     percent,
@@ -36,6 +40,9 @@ class JobListQuery(PagingQuery):
     created_before = Time(metadata=doc("Only jobs created before this time."))
     updated_after = Time(metadata=doc("Only jobs changed at this time or later."))
     created_by = QueryInteger(validate=between(1, MAX_ID), metadata=doc("Only this user's jobs."))
+    job_id = job_ids()
+    error = error_text()
+    error_group = error_groups()
     status = fields.List(
         StatusInput(),
         validate=length(1, MAX_CHOICES),
@@ -53,11 +60,20 @@ class JobListQuery(PagingQuery):
     )
     sort = Word(
         "JobSort",
-        ["created_at", "updated_at", "priority", "status"],
+        ["created_at", "updated_at", "started_at", "priority", "status"],
         load_default="created_at",
-        metadata=doc("Field to sort by; jobs with equal values are sorted by creation."),
+        metadata=doc(
+            "Field to sort by; jobs with equal values are sorted by creation. `started_at` only "
+            "together with `status=running`."
+        ),
     )
     order = sort_order("desc", "Sort order.")
+
+    def complete(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse to sort by start unless all jobs of the list are running."""
+        if data["sort"] == "started_at" and set(data.get("status", ())) != {JobStatus.RUNNING}:
+            raise ValidationError("Only running jobs have this order: add status=running.", "sort")
+        return super().complete(data)
 
 
 class LegacyJobListQuery(JobListQuery):
@@ -281,25 +297,59 @@ class JobList(Response):
     pagination = fields.Nested(JobPagination, required=True)
 
 
-class LightJobList(JobList):
-    """A page of jobs without the fields that may be large."""
-
-    data = fields.List(fields.Nested(ListedJob, exclude=["metadata", "result"]), required=True)
-
-
-class JobProgress(Response):
-    """A job's status and progress."""
-
-    job_id = fields.String(required=True)
-    status = Choice(JobStatus, required=True)
+class _Progress(Response):
     progress_percent = fields.Integer(required=True, validate=between(0, 100))
     progress_message = fields.String(required=True, allow_none=True)
-    updated_at = Time(required=True)
 
     @staticmethod
     def get_progress_percent(job: Any) -> int:
         """100 once the job has succeeded, 0 before any report."""
         return 100 if job.status == JobStatus.SUCCESS else job.progress_percent or 0
+
+
+class LightJob(_Progress, Job):
+    """A job for a table: without the fields that may be large, and with what a row shows."""
+
+    class Meta(Response.Meta):
+        exclude = ("metadata", "result")
+
+    error_cause = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=doc("The line of `error` that says why, such as the last one of a traceback."),
+    )
+    error_group = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=doc("The same for errors whose causes differ only in numbers, ids and the like."),
+    )
+    worker = fields.String(
+        required=True, allow_none=True, metadata=doc("Name of the worker that runs the job.")
+    )
+
+    @staticmethod
+    def get_error_cause(job: Any) -> str | None:
+        """The cause is in the text of the error."""
+        return None if job.error is None else cause(job.error)
+
+    @staticmethod
+    def get_worker(job: Any) -> str | None:
+        """The row keeps the last worker."""
+        return job.worker if job.status == JobStatus.RUNNING else None
+
+
+class LightJobList(JobList):
+    """A page of jobs without the fields that may be large."""
+
+    data = fields.List(fields.Nested(LightJob), required=True)
+
+
+class JobProgress(_Progress):
+    """A job's status and progress."""
+
+    job_id = fields.String(required=True)
+    status = Choice(JobStatus, required=True)
+    updated_at = Time(required=True)
 
 
 class JobResult(Response):
@@ -327,3 +377,47 @@ class JobBatchCreated(Response):
     """The new jobs, in the order of the request."""
 
     data = fields.List(fields.Nested(Job), required=True)
+
+
+class JobErrorsQuery(Base):
+    """The job types, and how many groups."""
+
+    job_type = fields.List(
+        job_type_text(),
+        validate=length(1, MAX_REPEATS),
+        metadata=doc("Only these types; may be repeated."),
+    )
+    limit = QueryInteger(
+        load_default=50, validate=between(1, 100), metadata=doc("Number of groups.")
+    )
+
+
+class FailureGroup(Response):
+    """Jobs of one type that have failed with the same cause."""
+
+    job_type = fields.String(required=True, metadata={"example": "data_processing"})
+    error_group = fields.String(required=True, metadata={"example": "9f86d081884c7d65"})
+    cause = fields.String(
+        required=True,
+        metadata=doc(
+            "The cause of the job that failed last.", example="ValueError: bad row 17 in 'a.csv'"
+        ),
+    )
+    count = fields.Integer(required=True, metadata=doc("Number of failed jobs.", example=36))
+    count_is_capped = fields.Boolean(
+        required=True, metadata=doc("Whether there are more than `count`, which is 10,000 then.")
+    )
+    first_failed_at = Time(required=True, metadata={"example": "2024-01-15T10:00:00Z"})
+    last_failed_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
+    job_ids = fields.List(
+        fields.String(), required=True, metadata=doc("The jobs that failed last, up to three.")
+    )
+
+
+class JobErrors(Response):
+    """Failed jobs by their causes."""
+
+    data = fields.List(fields.Nested(FailureGroup), required=True)
+    is_capped = fields.Boolean(
+        required=True, metadata=doc("Whether there may be groups that were not looked at.")
+    )

@@ -6,7 +6,16 @@ from marshmallow import fields
 
 from ..rules.jobs import JobStatus, Priority
 from ..rules.operations import Action, OperationStatus
-from .base import MAX_ID, Pagination, between, job_type_text, length
+from .base import (
+    MAX_ID,
+    Pagination,
+    between,
+    error_groups,
+    error_text,
+    job_ids,
+    job_type_text,
+    length,
+)
 from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole, doc
 from .loading import Base
 from .rendering import Response
@@ -22,6 +31,9 @@ class JobFilter(Base):
     created_before = Time()
     updated_after = Time()
     created_by = Whole(validate=between(1, MAX_ID))
+    job_id = job_ids()
+    error = error_text()
+    error_group = error_groups()
     metadata = Paths(metadata=doc('Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..rules.roles import MAX_KEY_JOB_TYPES, MAX_NAME_LENGTH, NAME_PATTERN, NAME_RULE, Role
-from .base import MAX_ID, Pagination, between, job_type_text, length
+from .base import MAX_ID, Pagination, PagingQuery, between, job_type_text, length
 from .fields import Choice, Pattern, Text, Time, Whole, doc
 from .loading import Base
 from .rendering import Response
@@ -74,10 +74,32 @@ class Workspace(Response):
         return workspace
 
 
+class WorkspaceListQuery(PagingQuery):
+    """The page of the list of workspaces."""
+
+    counts = fields.Boolean(
+        load_default=False, metadata=doc("Add the number of pending, running and failed jobs.")
+    )
+
+
+class WorkspaceCounts(Response):
+    """Numbers of jobs that need attention, or will get it."""
+
+    pending = fields.Integer(required=True)
+    running = fields.Integer(required=True)
+    failed = fields.Integer(required=True)
+
+
+class ListedWorkspace(Workspace):
+    """A workspace in a list, with ``counts`` if they were asked for."""
+
+    counts = fields.Nested(WorkspaceCounts, metadata=doc("Only with `counts=true`."))
+
+
 class WorkspaceList(Response):
     """A page of workspaces."""
 
-    data = fields.List(fields.Nested(Workspace), required=True)
+    data = fields.List(fields.Nested(ListedWorkspace), required=True)
     pagination = fields.Nested(Pagination, required=True)
 
 

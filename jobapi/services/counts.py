@@ -46,6 +46,22 @@ def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
     return list(session.execute(query).all())
 
 
+def of_workspaces(
+    session: Executor, ids: Sequence[int], only_job_types: Sequence[str] | None
+) -> dict[int, dict[str, int]]:
+    """How many pending, running and failed jobs these workspaces have, by the status's label."""
+    statuses = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED)
+
+    def wanted(c: Any) -> list[Any]:
+        types = [] if only_job_types is None else [c.job_type.in_(only_job_types)]
+        return [c.workspace_id.in_(ids), c.status.in_(statuses), *types]
+
+    found = {id_: {status.label: 0 for status in statuses} for id_ in ids}
+    for kind in kinds(session, wanted):
+        found[kind.workspace_id][JobStatus(kind.status).label] += kind.n
+    return found
+
+
 def totals(session: Executor) -> list[AnyRow]:
     """How many jobs each workspace has in each status: ``workspace_id``, ``status``, ``n``.
 

@@ -30,7 +30,8 @@ class Filters:
     """Filters of a list. A job must match all that are given.
 
     ``created_after`` and ``updated_after`` include their moment, ``created_before`` excludes it.
-    ``metadata`` maps paths of keys, ``a.b``, to the text of a value.
+    ``error_group`` means jobs that have failed. ``error`` is a part of the error's text, in any
+    case. ``metadata`` maps paths of keys, ``a.b``, to the text of a value.
     """
 
     status: Sequence[JobStatus] = ()
@@ -41,6 +42,9 @@ class Filters:
     created_before: datetime | None = None
     updated_after: datetime | None = None
     created_by: int | None = None
+    job_id: Sequence[str] = ()
+    error_group: Sequence[str] = ()
+    error: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def bucket(self, c: Any) -> list[ColumnElement[bool]]:
@@ -61,6 +65,12 @@ class Filters:
         conditions = between(self.times(*CREATED, *UPDATED))
         if self.created_by is not None:
             conditions.append(jobs.c.created_by == self.created_by)
+        if self.job_id:
+            conditions.append(jobs.c.job_id.in_(self.job_id))
+        if self.error_group:
+            conditions += [HAS_FAILED, jobs.c.error_group.in_(self.error_group)]
+        if self.error is not None:
+            conditions.append(jobs.c.error.icontains(self.error, autoescape=True))
         conditions += [_has_metadata(dialect, path, text) for path, text in self.metadata.items()]
         return conditions
 
@@ -77,6 +87,9 @@ class Filters:
         moments = {name: datetime.fromisoformat(kept[name]) for name in _MOMENTS & kept.keys()}
         return cls(**{**kept, **moments})
 
+
+HAS_FAILED: ColumnElement[bool] = jobs.c.status == literal_column(str(int(JobStatus.FAILED)))
+"""As the index on error groups has it: SQLite uses a partial index for literals only."""
 
 CREATED = ("created_after", "created_before")
 UPDATED = ("updated_after",)

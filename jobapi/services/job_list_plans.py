@@ -13,6 +13,9 @@ created
 status                          updated_at          ``MERGE`` *   ``SORT``
 status, updated                 updated_at          ``MERGE`` *   ``SCAN``
 status, type, priority          updated_at          ``SCAN`` *    ``SORT``
+status is running, and others   started_at          ``SCAN``      ``SCAN``
+job_id, and any others          any                 ``LOOKUP``    ``LOOKUP``
+error_group, and any others     any                 ``LOOKUP``    ``LOOKUP``
 metadata, and any others        any                 ``LOOKUP``    ``SCAN``
 any others                      any                 ``SCAN``      ``SCAN``
 ==============================  ==================  ============  ========
@@ -29,11 +32,13 @@ wanted, to know whether there is a next page; the newest 51 of these 3,060 are t
 
 ``SORT``: SQLite finds the jobs by an index or sorts them all.
 
-``LOOKUP``: an index finds up to ``MAX_COUNTED`` jobs by their metadata, which are filtered and
-sorted. If there are more, ``SCAN`` instead.
+``LOOKUP``: an index finds up to ``MAX_COUNTED`` jobs by their ids, error groups or metadata, which
+are filtered and sorted. If there are more, ``SCAN`` instead.
 
 ``SCAN``: the next ``MAX_SCANNED`` jobs in the order of the list are read and filtered. If the page
-is not full then, it ends early, and its cursor continues after the last job that was read.
+is not full then, it ends early, and its cursor continues after the last job that was read. By
+start, all running jobs are read and sorted: they are few, and an index on their start would have
+to be written by each claim.
 """
 
 from __future__ import annotations
@@ -68,7 +73,7 @@ from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import BY_KEY, IN_ORDER, plan_without
 from . import counts
-from .job_filters import CREATED, UPDATED, Filters, between, indexed_metadata
+from .job_filters import CREATED, HAS_FAILED, UPDATED, Filters, between, indexed_metadata
 from .job_order import Order
 from .job_rows import Scope
 
@@ -221,11 +226,18 @@ class Listing:
 def choose(listing: Listing) -> Plan:
     """The plan for a list, by the table of this module."""
     filters, index = listing.filters, listing.index
+    if filters.job_id or filters.error_group:
+        return Plan.LOOKUP
     if listing.dialect == "sqlite":
         return Plan.SORT if listing.is_counted else Plan.SCAN
     if filters.metadata and len(_workspaces(listing)) <= MAX_LOOKUPS:
         return Plan.LOOKUP
-    others: list[object] = [filters.metadata, filters.created_by is not None]
+    others: list[object] = [
+        filters.metadata,
+        filters.created_by is not None,
+        filters.error is not None,
+        listing.order.sort == "started_at",
+    ]
     if index is BY_STATUS:
         by_type = filters.job_type or filters.priority or filters.only_job_types is not None
         others += [by_type, filters.times(*CREATED)]
@@ -386,20 +398,35 @@ def filtered(
 
 
 def looked_up(listing: Listing, after: Bound | None, offset: int, limit: int) -> Matches | None:
-    """The jobs that the metadata index finds; None if there are more than ``MAX_COUNTED``."""
-    order, metadata = listing.order, listing.filters.metadata
+    """The jobs that an index finds; None if there are more than ``MAX_COUNTED``."""
+    order = listing.order
     plan_without(listing.session, BY_KEY)
     until = [] if listing.until is None else [jobs.c.created_at <= listing.until]
     matches = [*listing.where, *until, *listing.filters.rest(listing.dialect)]
-    in_workspaces = (indexed_metadata(each, metadata) for each in _workspaces(listing))
     source = (
         select(*_columns(order, matches), func.row_number().over().label("place"))
-        .where(jobs.c.metadata.is_not(None), or_(false(), *in_workspaces))
+        .where(*_indexed(listing))
         .limit(MAX_COUNTED + 1)
     )
     found = _matches(listing, source, {}, after, offset, limit, MAX_COUNTED + 1)
     plan_without(listing.session, IN_ORDER)
     return found if found.stop is None else None
+
+
+def _indexed(listing: Listing) -> list[ColumnElement[bool]]:
+    """The conditions of a ``LOOKUP`` that an index answers."""
+    filters, in_workspaces = listing.filters, _workspaces(listing)
+    if filters.job_id:
+        return [jobs.c.workspace_id.in_(in_workspaces), jobs.c.job_id.in_(filters.job_id)]
+    if filters.error_group:
+        return [
+            HAS_FAILED,
+            jobs.c.workspace_id.in_(in_workspaces),
+            jobs.c.job_type.in_(sorted({bucket.job_type for bucket in listing.buckets})),
+            jobs.c.error_group.in_(filters.error_group),
+        ]
+    each = (indexed_metadata(workspace_id, filters.metadata) for workspace_id in in_workspaces)
+    return [jobs.c.metadata.is_not(None), or_(false(), *each)]
 
 
 def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most: int) -> Matches:
@@ -411,7 +438,7 @@ def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most
     """
     order, index = listing.order, listing.index
     matches = [*listing.where, *listing.filters.rest(listing.dialect)]
-    if listing.dialect == "sqlite":
+    if listing.dialect == "sqlite" or order.sort == "started_at":
         until = () if listing.until is None else (jobs.c.created_at <= listing.until,)
         place = func.row_number().over(order_by=order.of(order.keys)).label("place")
         source = (

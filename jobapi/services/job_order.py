@@ -16,6 +16,7 @@ from ..store.tables import jobs
 _SORT_KEYS: Mapping[str, tuple[str, ...]] = {
     "created_at": ("created_at", "id"),
     "updated_at": ("updated_at", "id"),
+    "started_at": ("started_at", "id"),
     "priority": ("priority", "created_at", "id"),
     "status": ("status", "created_at", "id"),
 }

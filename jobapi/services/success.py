@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 
 from sqlalchemy import BigInteger, bindparam, case, cast, extract, func, or_, true, update
 
+from ..rules.causes import error_columns
 from ..rules.documents import Document, merge_patch, wrong_document
 from ..rules.jobs import JobStatus, Report
 from ..rules.lifecycle import NO_LEASE, TRANSITIONS
@@ -126,14 +127,13 @@ def _success(typed: bool) -> Statement[AnyRow]:
             last_edited=None,
             last_event_version=jobs.c.version + 1,
             result=func.coalesce(report.c.result, jobs.c.result),
-            error=None,
             updated_at=now,
             started_at=case((jobs.c.prefetched, now), else_=jobs.c.started_at),
             completed_at=now,
             actual_duration=case((jobs.c.due_at <= now, since_due)),
             succeeded_by=jobs.c.lease_token,
             changed_by=bindparam("actor", type_=jobs.c.changed_by.type),
-            **NO_LEASE,
+            **{**NO_LEASE, **error_columns(None)},
         )
         .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
     )

@@ -248,6 +248,13 @@ class JobRecord(Base):
         ),
         # Lists sorted by the time of the last change.
         Index("ix_jobapi_jobs_updated", "workspace_id", "status", "updated_at", "id"),
+        # Failures by their cause.
+        Index(
+            "ix_jobapi_jobs_error_group",
+            *("workspace_id", "job_type", "error_group", "completed_at", "id"),
+            postgresql_where=text("status = 3"),
+            sqlite_where=text("status = 3"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -269,6 +276,9 @@ class JobRecord(Base):
     job_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata", _Json)
     result: Mapped[dict[str, Any] | None] = mapped_column(_Json)
     error: Mapped[str | None] = mapped_column(Text)
+    error_group: Mapped[str | None] = mapped_column(
+        String(16), comment="a hash of the cause in the error, without numbers, ids and the like"
+    )
     progress_percent: Mapped[int | None] = mapped_column(SmallInteger)
     progress_message: Mapped[str | None] = mapped_column(Text)
     estimated_duration: Mapped[int | None] = mapped_column(comment="seconds")

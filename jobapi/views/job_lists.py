@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from flask import Response
+from flask import Response, request
 
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
 from ..schemas.fields import MAX_PATH_VALUE
-from ..services import job_lists
+from ..services import job_errors, job_lists
 from ..services.job_filters import Filters
 from ..services.job_rows import Scope, both, in_workspace, readable_by
 from ..store.transactions import snapshot
@@ -52,8 +52,36 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
     may then have fewer jobs than `limit`, and the cursor continues. With `page`, more than
     8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a cursor. A page behind
     more than 100,000 jobs is 422 `validation-failed`: use a cursor or more filters.
+
+    A light list has an `ETag`; with it as `If-None-Match`, an unchanged list is 304.
     """
     return _page(caller, in_workspace(workspace_id), query)
+
+
+@blp.operation(f"{JOBS}/errors", summary="List errors of failed jobs", errors=(404,))
+@guard(Role.VIEWER)
+@blp.arguments(schemas.JobErrorsQuery, location="query")
+@blp.response(200, schemas.JobErrors)
+def list_job_errors(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
+    """Group the jobs that have failed by type and cause, the largest groups first.
+
+    The cause is the line of the error that says why. Errors whose causes differ only in numbers,
+    ids, quoted texts, paths and the like are one group. To list the jobs of a group, or to retry
+    them in one operation, filter by `job_type` and `error_group`. A group is counted up to 10,000
+    jobs, and the largest are chosen among at most 200 groups.
+    """
+    job_types = query.get("job_type", ())
+    for job_type in job_types:
+        caller.check_job_type(job_type)
+    with snapshot(caller.connection) as connection:
+        found = job_errors.groups(
+            connection,
+            workspace_id,
+            job_types=job_types,
+            only_job_types=caller.job_types,
+            limit=query["limit"],
+        )
+    return {"data": found.groups, "is_capped": found.is_capped}
 
 
 def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -> Response:
@@ -62,7 +90,12 @@ def _page(caller: Caller, scope: Scope, query: dict[str, Any], **headers: str) -
     with snapshot(caller.connection) as connection:
         found = job_lists.page(connection, scope, filters, **query)
     schema = schemas.LightJobList if query["light"] else schemas.JobList
-    return json_response(schema.render(paginated(found, query)), headers=headers)
+    response = json_response(schema.render(paginated(found, query)), headers=headers)
+    if query["light"]:
+        # For pages that read a list again and again, mostly unchanged.
+        response.add_etag()
+        response.make_conditional(request)
+    return response
 
 
 _FILTERS = {field.name for field in fields(Filters)} - {"only_job_types", "metadata"}

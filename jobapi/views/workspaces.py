@@ -8,7 +8,7 @@ from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
 from ..rules.roles import Role
 from ..schemas import workspaces as schemas
 from ..schemas.base import PagingQuery
-from ..services import accounts, keys, workspaces
+from ..services import accounts, counts, keys, workspaces
 from .access import Caller, guard
 from .base import location, paginated
 from .blueprints import Blueprint
@@ -30,10 +30,15 @@ def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
 
 @blp.operation("/workspace", summary="List my workspaces")
 @guard()
-@blp.arguments(PagingQuery, location="query")
+@blp.arguments(schemas.WorkspaceListQuery, location="query")
 @blp.response(200, schemas.WorkspaceList)
 def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
-    """List the workspaces that the caller may read, with the caller's role in each."""
+    """List the workspaces that the caller may read, with the caller's role in each.
+
+    `counts=true` adds how many pending, running and failed jobs each has. A key that is limited
+    to job types counts only these.
+    """
+    with_counts = query.pop("counts")
     found = workspaces.page(
         caller.connection,
         user_id=caller.user_id,
@@ -42,6 +47,10 @@ def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
         **query,
     )
     items = [_with_role(row, caller.role if caller.key_id else row.role) for row in found.rows]
+    if with_counts:
+        ids = [row.id for row in found.rows]
+        by_id = counts.of_workspaces(caller.connection, ids, caller.job_types)
+        items = [{**item, "counts": by_id[item["id"]]} for item in items]
     return paginated(found, query, items)
 
 

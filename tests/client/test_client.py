@@ -450,6 +450,10 @@ def test_read_answer_of_a_newer_service_ignores_its_new_fields() -> None:
     assert "node" not in newer.to_json()
 
 
+# What only light lists have.
+LIGHT = ("error_cause", "error_group", "worker", "progress_percent", "progress_message")
+
+
 def test_job_made_by_its_constructor_equals_the_one_of_the_service(
     desk: Desk, client: Client
 ) -> None:
@@ -458,7 +462,7 @@ def test_job_made_by_its_constructor_equals_the_one_of_the_service(
     made = ClaimedJob(**{f.name: getattr(job, f.name) for f in fields(job)})
     assert made == job == pickle.loads(pickle.dumps(job)) == copy.deepcopy(job)
     assert hash(made) == hash(job)
-    assert made.to_json() == job.to_json()
+    assert made.to_json() == job.to_json() | dict.fromkeys(LIGHT)
     assert replace(job, status="success").ended
 
 

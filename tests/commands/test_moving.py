@@ -313,7 +313,7 @@ def test_move_that_is_killed_is_continued_while_clients_write(
             with (tmp_path / "said").open("w") as said:
                 process = subprocess.Popen(command, env=env, start_new_session=True, stderr=said)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.2 + chance.random() * (1 + kills / 2))
+                process.wait(0.2 + chance.random() * kills / 4)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

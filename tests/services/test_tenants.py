@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import event, text
 
 from jobapi import queue
+from jobapi.rules.causes import group
 from jobapi.rules.jobs import JobStatus, Priority
 from jobapi.rules.operations import Action
-from jobapi.services import job_lists, operations
+from jobapi.services import job_errors, job_lists, operations
 from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace, readable_by
 from jobapi.store.transactions import IN_ORDER, snapshot, transaction
@@ -25,12 +26,13 @@ OTHERS = 30_000
 COPY = """
 INSERT INTO jobapi_jobs (job_id, workspace_id, created_by, job_type, status, priority, version,
   metadata, retry_count, max_retries, created_at, updated_at, queued_at, due_at, started_at,
-  completed_at, attempt)
+  completed_at, attempt, error, error_group)
 SELECT 'job_' || lpad(to_hex(n), 32, '0'), workspace_id, created_by, job_type, status, priority,
   version, metadata, retry_count, max_retries, created_at, updated_at, queued_at, due_at,
-  started_at, completed_at, attempt
+  started_at, completed_at, attempt, error, error_group
 FROM jobapi_jobs, generate_series(1, :n) AS n WHERE job_id = :job_id
 """
+BOOM = group("boom")
 METADATA = {"common": "yes", "batch_id": 3, "deep": {"a": 1}}
 
 
@@ -39,7 +41,7 @@ def crowded(new_database: Any, tmp_path_factory: Any) -> Any:
     """A database in which another workspace has many jobs, all alike."""
     app = app_on(new_database("postgresql"), tmp_path_factory.mktemp("instance"))
     other = Desk(World(app))
-    job = other.job_in("failed", metadata=METADATA)
+    job = fail(other, metadata=METADATA)
     with other.world.state.engine.connect() as connection:
         connection.execute(text(COPY), {"n": OTHERS, "job_id": job["job_id"]})
         connection.exec_driver_sql("VACUUM ANALYZE jobapi_jobs")
@@ -53,7 +55,15 @@ def desk(crowded: Any) -> Desk:
     desk = Desk(World(crowded[0]))
     for status in JobStatus:
         desk.job_in(status.label, metadata={"batch_id": 3})
+    fail(desk)
     return desk
+
+
+def fail(desk: Desk, **body: Any) -> dict[str, Any]:
+    """A job that has failed with the error boom."""
+    job_id = desk.create(**body)["job_id"]
+    failed: dict[str, Any] = desk.patch(job_id, {"status": "failed", "error": "boom"}).json
+    return failed
 
 
 class Blocks:
@@ -99,6 +109,10 @@ FILTERS: list[dict[str, Any]] = [
     {"job_type": ["data_analysis"]},
     {"only_job_types": ["data_analysis"]},
     {"priority": [Priority.NORMAL]},
+    {"error_group": [BOOM]},
+    {"error_group": [BOOM, group("other")], "job_type": ["data_analysis"]},
+    {"error": "boom"},
+    {"job_id": ["job_" + "0" * 31 + "1"]},
 ]
 FEW_BLOCKS = 150
 """What lists of some five jobs need, in a table of more than a thousand blocks."""
@@ -125,6 +139,27 @@ def test_list_of_several_workspaces_reads_their_jobs_alone(desk: Desk) -> None:
         with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
             job_lists.page(tx, scope, Filters(**filters))
         assert read.n < FEW_BLOCKS, filters
+
+
+def test_list_by_start_beside_a_large_workspace_reads_its_own_jobs(desk: Desk) -> None:
+    filters = Filters(status=[JobStatus.RUNNING])
+    with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
+        page = job_lists.page(tx, in_workspace(desk.workspace_id), filters, sort="started_at")
+        assert page.total == 1
+    assert read.n < FEW_BLOCKS
+
+
+def test_errors_of_many_failed_jobs_are_counted_up_to_a_bound(crowded: Any, desk: Desk) -> None:
+    _, other = crowded
+    with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
+        (mine,) = job_errors.groups(tx, desk.workspace_id).groups
+    assert (mine.error_group, mine.count) == (BOOM, 1)
+    assert read.n < FEW_BLOCKS
+    with blocks_read(other) as (connection, read), snapshot(connection) as tx:
+        (theirs,) = job_errors.groups(tx, other.workspace_id, most_jobs=1_000).groups
+    assert (theirs.count, theirs.count_is_capped) == (1_000, True)
+    # Their table alone has more than a thousand.
+    assert read.n < FEW_BLOCKS
 
 
 @pytest.mark.parametrize("filters", [f for f in FILTERS if "metadata" in f], ids=str)

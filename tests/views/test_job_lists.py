@@ -390,7 +390,9 @@ def test_total_with_other_filters_is_capped(desk: Desk, monkeypatch: pytest.Monk
 def test_light_list_leaves_out_metadata_and_result(desk: Desk) -> None:
     whole = desk.create(metadata={"a": 1})
     (light,) = listed(desk, "light=true")["data"]
-    assert light == {k: v for k, v in whole.items() if k not in ("metadata", "result")}
+    small = {k: v for k, v in whole.items() if k not in ("metadata", "result")}
+    added = dict.fromkeys(("error_cause", "error_group", "worker", "progress_message"))
+    assert light == {**small, **added, "progress_percent": 0}
 
 
 @pytest.mark.parametrize(

@@ -424,6 +424,8 @@ def test_documented_defaults_change_nothing(desk: Desk) -> None:
         "created_after": "2024-01-15T10:00:00Z",
         "created_before": "2124-01-15T10:00:00Z",
         "updated_after": "2024-01-15T10:00:00Z",
+        "error": "boom",
+        "error_group": "0123456789abcdef",
         "job_id": ids["job_id"],
         "job_type": "data_analysis",
         "kind": "created",
