@@ -32,7 +32,7 @@ help:
 	@echo "make setup         prepare .venv (all others do it by themselves)"
 	@echo "make wheels        build dist/: jobapi, and jobapi-client without the service"
 	@echo "make schema        write migrations/schema.sql, after a new migration"
-	@echo "make lock          write requirements*.txt anew from setup.cfg"
+	@echo "make lock          resolve the dependencies in setup.cfg into requirements*.txt"
 
 setup: $(READY)
 
@@ -55,6 +55,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/deno fmt --check --quiet jobapi/dashboard
+	$(BIN)/deno lint --quiet jobapi/dashboard
+	$(BIN)/deno check --quiet jobapi/dashboard
 	$(BIN)/hadolint Containerfile
 	$(BIN)/kubernetes-validate --strict --quiet $(MANIFESTS)
 	@if command -v promtool >/dev/null; then promtool check rules --lint=all $(RULES); fi

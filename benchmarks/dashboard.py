@@ -88,8 +88,8 @@ def look(browser: Browser, url: str, workspace_id: int) -> dict[str, tuple[float
     see("login", "", "input[type=password]")
     page.get_by_label("Username").fill(NAME)
     page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
-    page.get_by_role("button", name="Log out").wait_for()
+    page.get_by_role("button", name="Log in", exact=True).click()
+    page.locator("#menu-user").wait_for()
     for name, (path, selector) in VIEWS.items():
         see(name, path.format(workspace_id), selector)
     context.close()

@@ -5,7 +5,6 @@ const page = document.documentElement.dataset;
 export const HOME = page.home;
 export const HOST_LOGIN = page.login === "host";
 const API = HOME.slice(0, -"/dashboard".length);
-const STORE = "jobapi";
 const TIMEOUT = 30_000;
 
 // An error response. Its message is the `detail` of the problem.
@@ -30,10 +29,16 @@ export class Away extends Error {
   }
 }
 
-// The login session. It is in the tab's sessionStorage: it ends with the tab, and the
-// page's Content-Security-Policy allows no foreign script that could read it.
+// The login session. All tabs of the browser have the same one. It is in their sessionStorage and
+// nowhere else, so it ends with the last tab; a new tab asks the others for it. The page's
+// Content-Security-Policy allows no foreign script that could read it.
+
+const STORE = "jobapi";
+const NAME = `jobapi session ${HOME}`;
+const tabs = new BroadcastChannel(NAME);
 
 let session = JSON.parse(sessionStorage.getItem(STORE) || "null");
+let held = null;
 
 export const loggedIn = () => HOST_LOGIN || session !== null;
 export const byKey = () => Boolean(session?.key);
@@ -42,64 +47,112 @@ function keep(value) {
   session = value;
   if (value) sessionStorage.setItem(STORE, JSON.stringify(value));
   else sessionStorage.removeItem(STORE);
+  hold();
 }
 
-const tokens = (answer) => ({
+// A tab with a session holds a lock, so that a new tab knows whether to wait for an answer.
+function hold() {
+  if (session && !held && navigator.locks) {
+    held = new Promise((release) =>
+      navigator.locks.request(NAME, { mode: "shared" }, () => new Promise((end) => release(end)))
+    );
+  } else if (!session && held) {
+    held.then((end) => end());
+    held = null;
+  }
+}
+
+tabs.addEventListener("message", ({ data }) => {
+  if (data.asked && session) tabs.postMessage({ session });
+  else if (data.session) {
+    // From the tab that has logged in or refreshed the tokens, or an answer to a new tab.
+    const newer = !session || (data.session.user === session.user && data.session.until > session.until);
+    if (newer) keep(data.session);
+    document.dispatchEvent(new CustomEvent("session", { detail: newer }));
+  } else if (data.ended && session) {
+    // The user has logged out in another tab: nothing of the session stays on this page either.
+    keep(null);
+    location.reload();
+  }
+});
+
+/** Ask the other tabs for their session. */
+export async function adopt() {
+  if (HOST_LOGIN) return;
+  hold();
+  const others = navigator.locks ? (await navigator.locks.query()).held.filter((lock) => lock.name === NAME).length : 1;
+  if (others < (session && held ? 2 : 1)) return;
+  await new Promise((resolve) => {
+    setTimeout(resolve, 400);
+    document.addEventListener("session", resolve, { once: true });
+    tabs.postMessage({ asked: true });
+  });
+}
+
+function begin(made) {
+  keep(made);
+  tabs.postMessage({ session });
+}
+
+const tokens = (answer, user) => ({
+  user,
   access: answer.access_token,
   refresh: answer.refresh_token,
   until: Date.now() + answer.expires_in * 1000,
 });
 
 export async function logIn(username, password) {
-  keep(tokens(await call("POST", "/auth/login", { body: { username, password }, open: true })));
+  begin(tokens(await call("POST", "/auth/login", { body: { username, password }, open: true }), username));
 }
 
 export async function logInByKey(key) {
-  keep({ key });
-  try {
-    await call("GET", "/workspace?limit=1");
-  } catch (error) {
-    keep(null);
-    throw error;
-  }
+  await call("GET", "/workspace?limit=1", { open: true, headers: { Authorization: `Bearer ${key}` } });
+  begin({ key, user: key.slice(0, 8), until: 0 });
 }
 
 export async function logOut() {
-  const ended = session;
-  if (ended?.access) await call("POST", "/auth/logout").catch(() => {});
+  if (session?.access) await call("POST", "/auth/logout").catch(() => {});
   keep(null);
+  tabs.postMessage({ ended: true });
 }
 
 export const forget = () => keep(null);
 
-// A duplicated tab has the same session. Using a refresh token that another tab has
-// exchanged would end it, so tabs share new tokens.
-const tabs = new BroadcastChannel(STORE);
-tabs.addEventListener("message", ({ data }) => {
-  if (session?.refresh === data.old) keep(data.now);
-});
-
 let refreshing = null;
 
-// Concurrent requests share one refresh.
+// Concurrent requests share one refresh, and so do tabs: a refresh token that was used ends the
+// login session when it is used again later.
 function refresh() {
-  refreshing ??= (async () => {
-    try {
-      const old = session.refresh;
-      const response = await send("POST", "/auth/refresh", {
-        headers: { Authorization: `Bearer ${old}` },
-      });
-      keep(tokens(await answerOf(response)));
-      tabs.postMessage({ old, now: session });
-    } finally {
-      refreshing = null;
-    }
-  })();
+  const old = session.refresh;
+  refreshing ??= alone(async () => {
+    await adopt();
+    if (session?.refresh !== old) return;
+    const response = await send("POST", "/auth/refresh", { headers: { Authorization: `Bearer ${old}` } });
+    begin(tokens(await answerOf(response), session.user));
+  }).finally(() => {
+    refreshing = null;
+  });
   return refreshing;
 }
 
+const alone = (run) => (navigator.locks ? navigator.locks.request(`${NAME} refresh`, run) : run());
+
 // Requests
 
+/**
+ * @typedef {object} Options
+ * @property {Record<string, string>} [headers]
+ * @property {any} [body] sent as JSON
+ * @property {AbortSignal} [signal]
+ * @property {boolean} [lasting] without a timeout: a stream
+ * @property {boolean} [open] without the session's token
+ */
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ */
 async function send(method, path, { headers, body, signal, lasting } = {}) {
   const signals = [signal, lasting ? null : AbortSignal.timeout(TIMEOUT)].filter(Boolean);
   try {
@@ -116,7 +169,12 @@ async function send(method, path, { headers, body, signal, lasting } = {}) {
   }
 }
 
-// Send a request with the session's token. `lasting` requests, such as streams, have no timeout.
+/**
+ * Send a request with the session's token.
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ */
 export async function ask(method, path, options = {}) {
   const current = () => session?.key || session?.access;
   if (session?.refresh && session.until < Date.now() + 20_000) await refresh().catch(passOver);
@@ -126,6 +184,9 @@ export async function ask(method, path, options = {}) {
   if (response.status === 401 && session?.refresh && !options.open) {
     if (current() === token) await refresh().catch(passOver);
     if (current() !== token) response = await once({ Authorization: `Bearer ${current()}` });
+  }
+  if (response.status === 401 && !options.open) {
+    document.dispatchEvent(new CustomEvent("ended", { detail: await problemOf(response.clone()) }));
   }
   return response;
 }
@@ -150,7 +211,12 @@ async function answerOf(response) {
   return body;
 }
 
-// The body of the response. Throws a Problem or Away.
+/**
+ * The body of the response. Throws a Problem or Away.
+ * @param {string} method
+ * @param {string} path
+ * @param {Options} [options]
+ */
 export async function call(method, path, options = {}) {
   return answerOf(await ask(method, path, options));
 }
@@ -167,12 +233,20 @@ export async function problemOf(response) {
   return new Away();
 }
 
-// Integers beyond 2^53 keep their digits.
+// Newer than the types of the checker, and than some browsers.
+const { rawJSON, isRawJSON } = /** @type {any} */ (JSON);
+
+/** Whether a value is an integer beyond 2^53, as `parse` keeps it. */
+export const isRaw = (value) => Boolean(isRawJSON?.(value));
+
+/** Like JSON.parse, but integers beyond 2^53 keep their digits. */
 export function parse(text) {
-  return JSON.parse(text, (key, value, context) =>
-    Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source && JSON.rawJSON
-      ? JSON.rawJSON(context.source)
-      : value,
+  return JSON.parse(
+    text,
+    (_key, value, context) =>
+      Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source && rawJSON
+        ? rawJSON(context.source)
+        : value,
   );
 }
 
@@ -182,18 +256,3 @@ export const newKey = () =>
 
 export const workspacePath = (id, rest = "") => `/workspace/${id}${rest}`;
 export const jobPath = (id, job, rest = "") => `/workspace/${id}/jobs/${encodeURIComponent(job)}${rest}`;
-
-// The usernames of a workspace's members by user id, cached.
-const known = new Map();
-export function names(id) {
-  if (!known.has(id)) {
-    const read = get(workspacePath(id, "/members?limit=100"))
-      .then((answer) => new Map(answer.data.map((member) => [member.user_id, member.username])))
-      .catch(() => {
-        known.delete(id);
-        return new Map();
-      });
-    known.set(id, read);
-  }
-  return known.get(id);
-}

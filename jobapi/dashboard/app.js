@@ -1,50 +1,77 @@
-// The frame: routing, the header, login, and errors of whole views.
+// The frame around the pages: addresses, the login, errors of whole pages, and keys.
 
-import { Away, HOME, HOST_LOGIN, byKey, forget, get, logIn, logInByKey, logOut, loggedIn, workspacePath } from "./api.js";
-import { ROLES, field, form, h } from "./dom.js";
-import { backoff, fine, pause, trouble } from "./live.js";
+import { adopt, Away, byKey, forget, get, HOME, HOST_LOGIN, loggedIn, workspacePath } from "./api.js";
+import { header } from "./header.js";
+import { backoff, fine, pause, trouble, wake } from "./live.js";
+import { login } from "./login.js";
+import { link, ROLES, updated } from "./parts.js";
+import { h, render } from "./render.js";
+import { shortcut } from "./shortcuts.js";
+import { app, drawWith, update } from "./state.js";
 
-const VIEWS = [
-  [/^\/?$/, () => import("./workspaces.js")],
-  [/^\/(\d+)\/?$/, () => import("./overview.js")],
-  [/^\/(\d+)\/jobs\/?$/, () => import("./jobs.js")],
-  [/^\/(\d+)\/jobs\/new$/, () => import("./create.js")],
-  [/^\/(\d+)\/jobs\/([^/]+)$/, () => import("./job.js")],
-  [/^\/(\d+)\/operations$/, () => import("./operations.js")],
-  [/^\/(\d+)\/(members|keys|settings)$/, () => import("./people.js")],
-];
+// A new page is one line here and one file in pages.
+const PAGES = /** @type {[RegExp, () => Promise<any>][]} */ ([
+  [/^\/?$/, () => import("./pages/workspaces.js")],
+  [/^\/(account)$/, () => import("./pages/account.js")],
+  [/^\/(users)$/, () => import("./pages/users.js")],
+  [/^\/(\d+)\/?$/, () => import("./pages/overview.js")],
+  [/^\/(\d+)\/jobs\/?$/, () => import("./pages/jobs.js")],
+  [/^\/(\d+)\/jobs\/new$/, () => import("./pages/job_form.js")],
+  [/^\/(\d+)\/jobs\/([^/]+)\/edit$/, () => import("./pages/job_form.js")],
+  [/^\/(\d+)\/jobs\/([^/]+)$/, () => import("./pages/job.js")],
+  [/^\/(\d+)\/errors$/, () => import("./pages/errors.js")],
+  [/^\/(\d+)\/activity$/, () => import("./pages/activity.js")],
+  [/^\/(\d+)\/operations$/, () => import("./pages/operations.js")],
+  [/^\/(\d+)\/members$/, () => import("./pages/members.js")],
+  [/^\/(\d+)\/keys$/, () => import("./pages/keys.js")],
+  [/^\/(\d+)\/settings$/, () => import("./pages/settings.js")],
+]);
 
-const main = document.getElementById("main");
-const top = document.getElementById("top");
+const root = document.getElementById("app");
+let visit = new AbortController(); // ends the requests of the current page
+let live = new AbortController(); // ends its updates
+let shown = null; // its address
+let opening = false; // whether the page of the address is not shown yet
 
-const LOG_IN = "log in"; // the login form has no address of its own
+history.scrollRestoration = "manual";
 
-let me = null; // the user who is logged in
-let shown = null; // the address of the current view
-let view = new AbortController(); // aborts the requests of the current view
-
-const here = () => location.pathname.slice(HOME.length);
-
-export function go(address, { replace = false } = {}) {
-  history[replace ? "replaceState" : "pushState"](null, "", HOME + address);
-  return show();
+/**
+ * Go to a page. The page that is left keeps its scroll position and focus for "Back". With `keep`,
+ * the new one keeps them too: it is the same page with other filters.
+ * @param {string} address
+ */
+function go(address, { replace = false, keep = false } = {}) {
+  if (!replace) remember();
+  history[replace ? "replaceState" : "pushState"](replace ? history.state : null, "", HOME + address);
+  return open({ keep });
 }
 
-async function show() {
-  view.abort();
-  view = new AbortController();
-  const { signal } = view;
-  if (!loggedIn()) return showLogIn();
-  const path = here();
-  const again = path === shown;
-  main.setAttribute("aria-busy", "true");
-  for (let failures = 0; ; failures++) {
+function remember() {
+  history.replaceState({ scroll: scrollY, focus: document.activeElement?.id || null }, "");
+}
+
+/**
+ * Open the page of the address. Until its data has come, the page before it stays.
+ * @param {{place?: {scroll: number, focus: string|null}|null, keep?: boolean}} [options] `place`
+ *   is where the user was in it
+ */
+async function open({ place = null, keep = false } = {}) {
+  opening = true;
+  visit.abort();
+  live.abort();
+  visit = new AbortController();
+  const { signal } = visit;
+  const path = location.pathname.slice(HOME.length);
+  if (!loggedIn()) return askToLogIn("");
+  app.busy = true;
+  update();
+  for (let failures = 0;; failures++) {
     let made;
     try {
-      made = await open(path, signal);
+      made = await load(path, signal);
     } catch (error) {
       if (signal.aborted) return;
-      if (error.status === 401) return ended(error);
+      if (error.status === 401) return;
       if (error.passing) {
         trouble(error);
         await pause(backoff(failures, error), signal);
@@ -56,174 +83,187 @@ async function show() {
     }
     if (signal.aborted) return;
     fine();
-    mount(made, again, path);
-    made.live?.(signal);
+    mount(made, path, place, keep);
     return;
   }
 }
 
-// The modules of a view come from the same service, which may be unavailable.
-const load = (read) => read().catch(() => Promise.reject(new Away()));
+// The modules of a page come from the same service, which may be unavailable.
+const imported = (read) => read().catch((error) => Promise.reject(error instanceof TypeError ? new Away() : error));
 
-async function open(path, signal) {
-  const [found, read] = VIEWS.map(([pattern, read]) => [path.match(pattern), read]).find(([found]) => found) || [];
-  const [, id, rest] = found || [];
+async function load(path, signal) {
+  const [found, read] =
+    PAGES.map(([pattern, read]) => /** @type {const} */ ([path.match(pattern), read])).find(([found]) => found) ||
+    [null];
+  const numbered = found && /^\d+$/.test(found[1] || "");
   const [module, workspace, user] = await Promise.all([
-    found && load(read),
-    id && get(workspacePath(id), { signal }),
-    me || (byKey() ? {} : get("/auth/me", { signal })),
+    found && imported(read),
+    numbered && get(workspacePath(found[1]), { signal }),
+    app.me || (byKey() ? {} : get("/auth/me", { signal })),
   ]);
-  me = user;
+  app.me = user;
+  app.workspace = workspace || null;
   if (!found) {
-    header(null);
-    return { title: "Page not found", node: h("p", {}, "This page does not exist. ", h("a", { href: HOME }, "All workspaces")) };
+    return {
+      title: "Page not found",
+      view: () => h("p", {}, "This page does not exist. ", link("", {}, "All workspaces")),
+    };
   }
-  const made = await module.default({
-    id,
-    rest,
-    path,
+  return module.default({
+    id: numbered ? found[1] : "",
+    rest: found[2] || "",
     workspace,
-    me,
+    me: user,
     signal,
     query: new URLSearchParams(location.search),
+    may: (role) => Boolean(workspace) && ROLES.indexOf(workspace.role) >= ROLES.indexOf(role),
     go,
-    reload: show,
-    may: (role) => workspace && ROLES.indexOf(workspace.role) >= ROLES.indexOf(role),
+    reload: () => open({ keep: true }),
   });
-  if (!signal.aborted) header(workspace);
-  return made;
 }
 
-function refusal(error) {
-  return {
-    title: error.status === 404 ? "Not found" : "Error",
-    node: h(
-      "div",
-      { class: "refusal" },
-      h("p", { class: "problem", role: "alert" }, error.message),
-      h("p", {}, h("button", { type: "button", onclick: show }, "Try again"), " ", h("a", { href: HOME }, "All workspaces")),
+const refusal = (error) => ({
+  title: error.status === 404 ? "Not found" : "Error",
+  view: () => [
+    h("p", { class: "problem", role: "alert" }, error.message),
+    h(
+      "p",
+      {},
+      h("button", { type: "button", onclick: () => open({ keep: true }) }, "Try again"),
+      " ",
+      link("", {}, "All workspaces"),
     ),
-  };
-}
+  ],
+});
 
-// When the view at the same address is rendered again, the focused input keeps the
-// focus, the selection and the text that the user has typed.
-function mount({ title, node, heading }, again, path) {
-  const active = again && main.contains(document.activeElement) ? document.activeElement : null;
-  const name = h("h1", { tabindex: -1 }, heading || title);
-  main.removeAttribute("aria-busy");
-  main.replaceChildren(name, node);
-  document.title = `${title} · Jobs`;
-  const same = active?.id && document.getElementById(active.id);
-  if (same) {
-    if (/^(text|search)$/.test(active.type) && active.value !== active.defaultValue) same.value = active.value;
-    same.focus({ preventScroll: true });
-    if (active.selectionStart != null) same.setSelectionRange?.(active.selectionStart, active.selectionEnd);
-  } else if (!again) {
-    document.querySelectorAll("dialog").forEach((dialog) => dialog.remove());
-    if (shown !== null) name.focus({ preventScroll: true });
-    scrollTo(0, 0);
-  }
+function mount(page, path, place, keep) {
+  const first = shown === null;
+  opening = false;
   shown = path;
+  app.page = page;
+  app.busy = false;
+  app.heard = null;
+  app.now = Date.now();
+  app.menu = null;
+  if (!keep) app.dialogs = [];
+  live = new AbortController();
+  draw({ reset: true });
+  if (!keep) {
+    const target = place?.focus && document.getElementById(place.focus);
+    const heading = /** @type {HTMLElement} */ (document.querySelector("main h1"));
+    if (target || !first) (target || heading).focus({ preventScroll: true });
+    scrollTo(0, place?.scroll || 0);
+  }
+  page.live?.(live.signal);
 }
 
-function header(workspace) {
-  const path = here();
-  const id = workspace?.workspace_id;
-  const link = (address, text, current) => h("a", { href: HOME + address, "aria-current": current && "page" }, text);
-  const pages = id && [
-    link(`/${id}`, "Overview", path === `/${id}`),
-    link(`/${id}/jobs`, "Jobs", path.startsWith(`/${id}/jobs`)),
-    link(`/${id}/operations`, "Operations", path === `/${id}/operations`),
-    !byKey() && link(`/${id}/members`, "Members", path === `/${id}/members`),
-    !byKey() && workspace.role === "owner" && link(`/${id}/keys`, "Keys", path === `/${id}/keys`),
-    workspace.role === "owner" && link(`/${id}/settings`, "Settings", path === `/${id}/settings`),
-  ];
-  top.replaceChildren(
-    h("div", { class: "brand" }, link("", "Jobs", !id), workspace && h("span", { class: "workspace", dir: "auto" }, workspace.name)),
-    pages ? h("nav", { "aria-label": "Workspace" }, pages) : h("span", { class: "nav" }),
+function draw({ reset = false } = {}) {
+  const { page, workspace, login: ended } = app;
+  const title = page ? [page.title, workspace?.name, "jobapi"].filter(Boolean).join(" · ") : "jobapi";
+  if (document.title !== title) document.title = title;
+  render(root, [
+    h("a", { class: "skip", href: "#main" }, "Skip to the content"),
+    header(go),
     h(
       "div",
-      { class: "who" },
-      h("span", {}, byKey() ? "API key" : me?.username || ""),
-      !HOST_LOGIN && h("button", { type: "button", onclick: leave }, "Log out"),
+      { id: "trouble", role: "alert" },
+      app.trouble !== null && [
+        h("p", {}, h("strong", {}, app.trouble), " This page may be out of date. Retrying automatically."),
+        h("button", { type: "button", onclick: () => wake() }, "Try now"),
+      ],
     ),
-  );
+    h(
+      "main",
+      { id: "main", tabindex: -1, "aria-busy": app.busy ? "true" : null },
+      page &&
+        [
+          h(
+            "div",
+            { class: "title" },
+            h("h1", { tabindex: -1 }, page.heading || page.title),
+            page.watched && updated(),
+          ),
+          h("div", { key: shown }, page.view()),
+        ],
+      ended && !page && [h("h1", { tabindex: -1 }, "Log in"), ended.view(ended.message)],
+    ),
+    ended &&
+    page &&
+    h(
+      "dialog",
+      {
+        key: "login",
+        "aria-labelledby": "login-title",
+        oncancel: (event) => event.preventDefault(),
+        mounted: (node) => node.showModal(),
+      },
+      h("h2", { id: "login-title", tabindex: -1 }, "Log in again"),
+      h("p", {}, "What you have entered on this page is kept."),
+      ended.view(ended.message),
+    ),
+    app.dialogs.map((each) => h("div", { key: each.key }, each.view())),
+    h("div", { id: "said", class: "unseen", role: "status", "aria-live": "polite" }, app.said),
+  ], { reset });
 }
 
-async function leave() {
-  await logOut();
-  location.assign(HOME);
+// The login
+
+function askToLogIn(message) {
+  if (app.login) return;
+  live.abort();
+  app.busy = false;
+  shown ??= "";
+  const before = app.me?.user_id;
+  app.login = { message, view: login(() => resume(before)) };
+  update();
 }
 
-// Log in
-
-function ended(error) {
-  forget();
-  me = null;
-  if (HOST_LOGIN) {
-    top.replaceChildren(h("div", { class: "brand" }, "Jobs"));
-    mount({ ...refusal(error), title: "Log in" }, false, LOG_IN);
-  } else showLogIn(error.message);
+async function resume(before) {
+  // The same user goes on where they were; another one must not see what this one has opened.
+  const user = byKey() ? {} : await get("/auth/me");
+  if (app.page && user.user_id !== before) return location.reload();
+  app.login = null;
+  app.me = user;
+  if (opening) return open();
+  live = new AbortController();
+  update();
+  app.page.live?.(live.signal);
 }
 
 document.addEventListener("ended", (event) => {
-  view.abort();
-  ended(event.detail);
+  if (!HOST_LOGIN) forget();
+  askToLogIn(/** @type {CustomEvent} */ (event).detail.message);
 });
 
-function showLogIn(message) {
-  fine();
-  top.replaceChildren(h("div", { class: "brand" }, "Jobs"));
-  const name = h("input", { name: "username", autocomplete: "username", autocapitalize: "none", spellcheck: "false", required: true });
-  const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
-  const key = h("input", { name: "key", type: "password", autocomplete: "off", placeholder: "jk_…" });
-  const byName = form({}, [field("Username", name), field("Password", password)], "Log in", async () => {
-    await logIn(name.value, password.value);
-    await show();
-  });
-  const withKey = form({}, field("API key", key, "Gives access to one workspace, without its members and keys."), "Log in with the key", async () => {
-    await logInByKey(key.value.trim());
-    await show();
-  });
-  const node = h(
-    "div",
-    { class: "login" },
-    message && h("p", { class: "problem", role: "alert" }, message),
-    byName,
-    h("details", {}, h("summary", {}, "Use an API key instead"), withKey),
-  );
-  mount({ title: "Log in", node }, false, LOG_IN);
-  name.focus();
-}
+// Another tab has logged in.
+document.addEventListener("session", () => {
+  if (app.login && loggedIn()) resume(app.me?.user_id).catch(() => {});
+});
 
-// Links within the dashboard, and the keyboard shortcut
+// Links within the dashboard
 
 document.addEventListener("click", (event) => {
-  const link = event.target.closest?.("a[href]");
-  if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
-  if (event.defaultPrevented || link.target || link.hasAttribute("download")) return;
-  const url = new URL(link.href);
+  const anchor = /** @type {Element} */ (event.target).closest?.("a[href]");
+  if (
+    !(anchor instanceof HTMLAnchorElement) || event.button || event.ctrlKey || event.metaKey || event.shiftKey ||
+    event.altKey
+  ) return;
+  if (event.defaultPrevented || anchor.target || anchor.hasAttribute("download")) return;
+  const url = new URL(anchor.href);
   const ours = url.origin === location.origin && (url.pathname === HOME || url.pathname.startsWith(`${HOME}/`));
   if (!ours || (url.hash && url.pathname === location.pathname)) return;
   event.preventDefault();
   go(url.pathname.slice(HOME.length) + url.search);
 });
 
-addEventListener("popstate", show);
+addEventListener("popstate", (event) => open({ place: event.state }));
+addEventListener("pagehide", remember);
+document.addEventListener("keydown", (event) => shortcut(event, go));
 
-document.addEventListener("keydown", (event) => {
-  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || document.querySelector("dialog[open]")) return;
-  const filter = document.getElementById("filter");
-  if (!filter) return;
-  event.preventDefault();
-  filter.closest("details").open = true;
-  filter.focus();
-});
+drawWith(draw);
+await adopt();
+await open({ place: history.state });
 
-await show();
-
-// Load the other views in advance, so that a click does not wait for them.
+// Load the other pages in advance, so that a click does not wait for them.
 const idle = window.requestIdleCallback || ((run) => setTimeout(run, 1000));
-idle(() => VIEWS.forEach(([, read]) => loggedIn() && read().catch(() => {})));
+idle(() => PAGES.forEach(([, read]) => read().catch(() => {})));

@@ -1,100 +1,254 @@
-// Charts in SVG, each with its numbers as a table.
+// Charts in SVG. Each says its numbers in a table, too.
 
-import { h, number, rows, cell, s } from "./dom.js";
+import { axisTime, duration, number } from "./format.js";
+import { cell, empty, table } from "./parts.js";
+import { h } from "./render.js";
+import { update } from "./state.js";
 
 const HEIGHT = 200;
-const LEFT = 52;
 const BOTTOM = 22;
 const TOP = 10;
 const RIGHT = 10;
+const LETTER = 6.2; // the usual width of a letter of the labels, in the units of the drawing
 
-// The top of an axis that fits `most`, and the step between its grid lines.
-export function ceiling(most) {
+// Steps of a time axis: whole seconds, minutes, hours and days.
+const TIMES = [
+  1,
+  2,
+  5,
+  10,
+  15,
+  30,
+  60,
+  120,
+  300,
+  600,
+  900,
+  1800,
+  3600,
+  7200,
+  14400,
+  21600,
+  43200,
+  86400,
+  172800,
+  432000,
+  864000,
+];
+
+/**
+ * The top of an axis that fits `most`, and the step between its grid lines, of which there are at
+ * most five.
+ * @param {number} most
+ * @param {"number"|"seconds"} unit
+ */
+export function ceiling(most, unit = "number") {
   if (!(most > 0)) return { top: 1, step: 1 };
-  const size = 10 ** Math.floor(Math.log10(most / 4));
-  const step = [1, 2, 5, 10].map((n) => n * size).find((step) => most / step <= 5);
-  return { top: Math.ceil(most / step - 1e-9) * step, step };
+  let step;
+  if (unit === "seconds" && most > 1) step = TIMES.find((each) => most / each <= 5);
+  if (!step) {
+    const size = 10 ** Math.floor(Math.log10(most / 4));
+    step = [1, 2, 5, 10].map((n) => n * size).find((each) => most / each <= 5) || 10 * size;
+    if (unit === "number" && step < 1) step = 1;
+  }
+  return { top: Math.max(step, Math.ceil(most / step - 1e-9) * step), step };
 }
 
-// `points` are the times at which the intervals of `span` seconds begin; `series` is a
-// list of {name, label, values} with a value for each. `kind` is "area" or "bars",
-// both stacked, or "line". `unit` formats a value; `whole` allows only integers as grid lines.
-export function chart({ title, kind, points, span, series, unit = number, whole = true }) {
-  const WIDTH = Math.max(280, Math.min(560, document.getElementById("main").clientWidth - 64));
+/**
+ * A chart's state: what is under the pointer and whether its numbers are open.
+ * @returns {{at: number|null, open: boolean, hidden: Set<string>}}
+ */
+export const chartState = () => ({ at: null, open: false, hidden: new Set() });
+
+/**
+ * @typedef {object} Series
+ * @property {string} name its color
+ * @property {string} label
+ * @property {(number|null)[]} values one for each point
+ */
+
+/**
+ * A chart with its title, legend and table.
+ * @param {ReturnType<typeof chartState>} state
+ * @param {object} options
+ * @param {string} options.name
+ * @param {string} options.title
+ * @param {string} options.note
+ * @param {"area"|"bars"|"line"} options.kind the first two are stacked
+ * @param {string[]} options.points the times at which the intervals begin
+ * @param {number} options.span the length of an interval in seconds
+ * @param {Series[]} options.series
+ * @param {"number"|"seconds"} [options.unit]
+ * @param {boolean} [options.choice] whether the legend hides and shows series
+ */
+export function chart(state, { name, title, note, kind, points, span, series, unit = "number", choice = false }) {
+  const shown = series.filter((each) => !state.hidden.has(each.name));
+  const text = (
+    value,
+  ) => (value === null || value === undefined ? "–" : unit === "seconds" ? duration(value) : number(value));
+  const key = (each) => [h("span", { class: `key ${each.name}` }), each.label];
+  const toggle = (each) => {
+    state.hidden[state.hidden.has(each.name) ? "delete" : "add"](each.name);
+    update();
+  };
+  const blank = !series.some((each) => each.values.some(Boolean));
+  return h(
+    "figure",
+    { key: name },
+    h("figcaption", {}, h("h2", {}, title), h("span", { class: "hint" }, note)),
+    h(
+      "div",
+      { class: "legend" },
+      series.map((each) => (choice
+        ? h("button", {
+          key: each.name,
+          type: "button",
+          class: "small",
+          "aria-pressed": String(!state.hidden.has(each.name)),
+          onclick: () => toggle(each),
+        }, key(each))
+        : h("span", { key: each.name }, key(each)))
+      ),
+    ),
+    blank
+      ? empty("Nothing in this period.")
+      : drawing(state, { label: `${title}, ${note}`, kind, points, span, shown, unit, text }),
+    !blank &&
+      h(
+        "details",
+        { open: state.open, ontoggle: (event) => ((state.open = event.target.open), update()) },
+        h("summary", { id: `numbers-${name}` }, "Numbers"),
+        state.open && numbers({ title, points, span, series, text }),
+      ),
+  );
+}
+
+function numbers({ title, points, span, series, text }) {
+  const busy = points.map((_, i) => i).filter((i) => series.some((each) => each.values[i]));
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": `${title}: numbers` },
+    table(
+      ["From", ...series.map((each) => each.label)],
+      busy.reverse().map((i) =>
+        h(
+          "tr",
+          { key: points[i], role: "row" },
+          cell("From", axisTime(points[i], span, points.length)),
+          series.map((each) => cell(each.label, text(each.values[i]))),
+        )
+      ),
+      { class: "numbers" },
+    ),
+  );
+}
+
+function drawing(state, { label, kind, points, span, shown, unit, text }) {
+  const width = Math.max(280, Math.min(560, (document.getElementById("main")?.clientWidth || 560) - 64));
   const n = points.length;
   const stacked = kind !== "line";
-  const sum = (i) => series.reduce((total, each) => total + (each.values[i] || 0), 0);
-  const most = Math.max(0, ...points.map((_, i) => (stacked ? sum(i) : Math.max(0, ...series.map((each) => each.values[i] || 0)))));
-  let { top, step } = ceiling(most);
-  if (whole && step < 1) [top, step] = [Math.max(1, Math.ceil(top)), 1];
-  const x = (i) => LEFT + ((WIDTH - LEFT - RIGHT) * i) / n;
+  const sums = points.map((
+    _,
+    i,
+  ) => (stacked
+    ? shown.reduce((all, each) => all + (each.values[i] || 0), 0)
+    : Math.max(0, ...shown.map((each) => each.values[i] || 0)))
+  );
+  const { top, step } = ceiling(Math.max(0, ...sums), unit);
+  const ticks = Array.from({ length: Math.round(top / step) + 1 }, (_, i) => i * step);
+  // The labels of the axis decide its width.
+  const left = Math.max(30, Math.ceil(Math.max(...ticks.map((value) => text(value).length)) * LETTER) + 10);
+  const x = (i) => left + ((width - left - RIGHT) * i) / n;
   const y = (value) => HEIGHT - BOTTOM - ((HEIGHT - BOTTOM - TOP) * value) / top;
-  const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}. The numbers are in the table below.` });
+  const labels = width > 500 ? 6 : 3;
+  const point = (event) => {
+    const box = event.currentTarget.getBoundingClientRect();
+    const i = Math.floor((((event.clientX - box.left) / box.width) * width - left) / (x(1) - x(0)));
+    state.at = i >= 0 && i < n ? i : null;
+    update();
+  };
+  return h(
+    "svg",
+    {
+      viewBox: `0 0 ${width} ${HEIGHT}`,
+      role: "img",
+      "aria-label": `${label}. The numbers are in the table below.`,
+      onpointermove: point,
+      onpointerleave: () => ((state.at = null), update()),
+    },
+    ticks.map((
+      value,
+    ) => [
+      h("line", { key: `line ${value}`, class: "grid", x1: left, x2: width - RIGHT, y1: y(value), y2: y(value) }),
+      h("text", { key: `tick ${value}`, class: "tick-y", x: left - 6, y: y(value) + 4 }, text(value)),
+    ]),
+    Array.from({ length: labels }, (_, k) => {
+      const i = Math.round((k * n) / labels);
+      return h(
+        "text",
+        { key: `x ${k}`, class: k ? "tick-x" : "tick-x begin", x: x(i), y: HEIGHT - 5 },
+        axisTime(points[i], span, n),
+      );
+    }),
+    kind === "line"
+      ? shown.map((each) => lines(each, x, y))
+      : kind === "bars"
+      ? stackedBars(shown, points, x, y)
+      : areas(shown, points, x, y),
+    state.at !== null && pointer(state.at, { points, span, shown, text, x, width, left }),
+  );
+}
 
-  for (let value = 0; value <= top + step / 2; value += step) {
-    svg.append(s("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
-    svg.append(s("text", { class: "tick-y", x: LEFT - 6, y: y(value) + 4 }, unit(value)));
-  }
-  const labels = WIDTH > 500 ? 6 : 3;
-  for (let k = 0; k < labels; k++) {
-    const i = Math.round((k * n) / labels);
-    svg.append(s("text", { class: k ? "tick-x" : "tick-x begin", x: x(i), y: HEIGHT - 5 }, when(points[i], span, n)));
-  }
+/** The values under the pointer. */
+function pointer(i, { points, span, shown, text, x, width, left }) {
+  const middle = (x(i) + x(i + 1)) / 2;
+  const begin = i > points.length / 2;
+  return [
+    h("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM, x1: middle, x2: middle }),
+    h(
+      "text",
+      { class: begin ? "read begin" : "read", x: begin ? left + 4 : width - RIGHT, y: TOP + 2 },
+      `${axisTime(points[i], span, points.length)}: ${
+        shown.map((each) => `${text(each.values[i])} ${each.label}`).join(", ")
+      }`,
+    ),
+  ];
+}
 
+function stackedBars(shown, points, x, y) {
+  const gap = points.length > 100 ? 0.1 : 0.2;
+  const width = x(1) - x(0);
   const below = points.map(() => 0);
-  for (const each of series) {
-    if (kind === "line") svg.append(...lines(each, x, y));
-    else if (kind === "bars") {
-      const gap = n > 100 ? 0.1 : 0.2;
-      const width = x(1) - x(0);
-      each.values.forEach((value, i) => {
-        if (!value) return;
-        svg.append(s("rect", { class: each.name, x: x(i) + (width * gap) / 2, width: width * (1 - gap), y: y(below[i] + value), height: Math.max(0.5, y(below[i]) - y(below[i] + value)) }));
-        below[i] += value;
+  return shown.map((each) =>
+    each.values.map((value, i) => {
+      if (!value) return null;
+      const from = below[i];
+      below[i] += value;
+      return h("rect", {
+        key: `${each.name} ${i}`,
+        class: each.name,
+        x: x(i) + (width * gap) / 2,
+        width: width * (1 - gap),
+        y: y(below[i]),
+        height: Math.max(0.5, y(from) - y(below[i])),
       });
-    } else {
-      // A value is the state at the end of an interval, drawn over the whole interval.
-      const up = [];
-      const down = [];
-      each.values.forEach((value, i) => {
-        down.unshift(`${x(i)},${y(below[i])}`);
-        down.unshift(`${x(i + 1)},${y(below[i])}`);
-        below[i] += value;
-        up.push(`${x(i)},${y(below[i])}`, `${x(i + 1)},${y(below[i])}`);
-      });
-      svg.append(s("polygon", { class: each.name, points: [...up, ...down].join(" ") }));
-    }
-  }
+    })
+  );
+}
 
-  // The values under the pointer.
-  const read = s("text", { class: "read", x: WIDTH - RIGHT, y: TOP + 2 });
-  const mark = s("line", { class: "mark", y1: TOP, y2: HEIGHT - BOTTOM, x1: -9, x2: -9 });
-  svg.append(mark, read);
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const i = Math.floor((((event.clientX - box.left) / box.width) * WIDTH - LEFT) / (x(1) - x(0)));
-    if (i < 0 || i >= n) return;
-    const middle = (x(i) + x(i + 1)) / 2;
-    mark.setAttribute("x1", middle);
-    mark.setAttribute("x2", middle);
-    const left = i > n / 2;
-    read.setAttribute("x", left ? LEFT + 4 : WIDTH - RIGHT);
-    read.setAttribute("class", left ? "read begin" : "read");
-    read.textContent = `${when(points[i], span, n)}: ${series.map((each) => `${each.values[i] === null ? "–" : unit(each.values[i])} ${each.label}`).join(", ")}`;
+// A value is the state at the end of an interval, drawn over the whole interval.
+function areas(shown, points, x, y) {
+  const below = points.map(() => 0);
+  return shown.map((each) => {
+    const up = [];
+    const down = [];
+    each.values.forEach((value, i) => {
+      down.unshift(`${x(i + 1)},${y(below[i])}`, `${x(i)},${y(below[i])}`);
+      below[i] += value || 0;
+      up.push(`${x(i)},${y(below[i])}`, `${x(i + 1)},${y(below[i])}`);
+    });
+    return h("polygon", { key: each.name, class: each.name, points: [...up, ...down].join(" ") });
   });
-  svg.addEventListener("pointerleave", () => {
-    read.textContent = "";
-    mark.setAttribute("x1", -9);
-    mark.setAttribute("x2", -9);
-  });
-
-  const busy = points.map((_, i) => i).filter((i) => series.some((each) => each.values[i]));
-  const table = () =>
-    rows(
-      ["From", ...series.map((each) => each.label)],
-      busy.reverse().map((i) => h("tr", { role: "row" }, cell("From", when(points[i], span, n)), series.map((each) => cell(each.label, each.values[i] === null ? "–" : unit(each.values[i]))))),
-    );
-  return { svg, table, empty: !busy.length };
 }
 
 function lines({ name, values }, x, y) {
@@ -107,37 +261,40 @@ function lines({ name, values }, x, y) {
     } else part.push([(x(i) + x(i + 1)) / 2, y(value)]);
   });
   if (part.length) parts.push(part);
-  return parts.flatMap((part) => [
-    part.length > 1 && s("polyline", { class: `line ${name}`, points: part.map((point) => point.join()).join(" ") }),
+  return parts.map((part, k) => [
+    part.length > 1 &&
+    h("polyline", { key: `${name} ${k}`, class: `line ${name}`, points: part.map((point) => point.join()).join(" ") }),
     // A line of one or two points is hard to see.
-    ...(part.length < 3 ? part.map(([cx, cy]) => s("circle", { class: name, cx, cy, r: 2.5 })) : []),
-  ]).filter(Boolean);
+    part.length < 3 && part.map(([cx, cy]) => h("circle", { key: `${name} ${cx}`, class: name, cx, cy, r: 2.5 })),
+  ]);
 }
 
-const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
-const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
-const BOTH = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-
-function when(iso, span, n) {
-  if (!iso) return "";
-  const total = span * n;
-  return (total <= 3600 ? CLOCK : total <= 2 * 86400 ? CLOCK : span >= 86400 ? DAY : BOTH).format(new Date(iso));
-}
-
-// A stacked bar for each item, between its label and its total.
+/**
+ * A stacked bar for each item, between its label and its total.
+ * @param {{key: string, label: import("./render.js").Tree, values: Record<string, number>, total: number, note: string}[]} items
+ * @param {string[]} series
+ * @param {number} most
+ */
 export function bars(items, series, most) {
   return h(
     "ul",
     { class: "types" },
-    items.map(({ label, values, total, note }) => {
-      const svg = s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+    items.map(({ key, label, values, total, note }) => {
       let x = 0;
-      for (const name of series) {
+      const parts = series.map((name) => {
         const width = (100 * (values[name] || 0)) / most;
-        if (width) svg.append(s("rect", { class: name, x, width: Math.max(width, 0.3), y: 0, height: 10 }));
         x += width;
-      }
-      return h("li", {}, label, svg, h("span", { class: "total" }, number(total)), note);
+        return width > 0 &&
+          h("rect", { key: name, class: name, x: x - width, width: Math.max(width, 0.3), y: 0, height: 10 });
+      });
+      return h(
+        "li",
+        { key },
+        label,
+        h("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, parts),
+        h("span", { class: "total" }, number(total)),
+        h("span", { class: "unseen" }, note),
+      );
     }),
   );
 }

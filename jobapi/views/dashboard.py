@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import mimetypes
+import re
 from functools import cache
 from hashlib import sha256
 from importlib import resources
+from pathlib import Path
 
-from flask import Blueprint, Response, current_app, request, send_from_directory
+from flask import Blueprint, Response, current_app, request
 from markupsafe import escape
 from werkzeug.exceptions import NotFound
 
 from .base import BLUEPRINT_PREFIX, address, state
 from .problems import add_error_handlers
 
-FOLDER = resources.files("jobapi") / "dashboard"
+FOLDER = Path(str(resources.files("jobapi"))) / "dashboard"
 PAGE = "index.html"
+START = "app.js"
 
 # Scripts and styles only from our own files: should the page ever insert a value of a
 # job as markup, it would still not run.
@@ -31,8 +36,14 @@ add_error_handlers(blp)
 
 @cache
 def files() -> dict[str, bytes]:
-    """The content of the static files by name."""
-    return {file.name: file.read_bytes() for file in FOLDER.iterdir() if file.is_file()}
+    """The content of the static files by their paths, such as ``pages/jobs.js``."""
+    found = (file for file in FOLDER.rglob("*") if file.is_file())
+    return {file.relative_to(FOLDER).as_posix(): file.read_bytes() for file in found}
+
+
+@cache
+def _compressed(name: str) -> bytes:
+    return gzip.compress(files()[name], mtime=0)
 
 
 @cache
@@ -41,18 +52,36 @@ def version() -> str:
     return sha256(repr(sorted(files().items())).encode()).hexdigest()[:12]
 
 
+@cache
+def modules() -> list[str]:
+    """The modules that every page needs: what ``app.js`` imports, and what these import."""
+    found: list[str] = []
+    new = [START]
+    while new:
+        found += new
+        texts = [files()[name].decode() for name in new]
+        named = (name for text in texts for name in re.findall(r'from "\./([\w/]+\.js)"', text))
+        new = [name for name in dict.fromkeys(named) if name not in found]
+    return found[1:]
+
+
 @blp.get("/dashboard", strict_slashes=False)
 @blp.get("/dashboard/<path:view>")
 def get_dashboard(view: str = "") -> Response:
     """The page, the same for all addresses: its script chooses the view from the address."""
     if view.startswith("files/"):
         raise NotFound
+    folder = escape(address(".get_dashboard_file", file=f"{version()}/"))
+    # The browser requests them at once, instead of one after another as it reads the imports.
+    preload = "".join(f'<link rel="modulepreload" href="{folder}{name}">\n' for name in modules())
     page = (
         files()[PAGE]
         .decode()
         .format(
             home=escape(address(".get_dashboard")),
-            files=escape(address(".get_dashboard_file", file=f"{version()}/")),
+            files=folder,
+            modules=preload,
+            docs=escape(address("jobapi-docs.get_docs")),
             login="own" if state().current_user is None else "host",
         )
     )
@@ -72,7 +101,15 @@ def get_dashboard_file(file: str) -> Response:
     requested, _, name = file.partition("/")
     if name not in files() or name == PAGE:
         raise NotFound
-    response = send_from_directory(str(FOLDER), name)
+    zipped = request.accept_encodings["gzip"] > 0
+    response = current_app.response_class(
+        _compressed(name) if zipped else files()[name], mimetype=mimetypes.guess_type(name)[0]
+    )
+    if zipped:
+        response.content_encoding = "gzip"
+    response.vary.add("Accept-Encoding")
+    response.add_etag()
+    response.make_conditional(request)
     # During a rolling update another node may have sent the page, with another version.
     current = requested == version()
     response.headers["Cache-Control"] = _IMMUTABLE if current else "no-cache"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from typing import Any
 
 from flask import Blueprint, Response, current_app, request, send_from_directory
 from markupsafe import escape
+from werkzeug.exceptions import NotFound
 from werkzeug.urls import iri_to_uri
 
 from .base import BLUEPRINT_PREFIX, address, json_response, state
+from .dashboard import FOLDER
 from .problems import add_error_handlers
 
 DESCRIPTION = """\
@@ -44,29 +45,25 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
+<script src="{own}theme.js"></script>
 <link rel="icon" href="{files}favicon-32x32.png">
 <link rel="stylesheet" href="{files}swagger-ui.css">
+<link rel="stylesheet" href="{own}swagger.css">
 </head>
 <body>
-<div id="swagger-ui"></div>
+{header}<div id="swagger-ui" data-openapi="{openapi}" data-server="{server}"></div>
 <script src="{files}swagger-ui-bundle.js"></script>
-<script src="{start}"></script>
+<script src="{own}swagger.js"></script>
 </body>
 </html>
 """
 
-# The page calls its own origin. The absolute URL in the document can be a different one
-# if the X-Forwarded headers of a proxy are missing or not trusted.
-_START = """\
-const options = {options};
-options.responseInterceptor = (response) => {{
-  if (response.url === new URL(options.url, location.href).href) {{
-    response.text = JSON.stringify({{...JSON.parse(response.text), servers: [{{url: {server}}}]}});
-  }}
-  return response;
-}};
-window.ui = SwaggerUIBundle(options);
+_HEADER = """\
+<header><nav aria-label="Pages"><a href="{dashboard}">Dashboard</a></nav></header>
 """
+
+_OWN = frozenset({"swagger.css", "swagger.js", "theme.js"})
+"""The files of the dashboard that the page uses; they are there without the dashboard, too."""
 
 blp = Blueprint(f"{BLUEPRINT_PREFIX}docs", __name__)
 add_error_handlers(blp)
@@ -83,10 +80,16 @@ def get_openapi() -> Response:
 @blp.get("/docs")
 def get_docs() -> Response:
     """The page of Swagger UI."""
+    header = ""
+    if state().settings.dashboard_enabled:
+        header = _HEADER.format(dashboard=escape(address("jobapi-dashboard.get_dashboard")))
     page = _PAGE.format(
         title=escape(state().spec.title),
+        header=header,
         files=escape(address(".get_docs_file", name="")),
-        start=escape(address(".get_docs_start")),
+        own=escape(address(".get_docs_own_file", name="")),
+        openapi=escape(address(".get_openapi")),
+        server=escape(request.script_root or "/"),
     )
     return current_app.response_class(
         page,
@@ -95,22 +98,12 @@ def get_docs() -> Response:
     )
 
 
-@blp.get("/docs/start.js")
-def get_docs_start() -> Response:
-    """The script that starts Swagger UI. The page's policy allows no inline scripts."""
-    options = {
-        "url": address(".get_openapi"),
-        "dom_id": "#swagger-ui",
-        "deepLinking": True,
-        "persistAuthorization": True,
-        "tryItOutEnabled": True,
-        "displayRequestDuration": True,
-        "validatorUrl": None,
-    }
-    script = _START.format(
-        options=json.dumps(options), server=json.dumps(request.script_root or "/")
-    )
-    return current_app.response_class(script, mimetype="text/javascript")
+@blp.get("/docs/own/<name>")
+def get_docs_own_file(name: str) -> Response:
+    """A script or a style of the page that is not Swagger UI's."""
+    if name not in _OWN:
+        raise NotFound
+    return send_from_directory(FOLDER, name, max_age=3600)
 
 
 @blp.get("/docs/files/<path:name>")

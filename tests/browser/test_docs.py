@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
@@ -12,14 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from jobapi.commands.demo import DEMO_PASSWORD, DEMO_USER
 
 from ..served import Service
-
-SCREENSHOTS = os.environ.get("SCREENSHOTS")
-"""A folder for screenshots; none are taken if it is not set."""
-
-
-def picture(page: Page, name: str) -> None:
-    if SCREENSHOTS:
-        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=name == "docs")
+from .pages import picture
 
 
 def operation(page: Page, name: str) -> Locator:
@@ -46,7 +37,7 @@ def test_try_operations_after_login_shows_their_responses(page: Page, demo: Serv
     expect(page.locator(".opblock").first).to_be_visible()
     # The page calls its own origin, whatever absolute URL the document names.
     expect(page.locator(".servers option")).to_have_text("/")
-    picture(page, "docs")
+    picture(page, "docs", full_page=True)
 
     login = operation(page, "login")
     body = {"username": DEMO_USER, "password": DEMO_PASSWORD}

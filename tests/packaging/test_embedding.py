@@ -145,7 +145,7 @@ def test_ours_works_below_the_prefix(embed: Any) -> None:
     assert world.call("GET", f"{PREFIX}/health/ready").status_code == 200
     document = world.call("GET", f"{PREFIX}/openapi.json").json
     assert all(p.startswith(PREFIX) for p in document["paths"])
-    assert f'src="{PREFIX}/docs/start.js"' in world.call("GET", f"{PREFIX}/docs").text
+    assert f'src="{PREFIX}/docs/own/swagger.js"' in world.call("GET", f"{PREFIX}/docs").text
 
 
 def test_errors_below_the_prefix_are_ours(embed: Any) -> None:

@@ -59,7 +59,8 @@ def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: Path) -> N
         for path in (ROOT / "migrations").rglob("*")
         if path.suffix in (".py", ".ini", ".mako", ".sql")
     }
-    dashboard = {str(path.relative_to(ROOT)) for path in (ROOT / "jobapi" / "dashboard").iterdir()}
+    files = (path for path in (ROOT / "jobapi" / "dashboard").rglob("*") if path.is_file())
+    dashboard = {str(path.relative_to(ROOT)) for path in files}
     assert names == package | migrations | dashboard | {"jobapi/py.typed"}
 
 

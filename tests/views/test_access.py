@@ -69,7 +69,7 @@ TABLE = {
     ("GET", "/health/live"): Route(None, 200),
     ("GET", "/health/ready"): Route(None, 200),
     ("GET", "/docs"): Route(None, 200),
-    ("GET", "/docs/start.js"): Route(None, 200),
+    ("GET", "/docs/own/<name>"): Route(None, 200),
     ("GET", "/docs/files/<path:name>"): Route(None, 200),
     ("GET", "/openapi.json"): Route(None, 200),
     ("GET", "/dashboard"): Route(None, 200),
@@ -108,6 +108,7 @@ TABLE = {
         WORKERS, 200, {"reports": [{"job_id": "job_x", "lease_token": "x"}]}
     ),
     ("GET", J): Route(VIEWERS, 200),
+    ("GET", f"{W}/jobs/errors"): Route(VIEWERS, 200),
     ("GET", f"{J}/attempts"): Route(VIEWERS, 200),
     ("GET", f"{J}/status"): Route(VIEWERS, 200),
     ("GET", f"{J}/result"): Route(VIEWERS, 409),  # it has not ended
@@ -240,6 +241,7 @@ class Cast:
             "<key_id>": "4",
             "<operation_id>": "1",
             "<path:name>": "swagger-ui.css",
+            "<name>": "theme.js",
             "<path:view>": "1/jobs",
             "<path:file>": "any/style.css",
         }

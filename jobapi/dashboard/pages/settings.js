@@ -1,0 +1,136 @@
+// The name and the retention of a workspace, and its deletion.
+
+import { byKey, call, workspacePath } from "../api.js";
+import { count } from "../format.js";
+import { closeButton, confirm, dialog, field, form, formState, input, whole } from "../parts.js";
+import { h } from "../render.js";
+import { say, update } from "../state.js";
+
+const KEPT = { success: "Succeeded jobs", failed: "Failed jobs", cancelled: "Cancelled jobs", events: "Events" };
+
+/** @param {import("../state.js").Context} context */
+export default async function settings({ id, workspace, reload, go, may }) {
+  await null;
+  if (!may("owner")) {
+    return {
+      title: "Settings",
+      view: () => h("p", {}, "The settings of a workspace require the role owner."),
+    };
+  }
+  const state = { form: formState() };
+  const days = (name, label) =>
+    field(
+      state.form,
+      label,
+      input(`retention.${name}`, {
+        id: `retention-${name}`,
+        inputmode: "numeric",
+        value: workspace.retention[name] ?? "",
+      }),
+    );
+
+  async function save(fields) {
+    const retention = {};
+    for (const name of Object.keys(KEPT)) {
+      const value = fields[`retention.${name}`].value.trim();
+      retention[name] = value === "" ? null : whole(value);
+    }
+    const send = async () => {
+      await call("PATCH", workspacePath(id), { body: { name: fields.name.value, retention } });
+      await reload();
+      say("Saved");
+    };
+    const shorter = Object.keys(KEPT).filter((name) =>
+      retention[name] !== null && !(workspace.retention[name] !== null && workspace.retention[name] <= retention[name])
+    );
+    if (!shorter.length) return await send();
+    const text = shorter.map((name) =>
+      `${KEPT[name]}: ${typeof retention[name] === "number" ? count(retention[name], "day") : retention[name]}`
+    ).join(", ");
+    // Older jobs and events are deleted within a minute.
+    confirm({
+      title: "Shorten the retention?",
+      text: `${text}. Older data is deleted. This cannot be undone.`,
+      label: "Save",
+      run: send,
+    });
+  }
+
+  function askToDelete() {
+    const form = formState();
+    let typed = "";
+    const remove = (close) => async () => {
+      Object.assign(form, { busy: true, problem: "" });
+      update();
+      try {
+        await call("DELETE", workspacePath(id));
+        close();
+        await go("");
+        say("The workspace is being deleted");
+      } catch (error) {
+        form.problem = error.message;
+      } finally {
+        form.busy = false;
+        update();
+      }
+    };
+    dialog("Delete this workspace?", (close) => [
+      h(
+        "p",
+        {},
+        "All its jobs, events, members and API keys are deleted. Workers lose their leases. This cannot be undone.",
+      ),
+      field(
+        form,
+        `Enter the name “${workspace.name}” to confirm`,
+        input("confirm", { oninput: (event) => ((typed = event.target.value), update()) }),
+      ),
+      form.problem && h("p", { class: "problem", role: "alert" }, form.problem),
+      h(
+        "div",
+        { class: "buttons" },
+        closeButton(close, "Keep it"),
+        h("button", {
+          type: "button",
+          class: "danger",
+          "data-destructive": true,
+          disabled: form.busy || typed !== workspace.name,
+          onclick: remove(close),
+        }, "Delete the workspace"),
+      ),
+    ]);
+  }
+
+  return {
+    title: "Settings",
+    view: () => [
+      form(
+        state.form,
+        { class: "card" },
+        [
+          field(state.form, "Name", input("name", { maxlength: 200, value: workspace.name })),
+          h(
+            "fieldset",
+            { class: "fields" },
+            h("legend", {}, "Retention in days. Empty: keep forever."),
+            Object.entries(KEPT).map(([name, label]) => days(name, label)),
+          ),
+        ],
+        "Save",
+        save,
+      ),
+      !byKey() &&
+      h(
+        "section",
+        { class: "card" },
+        h("h2", {}, "Delete the workspace"),
+        h("p", {}, "Deletes the workspace with everything in it."),
+        h(
+          "button",
+          { type: "button", class: "danger", "data-destructive": true, onclick: askToDelete },
+          "Delete the workspace…",
+        ),
+      ),
+    ],
+  };
+}
