@@ -17,7 +17,19 @@ GROUP_LENGTH = 16
 """Hexadecimal digits of an error group."""
 
 _READ = 8_000
-"""How much of the end of an error is read, in characters."""
+"""How much of the end of an error, or of its last traceback, is read, in characters."""
+
+_MAX_LINE = 1_000
+"""How much of the line with the cause is normalized, in characters.
+
+More than ``MAX_CAUSE``: a cut through what is replaced would make a group of its own.
+"""
+
+_TRACEBACK = "\nTraceback (most recent call last):"
+_GROUP_TRACEBACK = "\n  + Exception Group Traceback (most recent call last):"
+
+_LINE_IN_GROUP = re.compile(r"[ |]*\| (\S.*)")
+"""A line of an exception group's traceback that is not indented in its own exception."""
 
 _CAUSED_BY = "Caused by: "
 """How Java begins the line of each exception in a chain. The last one is the root."""
@@ -28,11 +40,13 @@ _PARTS = [
     for pattern, placeholder in (
         (r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b", "<uuid>"),
         (r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b", "<email>"),
-        (r"\"[^\"]*\"|'[^']*'|`[^`]*`|“[^”]*”|«[^»]*»", "<text>"),
+        # An apostrophe within a word begins no quoted text.
+        (r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|`[^`]*`|“[^”]*”|«[^»]*»", "<text>"),
         (r"\b[a-z][a-z0-9+.-]*://\S+", "<url>"),
         (r"(?<![\w<])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:,;)]+[\\/])*[^\s\\/:,;)]+", "<path>"),
         (r"\b\w+_[0-9a-fA-F]{16,}\b", "<id>"),
-        (r"\b(?:0x[0-9a-fA-F]+|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})\b", "<hex>"),
+        # As numbers, because an id may have only digits, and a number may be long.
+        (r"\b(?:0x[0-9a-fA-F]+|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})\b", "<n>"),
         (r"\d+(?:[.,:]\d+)*", "<n>"),
     )
 ]
@@ -46,22 +60,45 @@ def error_columns(error: str | None) -> JobColumns:
 def cause(error: str) -> str:
     """The line of an error that says why, of at most ``MAX_CAUSE`` characters.
 
-    Of a Python traceback it is the last line that is not indented: in a chain, the line of the
-    exception that was raised last. Of a Java stack trace it is the last "Caused by:". Of any other
-    text it is the last line.
+    Of a Python traceback it is the line after the frames, which names the exception: in a chain,
+    the exception that was raised last. Of a Java stack trace it is the last "Caused by:". Of any
+    other text, and of a Python exception group, it is the last line.
     """
-    lines = [line for line in error[-_READ:].splitlines() if line.strip()]
+    return _line(error)[:MAX_CAUSE]
+
+
+def _line(error: str) -> str:
+    lines, is_python = _lines(error)
     if not lines:
         return ""
     unindented = [line for line in lines if not line[0].isspace()]
     roots = [line for line in unindented if line.startswith(_CAUSED_BY)]
     if roots:
-        return roots[-1].removeprefix(_CAUSED_BY).strip()[:MAX_CAUSE]
+        return roots[-1].removeprefix(_CAUSED_BY).strip()
     is_stack = len(lines) > 1 and lines[-1].lstrip().startswith("at ")
-    if is_stack and unindented:
-        # Java and JavaScript write the exception first.
-        return unindented[0].strip()[:MAX_CAUSE]
-    return (unindented or lines)[-1].strip()[:MAX_CAUSE]
+    if unindented and (is_python or is_stack):
+        # Java and JavaScript write the exception first. After the frames of Python the lines of
+        # its message follow, of which the first says most.
+        return unindented[0].strip()
+    return (unindented or lines)[-1].strip()
+
+
+def _lines(error: str) -> tuple[list[str], bool]:
+    """The lines that may be the cause, and whether the exception's own line is the first.
+
+    With a traceback these are the lines after the header of the last one.
+    """
+    text = "\n" + error
+    start, group_start = text.rfind(_TRACEBACK), text.rfind(_GROUP_TRACEBACK)
+    if group_start > start:
+        found = map(_LINE_IN_GROUP.match, text[group_start:][-_READ:].splitlines())
+        return [line[1] for line in found if line is not None], False
+    if start >= 0:
+        # Without the empty line before the header, and the header.
+        lines = text[start : start + _READ].splitlines()[2:]
+    else:
+        lines = error[-_READ:].splitlines()
+    return [line for line in lines if line.strip()], start >= 0
 
 
 def normalized(text: str) -> str:
@@ -76,4 +113,5 @@ def group(error: str) -> str:
 
     It has ``GROUP_LENGTH`` hexadecimal digits. Jobs of different types may share one.
     """
-    return sha256(normalized(cause(error)).encode()).hexdigest()[:GROUP_LENGTH]
+    text = normalized(_line(error)[:_MAX_LINE])[:MAX_CAUSE]
+    return sha256(text.encode()).hexdigest()[:GROUP_LENGTH]

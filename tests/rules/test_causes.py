@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from jobapi.rules.causes import MAX_CAUSE, cause, error_columns, group, normalized
@@ -24,6 +26,28 @@ Traceback (most recent call last):
 tasks.ImportFailed: a.csv
 """
 )
+MULTILINE = (
+    TRACEBACK
+    + """\
+column "a" has no value
+  Input should be a number
+
+(Background on this error at: https://example.org/e/20/gkpj)
+"""
+)
+GROUP = """\
+  + Exception Group Traceback (most recent call last):
+  |   File "/srv/tasks.py", line 8, in run
+  |     async with TaskGroup() as tasks:
+  | ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "/srv/tasks.py", line 7, in one
+    | ValueError: bad row 17
+    +---------------- 2 ----------------
+    | KeyError: 'x'
+    +------------------------------------
+"""
 JAVA = """\
 java.lang.RuntimeException: job failed
 \tat com.example.Worker.run(Worker.java:17)
@@ -50,6 +74,11 @@ TypeError: Cannot read properties of undefined (reading 'id')
         (TRACEBACK, "ValueError: bad row 17"),
         (TRACEBACK.replace("\n", "\r\n"), "ValueError: bad row 17"),
         (CHAIN, "tasks.ImportFailed: a.csv"),
+        (MULTILINE, "ValueError: bad row 17"),
+        (GROUP, "KeyError: 'x'"),
+        (f"{GROUP}\nDuring handling of it:\n\n{TRACEBACK}", "ValueError: bad row 17"),
+        (f"{TRACEBACK}\nDuring handling of it:\n\n{GROUP}", "KeyError: 'x'"),
+        ("Traceback (most recent call last):", ""),
         (JAVA, "java.io.IOException: disk full"),
         (NODE, "TypeError: Cannot read properties of undefined (reading 'id')"),
         ("x" * 500, "x" * MAX_CAUSE),
@@ -83,11 +112,22 @@ def test_cause_of_a_long_error_is_at_its_end() -> None:
         ("could not connect to 10.0.0.1:5432", "could not connect to 10.20.0.7:5432"),
         (TRACEBACK, TRACEBACK.replace("41", "43").replace("17", "99")),
         ("a  b", "a b"),
+        ("bad row 17", "bad row 1234567890"),
+        ("can't find user 'bob'", "can't find user 'al'"),
+        ("it's 'a' or 'b'", "it's 'c' or 'd e'"),
     ],
 )
 def test_group_of_errors_that_differ_in_details_is_the_same(one: str, other: str) -> None:
     assert normalized(cause(one)) == normalized(cause(other))
     assert group(one) == group(other)
+
+
+def test_group_of_a_line_that_is_longer_than_a_cause_knows_its_end() -> None:
+    for one, other in (("a" * 300, "b" * 400), ("/x" * 100, "/y" * 150)):
+        assert group(f"KeyError: '{one}'") == group(f"KeyError: '{other}'")
+    assert group(f"{'1' * 190} bad row 17") == group(f"{'2' * 180} bad row 1234567890")
+    # What follows does not count.
+    assert group("x" * MAX_CAUSE + "a") == group("x" * MAX_CAUSE + "b")
 
 
 @pytest.mark.parametrize(
@@ -114,5 +154,8 @@ def test_error_columns_name_the_group_of_the_error() -> None:
 
 @pytest.mark.parametrize("part", ["/a" * 4000, "'" * 8000, "a.b@" * 2000, "\\" * 8000, "0" * 8000])
 def test_group_of_hostile_text_takes_no_time(part: str) -> None:
-    # The cause is cut before it is normalized, so no pattern sees more than that.
-    assert len(normalized(cause(part))) <= 4 * MAX_CAUSE
+    # The line is cut before it is normalized, so no pattern sees more than a thousand characters.
+    started = time.process_time()
+    group(part)
+    group(f"Traceback (most recent call last):\n  File x\n{part}")
+    assert time.process_time() - started < 0.2
