@@ -405,7 +405,7 @@ class FailureGroup(Response):
     )
     count = fields.Integer(required=True, metadata=doc("Number of failed jobs.", example=36))
     count_is_capped = fields.Boolean(
-        required=True, metadata=doc("Whether there are more than `count`, which is 10,000 then.")
+        required=True, metadata=doc("Whether there are more than `count`: it has a limit.")
     )
     first_failed_at = Time(required=True, metadata={"example": "2024-01-15T10:00:00Z"})
     last_failed_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
@@ -419,5 +419,5 @@ class JobErrors(Response):
 
     data = fields.List(fields.Nested(FailureGroup), required=True)
     is_capped = fields.Boolean(
-        required=True, metadata=doc("Whether there may be groups that were not looked at.")
+        required=True, metadata=doc("Whether there are more groups than these.")
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, func, literal, select, true
+from sqlalchemy import ColumnElement, Text, cast, func, literal, select
 
 from ..rules.causes import cause
 from ..rules.jobs import JobStatus
@@ -21,11 +21,15 @@ from .job_filters import HAS_FAILED
 MAX_COUNTED = 10_000
 """Up to how many jobs of a group are counted."""
 
-MAX_GROUPS = 200
+LEAST_COUNTED = 100
+COUNTED_AT_ONCE = 200_000
+"""The same for all larger groups together, but at least ``LEAST_COUNTED`` for each."""
+
+MAX_GROUPS = 1_000
 """Among how many groups those with the most jobs are chosen."""
 
-SAMPLES = 3
-"""How many jobs of a group are named."""
+_SAMPLES = ("job_id", "second", "third")
+"""The jobs of a group that are named."""
 
 _GROUP = ("job_type", "error_group")
 
@@ -39,12 +43,12 @@ class ErrorGroup:
     cause: str
     """The cause of the job that failed last."""
     count: int
-    """Up to ``MAX_COUNTED``."""
+    """Up to ``MAX_COUNTED``; with many large groups up to their share of ``COUNTED_AT_ONCE``."""
     count_is_capped: bool
     first_failed_at: datetime
     last_failed_at: datetime
     job_ids: list[str]
-    """The jobs that failed last, up to ``SAMPLES``."""
+    """The jobs that failed last, up to three."""
 
 
 class ErrorGroups(NamedTuple):
@@ -63,39 +67,38 @@ def groups(
     limit: int = 50,
     most_groups: int = MAX_GROUPS,
     most_jobs: int = MAX_COUNTED,
+    most_at_once: int = COUNTED_AT_ONCE,
 ) -> ErrorGroups:
     """The ``limit`` groups with the most jobs, the largest first; ``job_types`` () means all.
 
-    The cost depends on the number of groups, not of jobs: of each group up to ``most_jobs``
-    entries of an index are read, and of no more than ``most_groups`` groups. (SQLite reads the
-    entries of all failed jobs.) Call it in a ``snapshot``.
+    Groups with as many jobs are sorted by their newest failure. The cost has a bound: no more than
+    ``most_groups`` groups are found, and some ``most_at_once`` of their entries in an index are
+    counted, up to ``most_jobs`` of each. Call it in a ``snapshot``.
     """
     types = _failed_types(session, workspace_id, job_types, only_job_types)
     if not types:
         return ErrorGroups([], False)
     plan_without(session, IN_ORDER)
-    counted = _counted(session, workspace_id, types, most_groups, most_jobs)
-    largest = sorted(counted[:most_groups], key=lambda row: (-row.n, row.job_type, row.error_group))
-    largest = largest[:limit]
-    found = _samples(session, workspace_id, largest)
-    shown = []
-    for row in largest:
-        newest = found.get((row.job_type, row.error_group))
-        if newest:
-            n = min(row.n, most_jobs)
-            shown.append(
-                ErrorGroup(
-                    row.job_type,
-                    row.error_group,
-                    cause(newest[0].error or ""),
-                    n,
-                    row.n > n,
-                    newest[0].first_at,
-                    newest[0].completed_at,
-                    [each.job_id for each in newest],
-                )
+    found = _found(session, workspace_id, types, most_groups + 1)
+    counted = _counted(session, workspace_id, found[:most_groups], most_jobs, most_at_once)
+    shown = sorted(counted, key=lambda each: (each.n, each.last_failed_at), reverse=True)[:limit]
+    samples = _samples(session, workspace_id, shown)
+    return ErrorGroups(
+        [
+            ErrorGroup(
+                each.job_type,
+                each.error_group,
+                cause(sample.error or ""),
+                each.n,
+                each.is_capped,
+                each.first_failed_at,
+                each.last_failed_at,
+                [id_ for id_ in (sample.job_id, sample.second, sample.third) if id_ is not None],
             )
-    return ErrorGroups(shown, len(counted) > min(limit, most_groups))
+            for each, sample in zip(shown, samples, strict=True)
+        ],
+        len(found) > len(shown),
+    )
 
 
 def _failed_types(
@@ -112,73 +115,118 @@ def _failed_types(
     return sorted({kind.job_type for kind in counts.kinds(session, failed)})
 
 
-def _counted(
-    session: Executor, workspace_id: int, types: Sequence[str], most_groups: int, most_jobs: int
-) -> Sequence[AnyRow]:
-    """The groups of these types, each with ``n``, one more than ``most_groups`` at most."""
+def _mine(workspace_id: int) -> list[ColumnElement[bool]]:
+    return [HAS_FAILED, jobs.c.workspace_id == workspace_id]
+
+
+def _found(
+    session: Executor, workspace_id: int, types: Sequence[str], most: int
+) -> list[dict[str, str]]:
+    """Up to ``most`` groups of these types, as records.
+
+    The index is read from one group to the next, without the entries in between.
+    """
     c = jobs.c
-    mine = (HAS_FAILED, c.workspace_id == workspace_id, c.error_group.is_not(None))
-    if dialect_name(session) == "sqlite":
-        query = (
-            select(c.job_type, c.error_group, func.count().label("n"))
-            .where(*mine, c.job_type.in_(types))
-            .group_by(c.job_type, c.error_group)
-            .limit(most_groups + 1)
+    given = record_source(dialect_name(session), {"job_type": c.job_type.type})
+    start = cast(literal(""), Text).label("error_group")
+    group = select(given.c.job_type, start).cte("error_groups", recursive=True)
+    following = (
+        select(cast(func.min(c.error_group), Text))
+        .where(
+            *_mine(workspace_id),
+            c.job_type == group.c.job_type,
+            c.error_group > group.c.error_group,
         )
-        return session.execute(query).all()
-    # From one group to the next by the index, without reading the entries in between.
-    given = record_source("postgresql", {"job_type": c.job_type.type})
-
-    def first(*conditions: Any) -> Any:
-        of_type = select(c.error_group).where(*mine, *conditions)
-        return of_type.order_by(c.error_group).limit(1).lateral()
-
-    head = first(c.job_type == given.c.job_type)
-    group = (
-        select(given.c.job_type, head.c.error_group)
-        .select_from(given.join(head, true()))
-        .cte("error_groups", recursive=True)
+        .correlate(group)
+        .scalar_subquery()
     )
-    following = first(c.job_type == group.c.job_type, c.error_group > group.c.error_group)
     group = group.union_all(
-        select(group.c.job_type, following.c.error_group).select_from(group.join(following, true()))
+        select(group.c.job_type, following).where(group.c.error_group.is_not(None))
     )
-    some = select(group).limit(most_groups + 1).subquery()
-    same = [c[name] == some.c[name] for name in _GROUP]
-    entries = select(literal(1)).where(*mine, *same).limit(most_jobs + 1).correlate(some)
-    n = select(func.count()).select_from(entries.subquery()).scalar_subquery()
-    query = select(some.c.job_type, some.c.error_group, n.label("n"))
-    rows = [{"job_type": job_type} for job_type in types]
-    return session.execute(query, records(session, rows)).all()
+    query = select(group).where(group.c.error_group > "").limit(most)
+    rows = session.execute(query, records(session, [{"job_type": each} for each in types]))
+    return [dict(zip(_GROUP, row, strict=True)) for row in rows]
 
 
-def _samples(
-    session: Executor, workspace_id: int, largest: Sequence[AnyRow]
-) -> Mapping[tuple[str, str], list[AnyRow]]:
-    """The jobs of each group that failed last, the newest first, with ``first_at`` of the group."""
+class _Counted(NamedTuple):
+    """A group, and how many of its jobs were counted."""
+
+    job_type: str
+    error_group: str
+    n: int
+    is_capped: bool
+    first_failed_at: datetime
+    last_failed_at: datetime
+
+
+def _counted(
+    session: Executor,
+    workspace_id: int,
+    found: Sequence[dict[str, str]],
+    most_jobs: int,
+    most_at_once: int,
+) -> list[_Counted]:
+    """Count the jobs of these groups: of each a few, and of those that have more their share."""
+    few = _count(session, workspace_id, found, min(most_jobs, LEAST_COUNTED))
+    large = [
+        {"job_type": each.job_type, "error_group": each.error_group}
+        for each in few
+        if each.is_capped
+    ]
+    share = min(most_jobs, max(LEAST_COUNTED, most_at_once // max(1, len(large))))
+    if not large or share <= LEAST_COUNTED:
+        return few
+    small = [each for each in few if not each.is_capped]
+    return small + _count(session, workspace_id, large, share)
+
+
+def _count(
+    session: Executor, workspace_id: int, found: Sequence[dict[str, str]], most: int
+) -> list[_Counted]:
     c = jobs.c
-    mine = (HAS_FAILED, c.workspace_id == workspace_id)
-    columns = (c.job_type, c.error_group, c.job_id, c.error, c.completed_at)
+    given = record_source(dialect_name(session), {name: c[name].type for name in _GROUP})
+    same = [*_mine(workspace_id), *(c[name] == given.c[name] for name in _GROUP)]
+    entries = select(literal(1).label("one")).where(*same).order_by(c.completed_at, c.id)
+    some = entries.limit(most + 1).correlate(given).subquery()
+    n = select(func.count(some.c.one)).scalar_subquery()
 
-    def last(same: Sequence[Any]) -> Select[Any]:
-        of_group = select(c.completed_at).where(*mine, *same)
-        first = of_group.order_by(c.completed_at, c.id).limit(1).scalar_subquery()
-        query = select(*columns, first.label("first_at")).where(*mine, *same)
-        return query.order_by(c.completed_at.desc(), c.id.desc()).limit(SAMPLES)
+    def of_group(column: Any) -> Any:
+        return select(column).where(*same).correlate(given).scalar_subquery()
 
-    rows: list[AnyRow] = []
-    if dialect_name(session) == "sqlite":
-        for each in largest:
-            rows += session.execute(last([c[name] == getattr(each, name) for name in _GROUP])).all()
-    else:
-        given = record_source("postgresql", {name: c[name].type for name in _GROUP})
-        newest = last([c[name] == given.c[name] for name in _GROUP]).lateral()
-        query = select(*newest.c).select_from(given.join(newest, true()))
-        values = [{name: getattr(each, name) for name in _GROUP} for each in largest]
-        rows += session.execute(query, records(session, values)).all()
-    found: dict[tuple[str, str], list[AnyRow]] = {}
-    for row in rows:
-        found.setdefault((row.job_type, row.error_group), []).append(row)
-    for sample in found.values():
-        sample.sort(key=lambda row: row.completed_at, reverse=True)
-    return found
+    query = select(
+        *(given.c[name] for name in _GROUP),
+        n.label("n"),
+        of_group(func.min(c.completed_at)).label("first"),
+        of_group(func.max(c.completed_at)).label("last"),
+    )
+    return [
+        _Counted(row.job_type, row.error_group, min(row.n, most), row.n > most, row.first, row.last)
+        for row in session.execute(query, records(session, found))
+    ]
+
+
+def _samples(session: Executor, workspace_id: int, shown: Sequence[_Counted]) -> Sequence[AnyRow]:
+    """The jobs of each group that failed last, and the newest error, in the order of ``shown``."""
+    c = jobs.c
+    types = {name: c[name].type for name in _GROUP} | {"place": c.id.type}
+    given = record_source(dialect_name(session), types)
+    newest = [c.completed_at.desc(), c.id.desc()]
+
+    def sample(column: Any, place: int) -> Any:
+        of_group = select(column).where(
+            *_mine(workspace_id), *(c[name] == given.c[name] for name in _GROUP)
+        )
+        query = of_group.order_by(*newest).limit(1).offset(place)
+        return query.correlate(given).scalar_subquery()
+
+    query = select(
+        given.c.place,
+        sample(c.error, 0).label("error"),
+        *(sample(c.job_id, place).label(name) for place, name in enumerate(_SAMPLES)),
+    )
+    rows = [
+        {"job_type": each.job_type, "error_group": each.error_group, "place": place}
+        for place, each in enumerate(shown)
+    ]
+    found = session.execute(query, records(session, rows)).all()
+    return sorted(found, key=lambda row: row.place)

@@ -14,7 +14,7 @@ from jobapi import queue
 from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
 from jobapi.rules.operations import Action
-from jobapi.services import job_lists, operations
+from jobapi.services import job_errors, job_lists, operations
 from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace
 from jobapi.store.tables import attempts, jobs
@@ -143,7 +143,14 @@ def test_verb_on_partitions_touches_one(desk: Desk, verb: str) -> None:
 
 @pytest.mark.parametrize("sort", ["created_at", "updated_at", "priority", "status"])
 @pytest.mark.parametrize(
-    "given", [{}, {"status": [JobStatus.FAILED, JobStatus.PENDING]}, {"created_by": "me"}]
+    "given",
+    [
+        {},
+        {"status": [JobStatus.FAILED, JobStatus.PENDING]},
+        {"created_by": "me"},
+        {"job_id": ["job_" + "0" * 32]},
+        {"error_group": ["0" * 16], "status": [JobStatus.FAILED]},
+    ],
 )
 def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, Any]) -> None:
     if "created_by" in given:
@@ -153,6 +160,14 @@ def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, 
         found = job_lists.page(tx, scope, Filters(**given), sort=sort)
         assert len(found.rows) == found.total
         assert job_lists.count(tx, scope, Filters(**given)) == (found.total, False)
+
+
+def test_errors_on_partitions_touch_one(desk: Desk) -> None:
+    job = desk.create()
+    desk.patch(job["job_id"], {"status": "failed", "error": "boom"})
+    with one_partition(desk, ()) as tx:
+        (found,) = job_errors.groups(tx, desk.workspace_id).groups
+    assert found.job_ids == [job["job_id"]]
 
 
 def test_reaper_on_partitions_puts_back_what_it_finds(desk: Desk) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from jobapi.rules.causes import group
 from jobapi.rules.roles import Role
 from jobapi.services import job_errors
@@ -248,6 +250,30 @@ def test_workspaces_with_counts_say_how_many_jobs_wait_run_and_have_failed(desk:
     key = world.key(desk.workspace_id, desk.user, Role.VIEWER, job_types=["mail"])
     (mine,) = world.call("GET", "/workspace?counts=true", key).json["data"]
     assert mine["counts"] == {"pending": 0, "running": 0, "failed": 0}
+
+
+def test_groups_with_the_same_count_are_sorted_by_their_newest_failure(desk: Desk) -> None:
+    fail(desk, "a", "b", "c", "b", "c", "a", "d")
+    assert [(each["cause"], each["count"]) for each in errors(desk)["data"]] == [
+        ("a", 2),
+        ("c", 2),
+        ("b", 2),
+        ("d", 1),
+    ]
+
+
+def test_large_groups_share_a_limit_of_what_is_counted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_errors, "LEAST_COUNTED", 2)
+    fail(desk, *(f"{word} {n}" for word in "abc" for n in range(5)), "d", "d")
+    with desk.world.transaction() as tx:
+        few, some, all_ = (
+            job_errors.groups(tx, desk.workspace_id, most_at_once=n).groups for n in (3, 12, 15)
+        )
+    for found, n in ((few, 2), (some, 4), (all_, 5)):
+        counted = {each.cause[0]: (each.count, each.count_is_capped) for each in found}
+        assert counted == dict.fromkeys("abc", (n, n < 5)) | {"d": (2, False)}
 
 
 def test_groups_beyond_the_bounds_are_capped(desk: Desk) -> None:
