@@ -275,6 +275,8 @@ def exactly(
         offset = total - offset - limit
         order = order.reverse
     if plan is Plan.SORT:
+        if order.sort == "started_at":
+            _check_few_running(listing)
         if offset > MAX_SCANNED:
             raise too_deep()
         query = _in_order(order, listing.where, after).limit(limit).offset(offset)
@@ -399,34 +401,73 @@ def filtered(
 
 def looked_up(listing: Listing, after: Bound | None, offset: int, limit: int) -> Matches | None:
     """The jobs that an index finds; None if there are more than ``MAX_COUNTED``."""
-    order = listing.order
-    plan_without(listing.session, BY_KEY)
+    filters = listing.filters
     until = [] if listing.until is None else [jobs.c.created_at <= listing.until]
-    matches = [*listing.where, *until, *listing.filters.rest(listing.dialect)]
-    source = (
-        select(*_columns(order, matches), func.row_number().over().label("place"))
-        .where(*_indexed(listing))
-        .limit(MAX_COUNTED + 1)
-    )
-    found = _matches(listing, source, {}, after, offset, limit, MAX_COUNTED + 1)
+    matches = [*listing.where, *until, *filters.rest(listing.dialect)]
+    columns = _columns(listing.order, matches)
+    rows: list[dict[str, Any]] | None = None
+    if listing.dialect == "sqlite":
+        source = select(*columns).where(*_indexed(listing))
+    elif filters.job_id:
+        ids = sorted(set(filters.job_id))
+        rows = [{"workspace_id": w, "job_id": each} for w in _workspaces(listing) for each in ids]
+        source = _of_each(("workspace_id", "job_id"), columns)
+    elif filters.error_group:
+        kinds = sorted({(bucket.workspace_id, bucket.job_type) for bucket in listing.buckets})
+        names = ("workspace_id", "job_type", "error_group")
+        rows = [
+            dict(zip(names, (*kind, each), strict=True))
+            for kind in kinds
+            for each in sorted(set(filters.error_group))
+        ]
+        source = _of_each(names, columns, HAS_FAILED, order=(jobs.c.completed_at, jobs.c.id))
+    else:
+        plan_without(listing.session, BY_KEY)
+        source = select(*columns).where(_has_indexed_metadata(listing))
+    if rows is not None and len(rows) > MAX_RANGES:
+        return None
+    source = source.add_columns(func.row_number().over().label("place")).limit(MAX_COUNTED + 1)
+    given = {} if rows is None else records(listing.session, rows)
+    found = _matches(listing, source, given, after, offset, limit, MAX_COUNTED + 1)
     plan_without(listing.session, IN_ORDER)
     return found if found.stop is None else None
 
 
+def _of_each(
+    names: tuple[str, ...],
+    columns: Sequence[Any],
+    *conditions: ColumnElement[bool],
+    order: Sequence[Any] = (),
+) -> Select[Any]:
+    """The first ``MAX_COUNTED`` jobs, and one more, for each of the records with these columns.
+
+    As constants these would be conditions for which a planner whose statistics do not know a new
+    workspace may take an index that begins with the workspace alone, and read all of its jobs.
+    """
+    wanted = record_source("postgresql", {name: jobs.c[name].type for name in names})
+    same = [jobs.c[name] == wanted.c[name] for name in names]
+    each = select(*columns).where(*same, *conditions).order_by(*order).limit(MAX_COUNTED + 1)
+    found = each.lateral("each")
+    return select(*found.c).select_from(wanted.join(found, true()))
+
+
 def _indexed(listing: Listing) -> list[ColumnElement[bool]]:
-    """The conditions of a ``LOOKUP`` that an index answers."""
-    filters, in_workspaces = listing.filters, _workspaces(listing)
+    """The conditions of a ``LOOKUP`` on SQLite."""
+    filters = listing.filters
     if filters.job_id:
-        return [jobs.c.workspace_id.in_(in_workspaces), jobs.c.job_id.in_(filters.job_id)]
-    if filters.error_group:
-        return [
-            HAS_FAILED,
-            jobs.c.workspace_id.in_(in_workspaces),
-            jobs.c.job_type.in_(sorted({bucket.job_type for bucket in listing.buckets})),
-            jobs.c.error_group.in_(filters.error_group),
-        ]
-    each = (indexed_metadata(workspace_id, filters.metadata) for workspace_id in in_workspaces)
-    return [jobs.c.metadata.is_not(None), or_(false(), *each)]
+        return [jobs.c.job_id.in_(filters.job_id)]
+    return [
+        HAS_FAILED,
+        jobs.c.workspace_id.in_(_workspaces(listing)),
+        jobs.c.job_type.in_(sorted({bucket.job_type for bucket in listing.buckets})),
+        jobs.c.error_group.in_(filters.error_group),
+    ]
+
+
+def _has_indexed_metadata(listing: Listing) -> ColumnElement[bool]:
+    metadata = listing.filters.metadata
+    each = (indexed_metadata(workspace_id, metadata) for workspace_id in _workspaces(listing))
+    return and_(jobs.c.metadata.is_not(None), or_(false(), *each))
 
 
 def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most: int) -> Matches:
@@ -438,7 +479,9 @@ def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most
     """
     order, index = listing.order, listing.index
     matches = [*listing.where, *listing.filters.rest(listing.dialect)]
-    if listing.dialect == "sqlite" or order.sort == "started_at":
+    if order.sort == "started_at":
+        _check_few_running(listing)
+    if listing.dialect == "sqlite":
         until = () if listing.until is None else (jobs.c.created_at <= listing.until,)
         place = func.row_number().over(order_by=order.of(order.keys)).label("place")
         source = (
@@ -456,7 +499,8 @@ def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most
     in_order = index.time == order.sort or order.is_ranked
     if order.is_ranked:
         _, ranges = _ranges_of_page(listing, order, ranges, after, 0, None)
-    share = max(most // max(1, len(ranges)), 10) if in_order else FEW + 1
+    few = MAX_SCANNED if order.sort == "started_at" else FEW
+    share = max(most // max(1, len(ranges)), 10) if in_order else few + 1
     table = range_source(index)
     by = [jobs.c[index.time], jobs.c.id]
     place = func.row_number().over(order_by=order.of(by)).label("place")
@@ -538,6 +582,19 @@ def _in_order(order: Order, where: Sequence[Any], after: Bound | None) -> Select
     beyond = [] if after is None else [order.beyond(order.keys, after)]
     query = select(jobs.c.workspace_id, jobs.c.id).where(*where, *beyond)
     return query.order_by(*order.of(order.keys))
+
+
+def _check_few_running(listing: Listing) -> None:
+    """Raise ``ValidationFailed`` if a list by start would have to sort too many jobs."""
+    if listing.n > MAX_SCANNED:
+        raise ValidationFailed(
+            {
+                "sort": [
+                    f"More than {MAX_SCANNED} jobs are running. Filter by job type or priority, or"
+                    " sort by another field."
+                ]
+            }
+        )
 
 
 def too_deep() -> ValidationFailed:

@@ -131,6 +131,26 @@ def test_list_beside_a_large_workspace_reads_its_own_jobs(
     assert read.n < FEW_BLOCKS
 
 
+@pytest.mark.parametrize("name", ["job_id", "error_group"])
+def test_lookup_in_a_workspace_that_statistics_do_not_know_reads_what_it_finds(
+    crowded: Any, name: str
+) -> None:
+    desk = Desk(World(crowded[0]))
+    job = fail(desk)
+    given = {
+        "job_id": [job["job_id"]] + [f"job_{n:032x}" for n in range(30)],
+        "error_group": [BOOM],
+    }
+    copies = COPY.replace("to_hex(n)", f"to_hex(n + {desk.workspace_id} * 1000000)")
+    copies = copies.replace("error_group\nFROM", "'0123456789abcdef'\nFROM")
+    with desk.world.state.engine.connect() as connection:
+        connection.execute(text(copies), {"n": 20_000, "job_id": job["job_id"]})
+    scope, filters = in_workspace(desk.workspace_id), Filters(**{name: given[name]})
+    with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
+        assert [row.job_id for row in job_lists.page(tx, scope, filters).rows] == [job["job_id"]]
+    assert read.n < FEW_BLOCKS
+
+
 def test_list_of_several_workspaces_reads_their_jobs_alone(desk: Desk) -> None:
     other = Desk(desk.world)
     other.create(metadata=METADATA)

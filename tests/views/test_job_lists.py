@@ -484,6 +484,21 @@ def test_page_that_lies_too_deep_is_422(desk: Desk, many: list[dict[str, Any]], 
     assert listed(desk, f"sort={sort}&limit=1&page=61")["data"] == []
 
 
+def test_list_by_start_of_too_many_running_jobs_is_422(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_type in ("a", "a", "b"):
+        desk.job_in("running", job_type=job_type)
+    monkeypatch.setattr(job_list_plans, "MAX_SCANNED", 2)
+    for more in ("", "&created_after=2020-01-01T00:00:00Z"):
+        query = f"status=running&sort=started_at{more}"
+        response = desk.get(f"?{query}")
+        assert (response.status_code, list(response.json["errors"])) == (422, ["sort"])
+        assert "job type" in response.json["detail"]
+        found = walk(desk, f"{query}&job_type=a&limit=1")
+        assert len(found) == len(set(found)) == 2
+
+
 def test_list_of_more_buckets_than_are_merged_is_complete_by_cursors(
     desk: Desk, many: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
