@@ -495,6 +495,24 @@ def test_every_filter_of_lists_and_operations(desk: Desk, client: Client) -> Non
     assert (light.job_id, light.metadata, light.result) == (wanted.job_id, None, None)
 
 
+def test_errors_of_failed_jobs_and_a_retry_of_their_group(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    made = client.create_many(w, [{"job_type": "a"}] * 2 + [{"job_type": "b"}])
+    for n, job in enumerate(made):
+        client.edit(w, job.job_id, {"status": "failed", "error": f"bad row {n}"})
+    (found,) = client.job_errors(w, job_type="a")
+    assert (found.cause, found.count, found.count_is_capped) == ("bad row 1", 2, False)
+    assert found.job_ids == [made[1].job_id, made[0].job_id]
+    assert found.first_failed_at <= found.last_failed_at
+    assert [group.job_type for group in client.job_errors(w, limit=1)] == ["a"]
+    (light, _) = client.jobs(w, job_type="a", error_group=[found.error_group], light=True)
+    assert (light.error_cause, light.error_group) == ("bad row 0", found.error_group)
+    filters: JobFilter = {"job_type": ["a"], "error_group": [found.error_group]}
+    assert client.operate(w, "retry", dry_run=True, status="failed", **filters).matched == 2
+    assert client.operate(w, "retry", status="failed", **filters).changed == 2
+    assert [group.job_type for group in client.job_errors(w)] == ["b"]
+
+
 def test_operations(desk: Desk, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "AT_ONCE", 2)
     w = desk.workspace_id

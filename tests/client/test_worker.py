@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import signal
 import subprocess
@@ -901,6 +902,13 @@ def test_jobs_commands(serve: Any, start: Any) -> None:
     )
     assert failed.returncode == 3
     assert "TypeError" in failed.stderr
+    errors = run(service, token, "errors", "--type", "a").stdout
+    assert re.fullmatch(r" +1  a  [0-9a-f]{16}  TypeError: .+\n", errors)
+    (line,) = run(service, token, "errors", "--json").stdout.splitlines()
+    group = json.loads(line)["error_group"]
+    assert group in errors
+    wanted = ("--error-group", group, "--error", "TYPEERROR")
+    assert run(service, token, "operate", "retry", "--dry-run", *wanted).stdout == "1 jobs\n"
     assert run(service, token, "show", "job_x").returncode == 1
     assert run(service, token, "create", "a", "--metadata", "[1]").returncode == 2
     assert "Error" in run(service, "jk_wrong", "list").stderr

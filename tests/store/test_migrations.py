@@ -96,6 +96,26 @@ def test_upgrade_as_sql_needs_no_database(app: Any, capfd: Any) -> None:
     assert "CREATE TABLE jobapi_jobs" in result.output + capfd.readouterr().out
 
 
+def test_upgrade_groups_jobs_that_have_failed_before(
+    make_app: Any, new_database: Any, database: str
+) -> None:
+    app = make_app(new_database(database))
+    state = app.extensions["jobapi"]
+    desk = Desk(World(app))
+    for n in range(3):
+        job = desk.create()
+        desk.patch(job["job_id"], {"status": "failed", "error": f"bad row {n}"})
+    desk.job_in("failed")
+    desk.job_in("success")
+    before = desk.get("/errors").json
+    assert [group["count"] for group in before["data"]] == [3]
+    with state.private.app_context():
+        flask_migrate.downgrade(revision="0017")
+        flask_migrate.upgrade()
+    assert desk.get("/errors").json == before
+    assert desk.get("?status=failed").json["pagination"]["total"] == 4
+
+
 def test_upgrade_takes_an_index_that_was_built_beforehand(make_app: Any, new_database: Any) -> None:
     app = make_app(new_database("postgresql"))
     state = app.extensions["jobapi"]
