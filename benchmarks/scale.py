@@ -55,6 +55,7 @@ HALF_AIM = 1.2
 LOAD = """
 INSERT INTO jobapi_jobs (
   job_id, workspace_id, created_by, job_type, status, priority, version, metadata, result, error,
+  error_group,
   actual_duration, retry_count, max_retries, created_at, updated_at, queued_at, due_at,
   started_at, completed_at, attempt, worker, lease_token, lease_seconds, lease_expires_at,
   reap_at, succeeded_by)
@@ -71,6 +72,7 @@ SELECT
   CASE status WHEN 2 THEN
     json_build_object('rows', n %% 10000, 'output', 'dataset-' || n || '.parquet') END,
   CASE status WHEN 3 THEN 'ValueError: row ' || n %% 10000 || ' has no value' END,
+  CASE status WHEN 3 THEN substr(md5((n %% 7)::text), 1, 16) END,
   CASE WHEN status IN (2, 3, 4) THEN extract(epoch FROM wait + run)::bigint END,
   0,
   3,
@@ -220,6 +222,10 @@ def listed(query: str = "") -> Action:
     return lambda side: side.ask("GET", f"{side.jobs}?{query}")[0]
 
 
+def errors(side: Side) -> float:
+    return side.ask("GET", f"{side.jobs}/errors")[0]
+
+
 def by_cursor(side: Side) -> float:
     return side.ask("GET", f"{side.jobs}?cursor={side.cursor}")[0]
 
@@ -263,6 +269,7 @@ def claimed(number: int) -> Action:
 
 
 DEEP = "page 1,000"
+ERRORS = "errors by cause"
 ACTIONS: dict[str, Action] = {
     "first page": listed(),
     "one filter": listed("status=failed"),
@@ -273,6 +280,7 @@ ACTIONS: dict[str, Action] = {
     "by status": listed("sort=status"),
     "next page by cursor": by_cursor,
     DEEP: deep_page,
+    ERRORS: errors,
     "status": status,
     "create": create,
     "claim 1, report": claimed(1),
@@ -339,6 +347,8 @@ def main() -> None:
             if name is DEEP:
                 small, large = (min(1000, side.pages) for side in sides)
                 verdict = f"not judged: page {small:,} beside page {large:,}"
+            elif name is ERRORS:
+                verdict = "not judged: each group is counted, up to 10,000 jobs"
             else:
                 ratios.append(ratio)
                 verdict = "ok" if ratio <= AIM else f"above {AIM}"

@@ -200,9 +200,13 @@ class Scene:
 
     def _prepare_query(self, query: dict[str, Any]) -> None:
         """Only a page knows what is a cursor: of this order and job, and without a page."""
+        if query.get("sort") == "started_at":
+            # Only running jobs have this order, which the document says in words.
+            query["status"] = "running"
         if "cursor" not in query:
             return
-        order = {name: query[name] for name in ("sort", "order", "job_id") if name in query}
+        ordered = ("sort", "order", "job_id", *(["status"] if "status" in query else []))
+        order = {name: query[name] for name in ordered if name in query}
         cursor = self.cursor(**order)
         if cursor is None and "job_id" in query and next(self.turns) % 2:
             # The events of a job that does not exist have no second page.
