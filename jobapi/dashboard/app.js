@@ -148,6 +148,8 @@ function mount(page, path, place, keep) {
   if (!keep) app.dialogs = [];
   live = new AbortController();
   draw({ reset: true });
+  // On a phone the links scroll sideways.
+  document.querySelector("#top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   if (!keep) {
     const target = place?.focus && document.getElementById(place.focus);
     const heading = /** @type {HTMLElement} */ (document.querySelector("main h1"));
