@@ -3,7 +3,7 @@
 The application imports this module, and changes nothing else. A ``Dispatcher`` claims jobs and
 sends a message for each to a task of the application: the job's metadata are the task's keyword
 arguments. In the Celery worker, the run of such a message begins the attempt, renews the lease,
-and reports how the task ended. Messages that do not come from a dispatcher run as ever.
+and reports how the task ended. Other messages run as before.
 
 The Celery worker needs ``JOBAPI_URL`` and ``JOBAPI_TOKEN`` in its environment; the token is in no
 message. A message that is delivered twice, or after its lease has expired, is ignored.
@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any
+from weakref import WeakSet
 
 import celery
 from billiard.process import current_process
@@ -30,7 +31,7 @@ from celery.exceptions import Ignore, Retry
 from kombu.exceptions import OperationalError
 
 from .client import Client
-from .leased_jobs import RELEASE
+from .leased_jobs import RELEASE, with_end
 from .models import ClaimedJob
 from .options import End, Engine
 from .retries import backoff
@@ -52,7 +53,7 @@ _current: ContextVar[Task | None] = ContextVar("jobapi_current", default=None)
 
 
 def current_job() -> Task | None:
-    """The job that the current Celery task runs, to report progress; None if there is none."""
+    """The job that the current Celery task runs, to report progress; None outside of a job."""
     return _current.get()
 
 
@@ -122,19 +123,22 @@ class _CeleryEngine:
         task.on_taken = lambda: self._end(task, [])
         task.on_lost = lambda: self._end(task, [], revoke=True)
         tries = 0
-        while task in self.waiting:
-            try:
-                self._send(task)
-                self.available = True
-                return
-            except OperationalError as error:
-                self.available = False
-                tries += 1
-                logger.warning("cannot send job %s to Celery: %s", task.job_id, error)
-                self._pause(task, backoff(tries))
-            except Exception as error:
-                # Such as metadata that Celery's serializer refuses.
-                self._end(task, [{"status": "failed", "error": error_text(error)}])
+        try:
+            while task in self.waiting:
+                try:
+                    self._send(task)
+                    return
+                except OperationalError as error:
+                    self.available = False
+                    tries += 1
+                    logger.warning("cannot send job %s to Celery: %s", task.job_id, error)
+                    self._pause(task, backoff(tries))
+                except Exception as error:
+                    # Such as metadata that Celery's serializer refuses.
+                    self._end(task, [{"status": "failed", "error": error_text(error)}])
+        finally:
+            # Also if this job is lost or released: the next one tries the broker again.
+            self.available = True
 
     def _send(self, task: Task) -> None:
         job = task.job.to_json()
@@ -211,23 +215,32 @@ def _prepare(sender: Any = None, **_: Any) -> None:
     for task in sender.app.tasks.values():
         kind = type(task)
         if kind.__call__ is celery.Task.__call__:
-            task.run = _taking_jobs(task, task.run)
-        elif not hasattr(kind.__call__, "__wrapped__"):
+            if task.run not in _taking:
+                task.run = _taking_jobs(task.run, task)
+        elif kind.__call__ not in _taking:
             # A base class of the application's own, whose `__call__` is part of the task.
-            kind.__call__ = _taking_jobs(task, kind.__call__)
+            kind.__call__ = _taking_jobs(kind.__call__)
 
 
 signals.worker_init.connect(_prepare, weak=False)
 
 
-def _taking_jobs(task: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+_taking: WeakSet[Callable[..., Any]] = WeakSet()
+"""The functions that ``_taking_jobs`` has made."""
+
+
+def _taking_jobs(run: Callable[..., Any], task: Any = None) -> Callable[..., Any]:
+    """Wrap the function of a task or, without ``task``, the method of a class of tasks."""
+
     @wraps(run)
     def running(*args: Any, **kwargs: Any) -> Any:
-        lease = getattr(task.request, HEADER, None)
+        this = args[0] if task is None else task
+        lease = getattr(this.request, HEADER, None)
         if lease is None or current_job() is not None:
             return run(*args, **kwargs)
-        return _run_job(task, lease, kwargs, lambda: run(*args, **kwargs))
+        return _run_job(this, lease, kwargs, lambda: run(*args, **kwargs))
 
+    _taking.add(running)
     return running
 
 
@@ -265,7 +278,8 @@ def _run_job(
             reports = success(job, _result(value))
     except Retry as retry:
         # Celery sends another message for it, which will be refused: the job is retried instead.
-        run.end([{"status": "failed", "error": error_text(retry), **_retry_after(retry)}])
+        end = {"status": "failed", "error": error_text(retry), **_retry_after(retry)}
+        run.end(with_end(job.take_reports(), end))
         raise
     except BaseException as error:
         run.end(failure(job, error))

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import reduce, wraps
@@ -24,6 +25,7 @@ from .client import Client
 from .models import ErrorGroup, Event, EventFilter, Job, JobFilter, Operation
 from .retries import Unreachable
 from .runner import ThreadsLost
+from .runs import ExecutorClosed
 from .worker import Worker
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
@@ -71,11 +73,15 @@ def service(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_client
 
 
+_ERRORS = (JobApiError, Unreachable, ThreadsLost, TimeoutError, BrokenExecutor, ExecutorClosed)
+"""What a command reports as a message, without a traceback."""
+
+
 @contextmanager
 def _error_messages() -> Iterator[None]:
     try:
         yield
-    except (JobApiError, Unreachable, ThreadsLost, TimeoutError) as error:
+    except _ERRORS as error:
         raise click.ClickException(str(error)) from None
 
 

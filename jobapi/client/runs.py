@@ -1,9 +1,9 @@
 """Runs of jobs outside the worker's own threads: in an executor's process, or in an engine.
 
-A run speaks for itself: it begins the attempt with a ``run_id`` of its own before the work
-starts, renews the lease, sends progress, and reports the end. The service accepts the first run
-of a lease and refuses any other, so that a message that an engine delivers twice runs once. The
-worker that handed the job over renews the lease only until then.
+A run reports to the service by itself: it begins the attempt with its own ``run_id`` before the
+work starts, renews the lease, sends progress, and reports the end. The service accepts the first
+run of a lease and refuses any other, so that a message that an engine delivers twice runs once.
+The worker that handed the job over renews the lease only until then.
 """
 
 from __future__ import annotations
@@ -12,11 +12,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from dataclasses import dataclass
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+)
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum, auto
 from multiprocessing import active_children
-from pickle import PicklingError
+from pickle import PicklingError, dumps
 from typing import Any
 from uuid import uuid4
 
@@ -136,26 +142,35 @@ def run_job(given: HandedOver) -> Refusal | None:
     return refusal
 
 
+class ExecutorClosed(RuntimeError):
+    """The executor of a worker takes no more jobs: it was shut down."""
+
+
+@dataclass
 class ExecutorEngine:
     """Hands jobs to a ``concurrent.futures.Executor``."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        tasks: Mapping[str, Callable[[Task], Any]],
-        client: Client,
-        workspace_id: int,
-        *,
-        lease_seconds: int,
-    ) -> None:
-        self.executor = executor
-        self.available = True
-        self.tasks = tasks
-        self.client = client
-        self.workspace_id = workspace_id
-        self.lease_seconds = lease_seconds
-        self.broken: BaseException | None = None
-        self._futures: dict[Task, Future[Refusal | None]] = {}
+    executor: Executor
+    tasks: Mapping[str, Callable[[Task], Any]]
+    client: Client
+    workspace_id: int
+    _: KW_ONLY
+    lease_seconds: int
+    available: bool = True
+    broken: BaseException | None = None
+    _futures: dict[Task, Future[Refusal | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ``TypeError`` if another process cannot get the client."""
+        if isinstance(self.executor, ThreadPoolExecutor):
+            return
+        try:
+            dumps(self.client)
+        except Exception as error:
+            raise TypeError(
+                "The client cannot be pickled, and an executor other than ThreadPoolExecutor sends "
+                f"it to other processes: {error}. Make it without a transport."
+            ) from error
 
     def start(self, task: Task, end: End) -> None:
         """Submit a job."""
@@ -171,8 +186,9 @@ class ExecutorEngine:
             end(task, [_lost(error)])
             return
         except Exception as error:
-            # Such as an executor that was shut down.
             self.broken = error
+            if not isinstance(error, BrokenExecutor):
+                self.broken = ExecutorClosed(f"The executor takes no more jobs: {error}")
             end(task, [RELEASE])
             return
 
@@ -192,7 +208,8 @@ class ExecutorEngine:
     def clean_up(self) -> None:
         """End the processes that a broken pool has left behind.
 
-        One that was started just as the pool broke waits for work for ever, and Python for it.
+        A process that was started just as the pool broke would wait for work without end, and
+        Python would wait for the process when it exits.
         """
         if isinstance(self.broken, BrokenExecutor):
             for process in active_children():

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ SUCCESS: Report = {"status": "success"}
 logger = logging.getLogger("jobapi.worker")
 
 
-class Slots:
+class Slots(ABC):
     """The part that all kinds of slots share: how a task begins and ends."""
 
     def __init__(self, options: Options, jobs: LeasedJobs, must_stop: Callable[[], bool]) -> None:
@@ -33,19 +34,21 @@ class Slots:
         self.must_stop = must_stop
         self.recording = is_recording()
 
+    @abstractmethod
     def start(self) -> None:
         """Start to take tasks from the queue."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self) -> None:
         """Look after the tasks; called several times a second."""
 
+    @abstractmethod
     def close(self) -> None:
         """The worker stops: release what has not begun."""
 
+    @abstractmethod
     def end(self) -> None:
         """Take no more tasks, and cancel those that can be cancelled."""
-        raise NotImplementedError
 
     def _begin(self, task: Task, number: int) -> bool:
         """Put a task into a slot; False if its job is released instead."""
@@ -69,6 +72,14 @@ class Slots:
         self.jobs.end(task, reports)
         self.jobs.running[number] = None
 
+    def _unrecorded(self, task: Task, error: BaseException) -> list[Report]:
+        """The end of a task whose own end cannot be recorded.
+
+        The error is not the task's, which would be in its reports.
+        """
+        logger.error("job %s: cannot record how it ended", task.job_id, exc_info=error)
+        return [{"status": "failed", "error": error_text(error)}]
+
 
 class ThreadSlots(Slots):
     """A thread for each slot."""
@@ -77,6 +88,12 @@ class ThreadSlots(Slots):
         """Start the threads."""
         for number in range(self.options.concurrency):
             threading.Thread(target=self._run_tasks, args=(number,), daemon=True).start()
+
+    def check(self) -> None:
+        """Nothing: the threads look after themselves."""
+
+    def close(self) -> None:
+        """Nothing: the runner releases what is queued."""
 
     def end(self) -> None:
         """End the threads when they have nothing to run."""
@@ -90,9 +107,7 @@ class ThreadSlots(Slots):
                     run = self.options.tasks[task.job_type]
                     self._end(task, number, last_reports(task, run, recording=self.recording))
             except BaseException as error:
-                # Not an error of the task, which would be in its reports.
-                logger.exception("job %s: cannot record how it ended", task.job_id)
-                self.jobs.end(task, [{"status": "failed", "error": error_text(error)}])
+                self.jobs.end(task, self._unrecorded(task, error))
             finally:
                 self.jobs.running[number] = None
 
@@ -162,12 +177,22 @@ class MixedSlots(Slots):
         run, engine = self.options.tasks[task.job_type], self.options.engine
 
         def end(task: Task, reports: Sequence[Report]) -> None:
-            if not task.ended:
+            if task.ended:
+                return
+            try:
                 self._end(task, number, reports)
+            except BaseException as error:
+                self.jobs.end(task, self._unrecorded(task, error))
+            finally:
+                self.jobs.running[number] = None
                 self._free.put(number)
 
         def run_in_thread() -> None:
-            end(task, last_reports(task, run, recording=self.recording))
+            try:
+                reports = last_reports(task, run, recording=self.recording)
+            except BaseException as error:
+                reports = self._unrecorded(task, error)
+            end(task, reports)
 
         if is_async(run):
             self._loop.call_soon_threadsafe(self._spawn, task, end)
@@ -181,8 +206,11 @@ class MixedSlots(Slots):
 
         def ended(_: object) -> None:
             task.on_lost = None
-            # Cancelled before it has begun to run.
-            reports = [RELEASE] if running.cancelled() else running.result()
+            try:
+                # Cancelled before it has begun to run.
+                reports = [RELEASE] if running.cancelled() else running.result()
+            except BaseException as error:
+                reports = self._unrecorded(task, error)
             end(task, reports)
 
         running.add_done_callback(ended)
@@ -199,10 +227,9 @@ class MixedSlots(Slots):
             return failure(task, error)
 
 
-def is_async(run: object) -> bool:
+def is_async(run: Any) -> bool:
     """Whether a task is an ``async def`` function, or an object with an ``async def __call__``."""
-    call = getattr(run, "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(call)
+    return inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(type(run).__call__)
 
 
 def last_reports(task: Task, run: Callable[[Task], Any], *, recording: bool) -> list[Report]:
@@ -237,6 +264,9 @@ def failure(task: Task, error: BaseException) -> list[Report]:
 
 def error_text(error: BaseException) -> str:
     """The traceback of an error, as the ``error`` of a job."""
+    try:
+        text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
+    except Exception as failed:
+        text = f"{type(error).__qualname__} (its traceback cannot be formatted: {failed})"
     # Keep the end of the traceback, its most useful part.
-    text = "".join(traceback.format_exception(error)).replace("\0", "\\0")
     return text.encode("utf-8", "replace").decode()[-MAX_ERROR:]

@@ -104,7 +104,9 @@ class Worker:
         Raises one of ``jobapi.errors`` for an error that does not pass by itself, such as a
         revoked key; with ``until_idle`` also ``Unreachable`` after an outage of half a minute;
         and ``ThreadsLost`` (a ``RuntimeError``) if for five minutes all threads are busy with
-        tasks that lost their leases and do not return.
+        tasks that lost their leases and do not return. With an executor: ``TypeError`` if it needs
+        to pickle the client and cannot, ``BrokenExecutor`` if its processes have died, and
+        ``ExecutorClosed`` (a ``RuntimeError``) if it was shut down.
         """
         if self.client is None or self.workspace_id is None:
             raise ValueError("A worker needs a client and a workspace.")

@@ -6,20 +6,12 @@ import asyncio
 import threading
 from typing import Any
 
-import httpx2
 import pytest
 
 from jobapi.client import Client, Permanent, Task, Worker
 from jobapi.client.options import Timing
 
 from ..factories import Desk, until
-
-
-@pytest.fixture
-def client(desk: Desk) -> Any:
-    transport = httpx2.WSGITransport(app=desk.world.app)
-    with Client("http://service", token=desk.token, transport=transport) as client:
-        yield client
 
 
 @pytest.fixture
@@ -208,7 +200,7 @@ def test_loop_that_a_task_blocks_keeps_the_leases(
         beats.append(time.monotonic())
         return report(workspace_id, reports)
 
-    client.report = count  # type: ignore[method-assign]
+    client.report = count
 
     @worker.task("a")
     async def run(task: Task) -> None:
@@ -216,5 +208,47 @@ def test_loop_that_a_task_blocks_keeps_the_leases(
 
     client.create_many(desk.workspace_id, [{"job_type": "a"}] * 2)
     worker.run(until_idle=True)
-    assert len(beats) > 6
+    # Without heartbeats there are the reports of the two ends.
+    assert len(beats) > 3
     assert len(list(client.jobs(desk.workspace_id, status="success"))) == 2
+
+
+@pytest.mark.parametrize("job_type", ["async", "plain"])
+def test_end_that_cannot_be_recorded_frees_the_slot(
+    desk: Desk, client: Client, worker: Worker, job_type: str
+) -> None:
+    worker.concurrency = 1
+
+    def spoil(task: Task) -> None:
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("spoilt")
+
+        if task.metadata["spoilt"]:
+            task.take_reports = fail
+
+    @worker.task("async")
+    async def run(task: Task) -> None:
+        spoil(task)
+
+    worker.task("plain")(spoil)
+    spoilt = client.create(desk.workspace_id, job_type, metadata={"spoilt": True}, max_retries=0)
+    for name in ("async", "plain"):
+        client.create(desk.workspace_id, name, metadata={"spoilt": False})
+    worker.run(until_idle=True)
+    ended = client.get(desk.workspace_id, spoilt.job_id)
+    assert (ended.status, "spoilt" in (ended.error or "")) == ("failed", True)
+    assert len(list(client.jobs(desk.workspace_id, status="success"))) == 2
+
+
+def test_exception_that_cannot_be_shown_fails_its_job(
+    desk: Desk, client: Client, worker: Worker
+) -> None:
+    class Shy(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise RuntimeError("no notes")
+
+    worker.task("a")(lambda task: (_ for _ in ()).throw(Shy()))
+    job = client.create(desk.workspace_id, "a", max_retries=0)
+    worker.run(until_idle=True)
+    assert "Shy" in (client.get(desk.workspace_id, job.job_id).error or "")

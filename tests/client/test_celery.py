@@ -8,12 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
+from celery import signals
+
+from jobapi.client import ClaimedJob, Task
+from jobapi.client.celery import Dispatcher, _CeleryEngine
 
 from ..factories import until
 from .stage import Stage, wait_for_end
@@ -42,7 +49,7 @@ class Transport(filesystem.Transport):
 
 # An application as a team has it, and the line that it gets.
 APP = """
-import os, signal, time
+import functools, os, signal, time
 from celery import Celery, Task
 import jobapi.client.celery
 
@@ -61,7 +68,14 @@ log = os.open(os.path.join(here, "ran"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def note(*words):
     os.write(log, (" ".join(map(str, words)) + "\\n").encode())
 
+def decorated(function):
+    @functools.wraps(function)
+    def calling(*args, **kwargs):
+        return function(*args, **kwargs)
+    return calling
+
 class Own(Task):
+    @decorated
     def __call__(self, *args, **kwargs):
         return {"own": super().__call__(*args, **kwargs)}
 
@@ -79,6 +93,10 @@ def bound(self, width):
     # Another task, called directly, is part of this one.
     return resize(width)["width"]
 
+@app.task(name="images.other", bind=True, base=Own)
+def other(self, width):
+    return self.name
+
 @app.task(name="images.fails")
 def fails():
     raise LookupError("no file")
@@ -86,6 +104,7 @@ def fails():
 @app.task(name="images.retries", bind=True)
 def retries(self):
     note("retries", self.request.id)
+    jobapi.client.celery.current_job().progress(30, result={"part": 1})
     raise self.retry(countdown=1, max_retries=5)
 
 @app.task(name="images.text")
@@ -112,7 +131,7 @@ import os
 from images import app
 from jobapi.client.celery import Dispatcher
 
-names = ["resize", "bound", "fails", "retries", "text", "object", "long", "dies"]
+names = ["resize", "bound", "other", "fails", "retries", "text", "object", "long", "dies"]
 worker = Dispatcher(
     app, {name: "images." + name for name in names}, lease_seconds=5,
     requeue_seconds=float(os.environ.get("REQUEUE", "300")),
@@ -174,6 +193,7 @@ def test_application_runs_jobs_and_its_own_messages(stage: CeleryStage) -> None:
         1, [{"job_type": "resize", "metadata": {"width": n}} for n in range(100, 130)]
     )
     bound = client.create(1, "bound", metadata={"width": 3})
+    other = client.create(1, "other", metadata={"width": 3})
     failing = client.create(1, "fails", **once)
     retried = client.create(1, "retries", max_retries=1)
     text = client.create(1, "text")
@@ -184,8 +204,10 @@ def test_application_runs_jobs_and_its_own_messages(stage: CeleryStage) -> None:
     ended = {job.job_id: job for job in client.jobs(1)}
     assert [ended[job.job_id].result for job in many] == [{"width": n} for n in range(100, 130)]
     assert ended[bound.job_id].result == {"seen": {"width": 3}, "own": 3}
+    assert ended[other.job_id].result == {"own": "images.other"}
     assert "LookupError: no file" in (ended[failing.job_id].error or "")
     assert (ended[retried.job_id].status, ended[retried.job_id].retry_count) == ("failed", 1)
+    assert ended[retried.job_id].result == {"part": 1}
     assert ended[text.job_id].result == {"result": "done"}
     assert "cannot be written as JSON" in (ended[wrong.job_id].error or "")
     assert "width" in (ended[lacking.job_id].error or "")
@@ -308,3 +330,48 @@ def test_stop_of_the_dispatcher_releases_what_waits(stage: CeleryStage) -> None:
     until(lambda: not list((stage.folder / "queue").glob("*celery.msg")), 30)
     time.sleep(1)
     assert stage.ran() == []
+
+
+def test_tasks_are_prepared_once_however_often_a_worker_starts() -> None:
+    app = celery.Celery("twice")
+
+    class Own(celery.Task):
+        def __call__(self) -> None:
+            return None
+
+    def nothing() -> None:
+        return None
+
+    plain = app.task(name="plain")(nothing)
+    app.task(name="own", base=Own)(nothing)
+    app.finalize()
+    sender = type("Sender", (), {"app": app})()
+    signals.worker_init.send(sender=sender)
+    prepared = plain.run, Own.__call__
+    signals.worker_init.send(sender=sender)
+    assert (plain.run, Own.__call__) == prepared
+
+
+def test_dispatcher_claims_again_after_a_job_that_it_could_not_send() -> None:
+    # No broker listens there.
+    app = celery.Celery("away", broker="amqp://guest@127.0.0.1:1//")
+    app.conf.task_publish_retry = False
+    dispatcher = Dispatcher(app, {"a": "tasks.a"})
+    engine = _CeleryEngine(dispatcher, 1)
+    now = datetime.now(UTC)
+    job = ClaimedJob(
+        **dict.fromkeys(("job_id", "job_type", "status", "priority", "lease_token"), "a"),
+        **dict.fromkeys(("workspace_id", "created_by", "retry_count", "max_retries", "attempt"), 1),
+        **dict.fromkeys(("created_at", "updated_at", "due_at", "lease_expires_at"), now),
+    )
+    task = Task(job)
+    ended: list[Any] = []
+    sending = threading.Thread(target=engine.start, args=(task, lambda *end: ended.append(end)))
+    sending.start()
+    until(lambda: not engine.available, 20)
+    assert task.on_lost is not None
+    task.on_lost()
+    sending.join(20)
+    assert not sending.is_alive()
+    assert ended == [(task, [])]
+    assert engine.available

@@ -12,16 +12,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx2
 import pytest
 
 from jobapi.client import Client, Job, Task, Worker
+from jobapi.client.commands import _error_messages
 from jobapi.client.models import ClaimedJob
-from jobapi.client.runs import Refusal, Run
+from jobapi.client.runs import ExecutorClosed, Refusal, Run
 
 from ..factories import Desk, until
 from .stage import Stage, wait_for_end
@@ -253,13 +255,6 @@ def test_stop_lets_what_has_begun_end(stage: Stage, engine: dict[str, str]) -> N
 # Against the application itself
 
 
-@pytest.fixture
-def client(desk: Desk) -> Any:
-    transport = httpx2.WSGITransport(app=desk.world.app)
-    with Client("http://service", token=desk.token, transport=transport) as client:
-        yield client
-
-
 def claimed(client: Client, workspace_id: int) -> tuple[Job, ClaimedJob]:
     job = client.create(workspace_id, "a")
     (leased,) = client.claim(workspace_id, begin=False, lease_seconds=5)
@@ -318,7 +313,9 @@ def test_executor_that_is_shut_down_ends_the_worker(desk: Desk, client: Client) 
     worker = Worker(client, desk.workspace_id, executor=executor)
     worker.task("a")(lambda task: None)
     job = client.create(desk.workspace_id, "a")
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(ExecutorClosed, match="shutdown"):
+        worker.run()
+    with pytest.raises(click.ClickException, match="takes no more jobs"), _error_messages():
         worker.run()
     left = client.get(desk.workspace_id, job.job_id)
     assert (left.status, left.retry_count) == ("pending", 0)
@@ -331,10 +328,20 @@ def test_client_is_pickled_with_its_token_only() -> None:
     assert (first.url, first.retries) == ("http://service", 2)
     for other in (
         Client("http://service", username="a", password="b"),
-        Client("http://service", token="t", transport=httpx2.MockTransport(lambda _: None)),  # type: ignore[arg-type, return-value]
+        Client("http://service", token="t", transport=httpx2.MockTransport(lambda _: None)),
     ):
         with pytest.raises(TypeError, match="token"):
             pickle.dumps(other)
+
+
+def test_client_that_cannot_be_pickled_is_refused_at_the_start(desk: Desk, client: Client) -> None:
+    job = client.create(desk.workspace_id, "a")
+    with ProcessPoolExecutor(1) as executor:
+        worker = Worker(client, desk.workspace_id, executor=executor)
+        worker.task("a")(print)
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            worker.run(until_idle=True)
+    assert client.get(desk.workspace_id, job.job_id).status == "pending"
 
 
 def test_worker_with_processes_takes_no_executor(client: Client) -> None:

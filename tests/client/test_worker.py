@@ -42,13 +42,6 @@ from ..served import BIN, Service
 
 
 @pytest.fixture
-def client(desk: Desk) -> Any:
-    transport = httpx2.WSGITransport(app=desk.world.app)
-    with Client("http://service", token=desk.token, transport=transport) as client:
-        yield client
-
-
-@pytest.fixture
 def worker(desk: Desk, client: Client) -> Worker:
     return Worker(client, desk.workspace_id, name="w")
 

@@ -103,7 +103,7 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
 def test_commands_exist_with_their_options(arguments: list[str]) -> None:
     with click.Context(main) as context:
-        command = main.get_command(context, arguments[0])  # type: ignore[attr-defined]
+        command = main.get_command(context, arguments[0])
     assert command is not None
     options = {name for parameter in command.params for name in parameter.opts}
     assert {each for each in arguments if each.startswith("--")} <= options
