@@ -1,4 +1,4 @@
-"""How Alembic finds our database and our tables, and nobody else's."""
+"""Tells Alembic the database and which of its tables are jobapi's."""
 
 from typing import Any
 

@@ -39,6 +39,8 @@ const tabs = new BroadcastChannel(NAME);
 
 let session = JSON.parse(sessionStorage.getItem(STORE) || "null");
 let held = null;
+// Which tabs there are is asked while the other modules are still read.
+let locks = session ? null : navigator.locks?.query();
 
 export const loggedIn = () => HOST_LOGIN || session !== null;
 export const byKey = () => Boolean(session?.key);
@@ -76,12 +78,20 @@ tabs.addEventListener("message", ({ data }) => {
   }
 });
 
-/** Ask the other tabs for their session. */
+/** Adopt the session of the other tabs, if this one has none. */
 export async function adopt() {
-  if (HOST_LOGIN) return;
   hold();
-  const others = navigator.locks ? (await navigator.locks.query()).held.filter((lock) => lock.name === NAME).length : 1;
-  if (others < (session && held ? 2 : 1)) return;
+  if (!HOST_LOGIN && !session) await askTabs();
+}
+
+/** Ask the other tabs for their session, and wait for an answer if there are any. */
+async function askTabs() {
+  if (navigator.locks) {
+    const found = await (locks || navigator.locks.query());
+    locks = null;
+    const others = found.held.filter((lock) => lock.name === NAME).length - (session ? 1 : 0);
+    if (others < 1) return;
+  }
   await new Promise((resolve) => {
     setTimeout(resolve, 400);
     document.addEventListener("session", resolve, { once: true });
@@ -125,7 +135,7 @@ let refreshing = null;
 function refresh() {
   const old = session.refresh;
   refreshing ??= alone(async () => {
-    await adopt();
+    await askTabs();
     if (session?.refresh !== old) return;
     const response = await send("POST", "/auth/refresh", { headers: { Authorization: `Bearer ${old}` } });
     begin(tokens(await answerOf(response), session.user));

@@ -148,13 +148,15 @@ function mount(page, path, place, keep) {
   if (!keep) app.dialogs = [];
   live = new AbortController();
   draw({ reset: true });
-  // On a phone the links scroll sideways.
-  document.querySelector("#top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  // On a phone the links scroll sideways. Elsewhere this would only cost a layout.
+  if (matchMedia("(max-width: 640px)").matches) {
+    document.querySelector("#top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
   if (!keep) {
     const target = place?.focus && document.getElementById(place.focus);
     const heading = /** @type {HTMLElement} */ (document.querySelector("main h1"));
     if (target || !first) (target || heading).focus({ preventScroll: true });
-    scrollTo(0, place?.scroll || 0);
+    if (!first || place) scrollTo(0, place?.scroll || 0);
   }
   page.live?.(live.signal);
 }
@@ -217,7 +219,7 @@ function askToLogIn(message) {
   shown ??= "";
   const before = app.me?.user_id;
   app.login = { message, view: login(() => resume(before)) };
-  update();
+  draw();
 }
 
 async function resume(before) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import mimetypes
+import posixpath
 import re
 from functools import cache
 from hashlib import sha256
@@ -53,27 +54,49 @@ def version() -> str:
 
 
 @cache
-def modules() -> list[str]:
-    """The modules that every page needs: what ``app.js`` imports, and what these import."""
+def _pages() -> list[tuple[re.Pattern[str], str]]:
+    """The pages that ``app.js`` has: patterns of their addresses, and their modules."""
+    found = re.findall(r"\[/(\^.+?)/, \(\) => import\(\"\./(pages/\w+\.js)\"\)\]", _text(START))
+    return [(re.compile(pattern.replace("\\/", "/")), module) for pattern, module in found]
+
+
+def modules(view: str = "") -> list[str]:
+    """The modules that an address needs: what ``app.js`` and its page import, and so on."""
+    page = [module for pattern, module in _pages() if pattern.match(f"/{view}")][:1]
+    return [name for name in _imported((START, *page)) if name != START]
+
+
+@cache
+def _imported(names: tuple[str, ...]) -> list[str]:
+    """These modules, and those that they import."""
     found: list[str] = []
-    new = [START]
+    new = list(names)
     while new:
         found += new
-        texts = [files()[name].decode() for name in new]
-        named = (name for text in texts for name in re.findall(r'from "\./([\w/]+\.js)"', text))
+        named = [
+            posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+            for name in new
+            for target in re.findall(r'from "([./\w]+\.js)"', _text(name))
+        ]
         new = [name for name in dict.fromkeys(named) if name not in found]
-    return found[1:]
+    return found
+
+
+def _text(name: str) -> str:
+    return files()[name].decode()
 
 
 @blp.get("/dashboard", strict_slashes=False)
 @blp.get("/dashboard/<path:view>")
 def get_dashboard(view: str = "") -> Response:
-    """The page, the same for all addresses: its script chooses the view from the address."""
+    """The page. Its script chooses the view from the address, which only changes the preloads."""
     if view.startswith("files/"):
         raise NotFound
     folder = escape(address(".get_dashboard_file", file=f"{version()}/"))
     # The browser requests them at once, instead of one after another as it reads the imports.
-    preload = "".join(f'<link rel="modulepreload" href="{folder}{name}">\n' for name in modules())
+    preload = "".join(
+        f'<link rel="modulepreload" href="{folder}{name}">\n' for name in modules(view)
+    )
     page = (
         files()[PAGE]
         .decode()

@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from ..served import Service
 
 SET_UP = """async () => {
-  const script = document.querySelector('script[type=module]').src;
+  const script = document.querySelector('script[src$="/app.js"]').src;
   Object.assign(window, await import(script.replace("app.js", "render.js")));
   document.body.replaceChildren(window.root = document.createElement("div"));
   window.row = (id, ...more) => h("li", { key: id, id }, id, more);

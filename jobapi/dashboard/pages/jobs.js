@@ -4,7 +4,7 @@ import { ask as request, get, jobPath, parse, post, problemOf, workspacePath } f
 import { bulk, filterOf } from "../bulk.js";
 import { ago, brief, count, duration, moment, ran, running, time, zone } from "../format.js";
 import { beginning, isFilter, jobFilters, TIMES } from "../job_filters.js";
-import { every, follow } from "../live.js";
+import { every, follow, pause } from "../live.js";
 import { address, badge, bar, capital, cell, confirm, empty, ENDED, formState, link, table, unseen } from "../parts.js";
 import { h } from "../render.js";
 import { say, update } from "../state.js";
@@ -176,7 +176,8 @@ export default async function jobs({ id, query, signal, go, may }) {
       );
       update();
     };
-    readStats().catch(() => {});
+    // After the jobs themselves are on the screen.
+    pause(200, signal).then(() => readStats().catch(() => {}));
     every(STATS, signal, readStats);
   }
 
@@ -391,7 +392,7 @@ export default async function jobs({ id, query, signal, go, may }) {
           h("code", {}, `POST /workspace/${id}/jobs`),
           ".",
         ]
-        : "Jobs appear here as soon as somebody creates them.",
+        : "Jobs appear here when a member creates them.",
     );
   }
 
