@@ -72,7 +72,7 @@ test-partitions: $(READY)
 	  tests/client/test_worker.py -k "not (sqlite or touches_no_index or index_of_claims_only)"
 
 test-browser: $(READY)
-	$(BIN)/pytest tests/browser -n 0
+	$(BIN)/pytest tests/browser -n 2
 
 fuzz: export FUZZ_EXAMPLES ?= 300
 fuzz: $(READY)
