@@ -17,7 +17,7 @@ from ..schemas.fields import Time
 from ..services import accounts, keys, workspaces
 from ..store.tables import MAX_ID
 from .base import Group, note, state, transaction
-from .moving import move, target_state
+from .moving import open_move, target_state
 
 
 @click.group("users", cls=Group)
@@ -112,8 +112,14 @@ def move_workspace(workspace_id: int, variable: str, undo: bool) -> None:
     url = os.environ.get(variable)
     if not url:
         raise click.UsageError(f"The environment variable {variable} is not set.")
-    with target_state(url) as target:
-        move(state().engine, target.engine, workspace_id, undo=undo)
+    with (
+        target_state(url, variable) as target,
+        open_move(state().engine, target.engine, workspace_id) as move,
+    ):
+        if undo:
+            move.undo()
+        else:
+            move.run()
 
 
 @click.group("keys", cls=Group)

@@ -47,6 +47,7 @@ from ..rules.events import JOB_EVENTS, Event, EventKind, name_of
 from ..rules.jobs import Job
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import NOT_MOVING
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 from ..store.records import insert_records, record_source, records
 from ..store.tables import events, workspaces
@@ -473,7 +474,7 @@ def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -
 def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, int]]:
     """The workspaces, or the given one, that delete old events, with the number of days."""
     some = select(workspaces.c.id, workspaces.c.keep_events).where(
-        workspaces.c.keep_events.is_not(None), workspaces.c.move.is_(None)
+        workspaces.c.keep_events.is_not(None), NOT_MOVING
     )
     if workspace_id is not None:
         some = some.where(workspaces.c.id == workspace_id)

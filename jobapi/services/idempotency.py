@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, bindparam, delete, func, insert, select, tupl
 from ..errors import IdempotencyKeyReused, RequestInProgress
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import not_moving
 from ..store.statement import Statement
 from ..store.tables import idempotency_keys
 
@@ -114,7 +115,9 @@ def forget(session: Executor) -> int:
     key = (idempotency_keys.c.workspace_id, idempotency_keys.c.caller, idempotency_keys.c.key)
     old = (
         select(*key)
-        .where(idempotency_keys.c.created_at <= now - KEPT)
+        .where(
+            idempotency_keys.c.created_at <= now - KEPT, not_moving(idempotency_keys.c.workspace_id)
+        )
         .order_by(idempotency_keys.c.created_at)
         .limit(FORGET_AT_ONCE)
     )

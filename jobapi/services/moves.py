@@ -1,34 +1,54 @@
 """Moves a workspace to another database, a step at a time.
 
-Nothing in the source changes while it leaves: requests that write are 503, the maintenance passes
-it by, and triggers refuse the rest, such as a transaction that began before. In the target the
-workspace is hidden, like a deleted one, until it is complete. Each step may be repeated, so a move
-that was interrupted continues when it is started again.
+Nothing in the source changes while it leaves (``store.moving``). In the target the workspace is
+hidden, like a deleted one, until it is complete. Each step may be repeated, so a move that was
+interrupted continues when it is started again:
+
+1. ``mark`` the workspace in the source, ``guard`` its tables and ``check_frozen``.
+2. ``prepare`` a hidden workspace in the target.
+3. ``copy`` each table in pages.
+4. ``show`` the copy, if it is equal to the original.
+5. ``hide`` the original, ``unguard`` the tables and ``release`` it to be deleted.
+
+Each run of the command has a name, which the hidden workspace carries. A step that writes into the
+target first locks this row (``hold``). So of two processes that move the same workspace only the
+one that began later goes on, and none of them touches a copy that has become visible.
 
 Ids of jobs, events and attempts are internal to a database and become new ones, in the same order.
-The id of the workspace stays. Users are matched by name, keys by their hash; those that the target
-does not have are copied, with their ids if these are free.
+The id of the workspace stays. Users are matched by name and keys by their hash. Those that the
+target does not have are copied, with their ids if these are free; so are operations.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import Connection, Table, delete, func, insert, select, text, tuple_, update
-from sqlalchemy import cast as cast_type
-from sqlalchemy.types import String
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    delete,
+    insert,
+    literal,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from ..rules.operations import OperationStatus
-from ..store.columns import DbNow
+from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, dialect_name
+from ..store.moving import Guard, drop_guard, drop_guards, is_guarded, put_guard
 from ..store.records import insert_records, records
 from ..store.tables import (
     ARRIVING,
     LEAVING,
+    MAX_ID,
     api_keys,
     attempts,
     events,
@@ -41,397 +61,562 @@ from ..store.tables import (
     users,
     workspaces,
 )
+from ..store.transactions import IN_ORDER, atomic
 from . import counts
 
 AT_ONCE = 200
 """How many rows are copied in one transaction: with documents of 1 MiB they fit into memory."""
 
+SMALL_AT_ONCE = 2_000
+"""The same for rows without such documents."""
+
 NEAR = 1_000_000
-"""How far an id must be from those that the target gives out."""
+"""How far an id must be above those that the target has given out."""
 
-REFUSAL = "jobapi: the workspace is being moved"
-"""How the triggers' message begins; ``store.faults`` knows it."""
+After = tuple[Any, ...]
+"""The key of the last row of a page; empty before the first page."""
 
-# The others belong to jobs, which the triggers guard.
-_GUARDED = (jobs, operations, memberships, api_keys, idempotency_keys)
-_REST = (memberships, api_keys, operations, idempotency_keys, job_flow)
+# In the order in which they are copied: jobs and events name keys by their ids in the target.
+_KEYS: dict[Table, tuple[str, ...]] = {
+    api_keys: ("id",),
+    jobs: ("created_at", "id"),
+    events: ("xid", "id"),
+    memberships: ("user_id",),
+    operations: ("id",),
+    idempotency_keys: ("caller", "key"),
+    job_flow: ("span", "at", "status", "job_type"),
+}
+"""By what the rows of a workspace are read in pages; for all but keys, an index has this order."""
+
+COPIED = tuple(_KEYS)
+"""The tables that are copied; attempts are copied with their jobs."""
+
+# What was copied of these is not known without comparing, so a new run copies them again.
+REPEATED = frozenset(COPIED) - {api_keys, jobs}
+
+_NEW_IDS = frozenset({jobs, events})
+_NOT_COMPARED: dict[Table, tuple[str, ...]] = {
+    api_keys: ("id", "last_used_at"),
+    jobs: ("id",),
+    events: ("id", "xid"),
+    operations: ("id",),
+}
+_ACTOR = re.compile(r"(user|key):([0-9]{1,10})")
 
 
 class CannotMove(Exception):
     """The workspace cannot be moved; the message says why."""
 
 
-@dataclass(frozen=True)
-class Ids:
-    """The ids in the target, by those in the source."""
-
-    users: Mapping[int, int]
-    keys: Mapping[int, int]
-
-    def actor(self, actor: str | None) -> str | None:
-        """An actor such as ``user:1`` by its id in the target."""
-        if actor is None:
-            return None
-        kind, _, number = actor.partition(":")
-        known = self.users if kind == "user" else self.keys
-        return f"{kind}:{known.get(int(number), int(number))}"
-
-    def row(self, table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of the source as the target has it, without the ids that are internal."""
-        # The names of columns are a subclass of str, which no JSON object takes.
-        values = {str(name): value for name, value in row.items()}
-        if table in (jobs, events):
-            del values["id"]
-        if table is events:
-            # Before all events that the target writes.
-            values["xid"] = 0
-        for name in values.keys() & {"created_by", "user_id"}:
-            values[name] = self.users[values[name]]
-        for name in values.keys() & {"changed_by", "actor", "caller"}:
-            values[name] = self.actor(values[name])
-        if table is api_keys:
-            values["id"] = self.keys[values["id"]]
-        return values
-
-
 # In the source
 
 
-def freeze(source: Connection, workspace_id: int) -> AnyRow:
-    """Let nothing in a workspace change any more; returns its row.
+def find(session: Connection, workspace_id: int) -> AnyRow | None:
+    """The row of a workspace, even of one that is hidden."""
+    return session.execute(select(workspaces).where(workspaces.c.id == workspace_id)).first()
 
-    Creating the triggers waits for transactions that write, so all changes before it are committed.
-    Raises ``CannotMove`` if there is no such workspace, and while an operation runs in it.
+
+def mark(source: Connection, workspace_id: int) -> None:
+    """Let requests and the maintenance leave a workspace alone. Raises ``CannotMove``."""
+    marked: Any = source.execute(
+        update(workspaces)
+        .where(
+            workspaces.c.id == workspace_id,
+            workspaces.c.deleted_at.is_(None),
+            workspaces.c.move.is_(None) | (workspaces.c.move == LEAVING),
+        )
+        .values(move=LEAVING)
+    )
+    if not marked.rowcount:
+        raise missing(workspace_id)
+
+
+def missing(workspace_id: int) -> CannotMove:
+    """The error for a workspace that does not exist."""
+    return CannotMove(f"There is no workspace {workspace_id}.")
+
+
+def guard(source: Connection, workspace_id: int, of: Guard) -> None:
+    """Refuse changes of a workspace in a table. Raises ``CannotMove`` if it is not marked.
+
+    On Postgres it waits for transactions that have written into the table, so their changes are
+    seen afterwards.
     """
-    row = source.execute(
-        select(workspaces).where(workspaces.c.id == workspace_id, workspaces.c.deleted_at.is_(None))
+    row = _lock_source(source, workspace_id)
+    if row is None or row.move != LEAVING:
+        raise _undone()
+    put_guard(source, workspace_id, of)
+
+
+def unguard(source: Connection, workspace_id: int, of: Guard) -> None:
+    """Allow changes in a table again."""
+    _lock_source(source, workspace_id)
+    drop_guard(source, workspace_id, of)
+
+
+def release(source: Connection, workspace_id: int) -> None:
+    """End the move in the source, after all tables are unguarded."""
+    _lock_source(source, workspace_id)
+    drop_guards(source, workspace_id)
+    source.execute(update(workspaces).where(workspaces.c.id == workspace_id).values(move=None))
+
+
+def _lock_source(source: Connection, workspace_id: int) -> AnyRow | None:
+    # One process at a time changes the triggers. Inserts that refer to the row need not wait.
+    return source.execute(
+        select(workspaces).where(workspaces.c.id == workspace_id).with_for_update(key_share=True)
     ).first()
-    if row is None:
-        raise CannotMove(f"There is no workspace {workspace_id}.")
+
+
+def _undone() -> CannotMove:
+    return CannotMove("Another process has undone the move. Start it again if it is still wanted.")
+
+
+def check_idle(source: Connection, workspace_id: int) -> None:
+    """Raise ``CannotMove`` if the workspace was deleted before it was guarded, or is not idle."""
+    row = find(source, workspace_id)
+    if row is None or row.deleted_at is not None:
+        raise missing(workspace_id)
     running = select(operations.c.id).where(
         operations.c.workspace_id == workspace_id, operations.c.status == OperationStatus.RUNNING
     )
     if source.execute(running.limit(1)).first() is not None:
         raise CannotMove("An operation is running in the workspace. Wait for its end, or stop it.")
-    if row.move is None:
-        for statement in _triggers(dialect_name(source), workspace_id):
-            source.exec_driver_sql(statement)
-        source.execute(
-            update(workspaces).where(workspaces.c.id == workspace_id).values(move=LEAVING)
-        )
+
+
+def check_frozen(source: Connection, workspace_id: int) -> AnyRow:
+    """The row of a workspace in which nothing can change. Raises ``CannotMove`` for another."""
+    row = find(source, workspace_id)
+    if row is None or row.move != LEAVING or not is_guarded(source, workspace_id):
+        raise _undone()
     return row
 
 
-def thaw(source: Connection, workspace_id: int, *, moved: bool) -> None:
-    """End the guard of a workspace; if it has been ``moved``, it is deleted here."""
-    for statement in _no_triggers(dialect_name(source), workspace_id):
-        source.exec_driver_sql(statement)
+def hide(source: Connection, workspace_id: int) -> None:
+    """Delete the original, for requests; the maintenance deletes its rows after ``release``."""
     source.execute(
         update(workspaces)
-        .where(workspaces.c.id == workspace_id)
-        .values(move=None, deleted_at=DbNow() if moved else None)
+        .where(workspaces.c.id == workspace_id, workspaces.c.deleted_at.is_(None))
+        .values(deleted_at=DbNow())
     )
 
 
-def _triggers(dialect: str, workspace_id: int) -> Iterator[str]:
-    name = f"jobapi_moving_{workspace_id}"
-    if dialect == "postgresql":
-        yield (
-            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            f" RAISE EXCEPTION '{REFUSAL}' USING ERRCODE = 'JM001'; END $$"
-        )
-    for table in _GUARDED:
-        for event, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
-            if table is api_keys and event == "UPDATE":
-                # Not the time of the last use.
-                event = "UPDATE OF role, revoked_at, expires_at, job_types, name"
-            trigger = f"{name}_{table.name.removeprefix('jobapi_')}_{event[:6].lower()}"
-            head = f"CREATE TRIGGER {trigger} BEFORE {event} ON {table.name} FOR EACH ROW"
-            when = f"{row}.workspace_id = {workspace_id}"
-            if dialect == "postgresql":
-                yield f"{head} WHEN ({when}) EXECUTE FUNCTION {name}()"
-            else:
-                yield f"{head} WHEN {when} BEGIN SELECT RAISE(ABORT, '{REFUSAL}'); END"
+def fold(source: Connection, workspace_id: int) -> bool:
+    """Add old changes of the counts to the throughput, unless the workspace has none of them.
 
-
-def _no_triggers(dialect: str, workspace_id: int) -> Iterator[str]:
-    name = f"jobapi_moving_{workspace_id}"
-    if dialect == "postgresql":
-        yield f"DROP FUNCTION IF EXISTS {name}() CASCADE"
-        return
-    for table in _GUARDED:
-        for event in ("insert", "update", "delete"):
-            yield f"DROP TRIGGER IF EXISTS {name}_{table.name.removeprefix('jobapi_')}_{event}"
-
-
-def fold(source: Connection) -> bool:
-    """Add the newest changes of the counts to the throughput; returns whether there are more."""
-    return counts.fold(source) > 0
-
-
-# Both
-
-
-def is_there(session: Connection, workspace_id: int) -> bool:
-    """Whether a database has the workspace, complete and visible."""
-    found = select(workspaces.c.id).where(
-        workspaces.c.id == workspace_id, workspaces.c.deleted_at.is_(None)
-    )
-    return session.execute(found).first() is not None
-
-
-def prepare(source: Connection, target: Connection, workspace: AnyRow) -> Ids:
-    """Make the hidden workspace in the target, with its users; returns the ids.
-
-    Raises ``CannotMove`` if the target has another workspace with this id, or will have.
+    Returns whether there may be more. Other workspaces go on writing, so this does not wait until
+    there are no changes at all.
     """
-    here = target.execute(select(workspaces).where(workspaces.c.id == workspace.id)).first()
-    if here is not None and here.move != ARRIVING:
-        raise CannotMove(f"The target has a workspace {workspace.id} of its own.")
-    if here is None and abs(_last_id(target, workspaces) - workspace.id) < NEAR:
-        raise CannotMove(
-            f"The target gives out ids near {workspace.id}. Prepare each cell with a range of its "
-            "own: jobapi init --first-id."
-        )
-    by_id = _users(source, target, workspace)
+    of_workspace = job_count_changes.c.workspace_id == workspace_id
+    if source.execute(select(job_count_changes.c.id).where(of_workspace).limit(1)).first() is None:
+        return False
+    counts.fold(source)
+    return True
+
+
+# In the target
+
+
+def has_copy(target: Connection, workspace: AnyRow) -> bool:
+    """Whether the target has the workspace, complete and visible."""
+    here = find(target, workspace.id)
+    return (
+        here is not None
+        and here.created_at == workspace.created_at
+        and here.move is None
+        and here.deleted_at is None
+    )
+
+
+def check_target(target: Connection, workspace: AnyRow) -> None:
+    """Raise ``CannotMove`` if the target cannot take the workspace."""
+    here = find(target, workspace.id)
     if here is None:
-        values = {**workspace._asdict(), "created_by": by_id[workspace.created_by]}
-        values |= {"move": ARRIVING, "deleted_at": DbNow()}
-        target.execute(insert(workspaces).values(values))
-    mine = select(api_keys.c.id, api_keys.c.key_hash).where(api_keys.c.workspace_id == workspace.id)
-    known = {row.key_hash: row.id for row in target.execute(mine)}
-    keys: dict[int, int] = {}
-    for row in source.execute(mine):
-        keys[row.id] = known.get(row.key_hash) or _free_id(target, api_keys, row.id, keys.values())
-    return Ids(by_id, keys)
-
-
-def _users(source: Connection, target: Connection, workspace: AnyRow) -> dict[int, int]:
-    """All users whom the workspace's rows name, by id, with their ids in the target."""
-    named = {workspace.created_by}
-    for column in (
-        memberships.c.user_id,
-        api_keys.c.user_id,
-        operations.c.created_by,
-        jobs.c.created_by,
-    ):
-        mine = column.table.c.workspace_id == workspace.id
-        named |= set(source.scalars(select(column).where(mine).distinct()))
-    for column in (
-        events.c.actor,
-        jobs.c.changed_by,
-        operations.c.actor,
-        idempotency_keys.c.caller,
-    ):
-        mine = column.table.c.workspace_id == workspace.id
-        actors = source.scalars(select(column).where(mine, column.like("user:%")).distinct())
-        named |= {int(actor.removeprefix("user:")) for actor in actors if actor is not None}
-    found: dict[int, int] = {}
-    for user in source.execute(select(users).where(users.c.id.in_(named)).order_by(users.c.id)):
-        here = target.scalar(select(users.c.id).where(users.c.username == user.username))
-        if here is None:
-            here = _free_id(target, users, user.id)
-            # An administrator of one cell is not one of another.
-            values = {**user._asdict(), "id": here, "is_admin": False}
-            target.execute(insert(users).values(values))
-        found[user.id] = here
-    return found
-
-
-def _free_id(target: Connection, table: Table, wanted: int, taken: Any = ()) -> int:
-    """An id that the target does not use, and will not give out: the wanted one if possible."""
-    last = _last_id(target, table)
-    in_use = target.execute(select(table.c.id).where(table.c.id == wanted)).first()
-    if in_use is None and wanted not in taken and abs(wanted - last) >= NEAR:
-        return wanted
-    if dialect_name(target) == "postgresql":
-        sequence = func.pg_get_serial_sequence(table.name, "id")
-        return int(target.execute(select(func.nextval(sequence))).scalar_one())
-    number = int(max(last, *taken, 0)) + 1
-    _restart(target, table, number + 1)
-    return number
-
-
-def _last_id(session: Connection, table: Table) -> int:
-    """The last id that the database has given out; 0: none yet."""
-    if dialect_name(session) == "sqlite":
-        query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
-        return int(session.execute(query, {"name": table.name}).scalar() or 0)
-    sequence = session.scalar(select(func.pg_get_serial_sequence(table.name, "id")))
-    # The name comes from the database itself.
-    query = text(
-        f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}"  # noqa: S608
-    )
-    return int(session.execute(query).scalar_one())
-
-
-def copy_jobs(
-    source: Connection, target: Connection, workspace_id: int, ids: Ids, after: int
-) -> int | None:
-    """Copy the jobs that follow the one with the source's id ``after``, with their attempts.
-
-    Returns the id of the last one; None if there are no more.
-    """
-    mine = jobs.c.workspace_id == workspace_id
-    rows = source.execute(
-        select(jobs).where(mine, jobs.c.id > after).order_by(jobs.c.id).limit(AT_ONCE)
-    ).all()
-    if not rows:
-        return None
-    _insert(target, jobs, [ids.row(jobs, row._asdict()) for row in rows])
-    # What the triggers have written: these jobs were not created now.
-    target.execute(delete(events).where(events.c.workspace_id == workspace_id))
-    here = job_count_changes.c.workspace_id == workspace_id
-    target.execute(update(job_count_changes).where(here).values(at=None))
-    names = {row.id: row.job_id for row in rows}
-    tried = source.execute(select(attempts).where(attempts.c.job.in_(names))).all()
-    if tried:
-        found = select(jobs.c.job_id, jobs.c.id).where(
-            jobs.c.workspace_id == workspace_id, jobs.c.job_id.in_(names.values())
+        if _will_give_out(target, workspaces, workspace.id):
+            raise CannotMove(
+                f"The target will give the id {workspace.id} to a new workspace. Prepare each cell "
+                "with a range of ids of its own: jobapi init --first-id."
+            )
+    elif here.move == LEAVING:
+        raise CannotMove(
+            f"Workspace {workspace.id} is leaving the target. Complete or undo that move first."
         )
-        by_name = {row.job_id: row.id for row in target.execute(found)}
-        made = [
-            {**ids.row(attempts, row._asdict()), "job": by_name[names[row.job]]} for row in tried
-        ]
-        _insert(target, attempts, made)
-    return int(rows[-1].id)
+    elif here.move is None and here.deleted_at is not None:
+        raise CannotMove("The target is still deleting its old copy; try again in a few minutes.")
+    elif here.move is None or here.created_at != workspace.created_at:
+        raise CannotMove(f"The target has a workspace {workspace.id} of its own.")
 
 
-def copied_jobs(source: Connection, target: Connection, workspace_id: int) -> int:
-    """The source's id of the last job that the target has; 0: none."""
-    last = target.scalar(
-        select(jobs.c.job_id)
-        .where(jobs.c.workspace_id == workspace_id)
-        .order_by(jobs.c.id.desc())
-        .limit(1)
+def prepare(source: Connection, target: Connection, workspace: AnyRow, run: str) -> None:
+    """Make the hidden workspace in the target, or take over one that is there.
+
+    Raises ``CannotMove`` as ``check_target`` does.
+    """
+    check_target(target, workspace)
+    (values,) = _translate(source, target, workspaces, [workspace])
+    values |= {"name": run, "move": ARRIVING, "deleted_at": DbNow()}
+    target.execute(
+        insert_or_ignore(dialect_name(target), workspaces).values(values).on_conflict_do_nothing()
     )
-    found = source.scalar(
-        select(jobs.c.id).where(jobs.c.workspace_id == workspace_id, jobs.c.job_id == last)
+    target.execute(
+        update(workspaces)
+        .where(
+            workspaces.c.id == workspace.id,
+            workspaces.c.move == ARRIVING,
+            workspaces.c.created_at == workspace.created_at,
+        )
+        .values(name=run)
     )
-    return int(found or 0)
+    hold(target, workspace.id, run)
 
 
-def forget_events(target: Connection, workspace_id: int) -> bool:
-    """Delete some events of the target's copy; returns whether there may be more."""
-    some = select(events.c.id).where(events.c.workspace_id == workspace_id).limit(10 * AT_ONCE)
-    gone: Any = target.execute(delete(events).where(events.c.id.in_(some)))
+def hold(target: Connection, workspace_id: int, run: str) -> None:
+    """Lock the hidden workspace until the end of the transaction.
+
+    Raises ``CannotMove`` if it is not hidden any more, or another run has taken it over.
+    """
+    held = target.execute(
+        select(workspaces.c.id)
+        .where(
+            workspaces.c.id == workspace_id,
+            workspaces.c.move == ARRIVING,
+            workspaces.c.name == run,
+        )
+        .with_for_update()
+    ).first()
+    if held is None:
+        raise CannotMove("Another process has continued, completed or undone this move.")
+
+
+def give_up(target: Connection, workspace: AnyRow) -> None:
+    """Let the maintenance of the target delete an incomplete copy.
+
+    Raises ``CannotMove`` if the copy is complete.
+    """
+    target.execute(
+        update(workspaces)
+        .where(
+            workspaces.c.id == workspace.id,
+            workspaces.c.move == ARRIVING,
+            workspaces.c.created_at == workspace.created_at,
+        )
+        .values(move=None)
+    )
+    if has_copy(target, workspace):
+        raise CannotMove("The target has the whole workspace. Start the move again to complete it.")
+
+
+def forget(target: Connection, workspace_id: int, table: Table) -> bool:
+    """Delete some rows of an incomplete copy; returns whether there may be more."""
+    key = [table.c[name] for name in _KEYS[table]]
+    mine = table.c.workspace_id == workspace_id
+    some = select(*key).where(mine).limit(SMALL_AT_ONCE)
+    gone: Any = target.execute(delete(table).where(mine, tuple_(*key).in_(some)))
     return bool(gone.rowcount)
 
 
-def copy_events(
-    source: Connection, target: Connection, workspace_id: int, ids: Ids, after: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Copy the events that follow a position of the source; returns the next, None at the end."""
-    rows = _events(source, workspace_id, after)
+def show(source: Connection, target: Connection, workspace: AnyRow) -> None:
+    """Make the copy visible. Raises ``CannotMove`` if it differs from the original.
+
+    To be called in one transaction with ``hold``.
+    """
+    there = _digests(
+        source, workspace.id, lambda table, rows: _translate(source, target, table, rows)
+    )
+    here = _digests(target, workspace.id, lambda table, rows: [_values(row) for row in rows])
+    wrong = [name for name in there if there[name] != here[name]]
+    if counts.check(target, workspace.id):
+        wrong.append("the totals")
+    if wrong:
+        raise CannotMove(
+            f"The copy differs in {', '.join(wrong)}. Undo the move with --undo, and start it "
+            "again a few minutes later."
+        )
+    (values,) = _translate(source, target, workspaces, [workspace])
+    values |= {"move": None, "deleted_at": None}
+    target.execute(update(workspaces).where(workspaces.c.id == workspace.id).values(values))
+
+
+# Copying
+
+
+def copied(source: Connection, target: Connection, workspace_id: int) -> After:
+    """After which job of the source to continue."""
+    c = jobs.c
+    newest = (
+        select(c.job_id)
+        .where(c.workspace_id == workspace_id)
+        .order_by(c.created_at.desc(), c.id.desc())
+    )
+    last = target.scalar(newest.limit(1))
+    found = source.execute(
+        select(*_key(jobs)).where(c.workspace_id == workspace_id, c.job_id == last)
+    ).first()
+    return () if found is None else tuple(found)
+
+
+def copy(
+    source: Connection, target: Connection, workspace_id: int, table: Table, after: After
+) -> After | None:
+    """Copy the rows of a table that follow; returns the key of the last, None at the end."""
+    rows = _page(source, table, table.c.workspace_id == workspace_id, after)
     if not rows:
         return None
-    _insert(target, events, [ids.row(events, row._asdict()) for row in rows])
-    return rows[-1].xid, rows[-1].id
-
-
-def _events(session: Connection, workspace_id: int, after: tuple[int, int]) -> Sequence[AnyRow]:
-    c = events.c
-    return session.execute(
-        select(events)
-        .where(c.workspace_id == workspace_id, tuple_(c.xid, c.id) > tuple_(*after))
-        .order_by(c.xid, c.id)
-        .limit(10 * AT_ONCE)
-    ).all()
-
-
-def copy_rest(source: Connection, target: Connection, workspace_id: int, ids: Ids) -> None:
-    """Copy members, keys, operations, idempotency keys and throughput, all of them."""
-    for table in _REST:
-        mine = table.c.workspace_id == workspace_id
-        target.execute(delete(table).where(mine))
-        rows = source.execute(select(table).where(mine)).all()
-        for start in range(0, len(rows), AT_ONCE):
-            part = [ids.row(table, row._asdict()) for row in rows[start : start + AT_ONCE]]
-            _insert(target, table, part)
-
-
-def digests(session: Connection, workspace_id: int, ids: Ids | None) -> dict[str, str]:
-    """A digest of all rows of a workspace for each table; equal for equal rows.
-
-    ``ids`` translates the rows of the source.
-    """
-    same = ids or Ids(_Same(), _Same())
-    found = {}
-    for table in (jobs, events, *_REST):
-        whole = hashlib.sha256()
-        n = 0
-        for row in _all_rows(session, table, workspace_id):
-            values = same.row(table, row._asdict())
-            values.pop("xid", None)
-            whole.update(orjson.dumps(values, option=orjson.OPT_SORT_KEYS))
-            n += 1
-        found[table.name] = f"{n} rows, {whole.hexdigest()}"
-    tried = (
-        select(jobs.c.job_id, *(c for c in attempts.c if c.name != "job"))
-        .join_from(attempts, jobs, jobs.c.id == attempts.c.job)
-        .where(jobs.c.workspace_id == workspace_id)
-        .order_by(jobs.c.id, attempts.c.attempt)
-    )
-    whole = hashlib.sha256()
-    for row in session.execute(tried):
-        whole.update(orjson.dumps(tuple(row)))
-    found[attempts.name] = whole.hexdigest()
-    kinds = counts.kinds(session, lambda c: [c.workspace_id == workspace_id])
-    found["counts"] = str(sorted(tuple(kind) for kind in kinds))
-    return found
-
-
-class _Same(dict[int, int]):
-    def __missing__(self, key: int) -> int:
-        return key
-
-
-def _all_rows(session: Connection, table: Table, workspace_id: int) -> Iterator[AnyRow]:
+    values = _translate(source, target, table, rows)
+    if table in _NEW_IDS:
+        values = [{k: v for k, v in each.items() if k != "id"} for each in values]
+    elif table in (api_keys, operations):
+        if table is api_keys:
+            known = _key_ids(target, [each["key_hash"] for each in values])
+            values = [each for each in values if each["key_hash"] not in known]
+        _drop_taken_ids(target, table, values)
+    _insert(target, table, values)
     if table is jobs:
-        after = 0
-        while rows := session.execute(
-            select(jobs)
-            .where(jobs.c.workspace_id == workspace_id, jobs.c.id > after)
-            .order_by(jobs.c.id)
-            .limit(AT_ONCE)
-        ).all():
-            yield from rows
-            after = rows[-1].id
-    elif table is events:
-        position = (-1, -1)
-        while rows := _events(session, workspace_id, position):
-            yield from rows
-            position = rows[-1].xid, rows[-1].id
-    else:
-        key = [cast_type(column, String) for column in table.primary_key]
-        mine = table.c.workspace_id == workspace_id
-        yield from session.execute(select(table).where(mine).order_by(*key))
+        _forget_creation(target, workspace_id)
+        _copy_attempts(source, target, workspace_id, {row.id: row.job_id for row in rows})
+    return tuple(getattr(rows[-1], name) for name in _KEYS[table])
 
 
-def show(target: Connection, workspace_id: int) -> None:
-    """Make the complete workspace visible in the target."""
+def _forget_creation(target: Connection, workspace_id: int) -> None:
+    """Delete what the target's triggers have written: these jobs were not created now."""
+    target.execute(delete(events).where(events.c.workspace_id == workspace_id))
+    c = job_count_changes.c
     target.execute(
-        update(workspaces)
-        .where(workspaces.c.id == workspace_id, workspaces.c.move == ARRIVING)
-        .values(move=None, deleted_at=None)
+        update(job_count_changes)
+        .where(c.workspace_id == workspace_id, c.at.is_not(None))
+        .values(at=None)
     )
 
 
-def give_up(target: Connection, workspace_id: int) -> None:
-    """Let the maintenance of the target delete an incomplete copy."""
-    target.execute(
-        update(workspaces)
-        .where(workspaces.c.id == workspace_id, workspaces.c.move == ARRIVING)
-        .values(move=None)
+def _copy_attempts(
+    source: Connection, target: Connection, workspace_id: int, names: Mapping[int, str]
+) -> None:
+    """Copy the attempts of jobs; ``names`` are their ids in the source with their ``job_id``."""
+    found = select(jobs.c.job_id, jobs.c.id).where(
+        jobs.c.workspace_id == workspace_id, jobs.c.job_id.in_(names.values())
     )
+    ids = {row.job_id: row.id for row in target.execute(found)}
+    for rows in _attempts(source, names):
+        _insert(target, attempts, [{**_values(row), "job": ids[names[row.job]]} for row in rows])
 
 
 def _insert(target: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = tuple(rows[0])
-    target.execute(insert_records(target, table, names), records(target, rows))
+    """Insert rows in their order. Those with an ``id`` come first."""
+    by_names: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_names.setdefault(tuple(row), []).append(row)
+    for names, alike in sorted(by_names.items(), key=lambda item: -len(item[0])):
+        if dialect_name(target) == "postgresql":
+            target.execute(insert_records(target, table, names), records(target, alike))
+        else:
+            # Its JSON functions do not read every floating-point number exactly.
+            target.execute(insert(table), alike)
 
 
-# Ranges of ids
+# Reading
+
+
+def _key(table: Table) -> list[Any]:
+    return [table.c[name] for name in _KEYS[table]]
+
+
+def _after(columns: Sequence[Any], after: After) -> list[ColumnElement[bool]]:
+    if not after:
+        return []
+    last = (literal(value, column.type) for column, value in zip(columns, after, strict=True))
+    return [tuple_(*columns) > tuple_(*last)]
+
+
+def _page(
+    session: Connection, table: Table, mine: ColumnElement[bool], after: After
+) -> Sequence[AnyRow]:
+    """The rows of a workspace that follow, in the order of the key."""
+    key = _key(table)
+    size = SMALL_AT_ONCE if table in (events, job_flow, memberships) else AT_ONCE
+    query = select(table).where(mine, *_after(key, after)).order_by(*key).limit(size)
+    # Without this the planner might sort all that follows, again for each page.
+    with atomic(session, planner=IN_ORDER if table in (jobs, events) else ()):
+        return session.execute(query).all()
+
+
+def _attempts(session: Connection, ids: Iterable[int]) -> Iterator[Sequence[AnyRow]]:
+    """The attempts of jobs, in pages."""
+    key = (attempts.c.job, attempts.c.attempt)
+    after: After = ()
+    query = select(attempts).where(attempts.c.job.in_(ids)).order_by(*key).limit(SMALL_AT_ONCE)
+    while rows := session.execute(query.where(*_after(key, after))).all():
+        yield rows
+        after = rows[-1].job, rows[-1].attempt
+
+
+def _values(row: AnyRow) -> dict[str, Any]:
+    # The names of columns are a subclass of str, which no JSON object takes.
+    return {str(name): value for name, value in row._asdict().items()}
+
+
+class _Digest:
+    """Of rows in any order, because databases sort texts differently."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._sum = 0
+
+    def add(self, *row: Any) -> None:
+        self.n += 1
+        whole = hashlib.sha256(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)).digest()
+        self._sum = (self._sum + int.from_bytes(whole)) % 2**256
+
+    @property
+    def value(self) -> tuple[int, int]:
+        return self.n, self._sum
+
+
+def _digests(
+    session: Connection,
+    workspace_id: int,
+    read: Callable[[Table, Sequence[AnyRow]], list[dict[str, Any]]],
+) -> dict[str, tuple[int, int]]:
+    """A digest of all rows of a workspace for each table; equal for equal rows.
+
+    ``read`` makes values of rows, with the ids of the target.
+    """
+    found = {table: _Digest() for table in (*COPIED, attempts)}
+    for table in COPIED:
+        digest, after = found[table], ()
+        while rows := _page(session, table, table.c.workspace_id == workspace_id, after):
+            for values in read(table, rows):
+                for name in _NOT_COMPARED.get(table, ()):
+                    del values[name]
+                # The order of jobs and events must be the same.
+                digest.add(digest.n if table in _NEW_IDS else 0, values)
+            after = tuple(getattr(rows[-1], name) for name in _KEYS[table])
+            if table is jobs:
+                names = {row.id: row.job_id for row in rows}
+                for tried in _attempts(session, names):
+                    for row in tried:
+                        found[attempts].add({**_values(row), "job": names[row.job]})
+    return {table.name: digest.value for table, digest in found.items()}
+
+
+# Ids
+
+
+class _Reference(NamedTuple):
+    """A user or a key that a document names: ``user_id`` 1, or an ``actor`` ``user:1``."""
+
+    document: dict[str, Any]
+    name: str
+    kind: str
+    id: int
+    is_actor: bool = False
+
+    def become(self, number: int) -> None:
+        """Name this user or key instead."""
+        self.document[self.name] = f"{self.kind}:{number}" if self.is_actor else number
+
+
+def _references(values: dict[str, Any]) -> Iterator[_Reference]:
+    """All references of a row, also in the data of an event and the filter of an operation."""
+    for document in (values, values.get("data"), values.get("filter")):
+        if not isinstance(document, dict):
+            continue
+        for name, kind in (("created_by", "user"), ("user_id", "user"), ("key_id", "key")):
+            if isinstance(document.get(name), int):
+                yield _Reference(document, name, kind, document[name])
+    for name in ("changed_by", "actor", "caller"):
+        # A host may write any text.
+        if found := _ACTOR.fullmatch(values.get(name) or ""):
+            yield _Reference(values, name, found[1], int(found[2]), is_actor=True)
+
+
+def _translate(
+    source: Connection, target: Connection, table: Table, rows: Sequence[AnyRow]
+) -> list[dict[str, Any]]:
+    """Rows of the source as the target has them; users that it lacks are created."""
+    translated = [_values(row) for row in rows]
+    references = [each for values in translated for each in _references(values)]
+    wanted: dict[str, set[int]] = {"user": set(), "key": set()}
+    for each in references:
+        if each.id <= MAX_ID:
+            wanted[each.kind].add(each.id)
+    ids = {
+        "user": _user_ids(source, target, wanted["user"]) if wanted["user"] else {},
+        "key": _same_keys(source, target, wanted["key"]) if wanted["key"] else {},
+    }
+    for each in references:
+        # What refers to a user that was deleted stays as it is.
+        each.become(ids[each.kind].get(each.id, each.id))
+    if table is events:
+        for values in translated:
+            # Before all events that the target writes.
+            values["xid"] = 0
+    return translated
+
+
+def _user_ids(source: Connection, target: Connection, wanted: set[int]) -> dict[int, int]:
+    found = source.execute(select(users).where(users.c.id.in_(wanted)).order_by(users.c.id)).all()
+    ids = _users_by_name(target, [user.username for user in found])
+    lacking = [user for user in found if user.username not in ids]
+    for user in lacking:
+        # An administrator of one cell is not one of another.
+        values = {**_values(user), "is_admin": False}
+        _drop_taken_ids(target, users, [values])
+        target.execute(
+            insert_or_ignore(dialect_name(target), users)
+            .values(values)
+            .on_conflict_do_nothing(index_elements=["username"])
+        )
+    if lacking:
+        ids |= _users_by_name(target, [user.username for user in lacking])
+    return {user.id: ids[user.username] for user in found}
+
+
+def _users_by_name(target: Connection, names: Sequence[str]) -> dict[str, int]:
+    rows = target.execute(select(users.c.username, users.c.id).where(users.c.username.in_(names)))
+    return {row.username: row.id for row in rows}
+
+
+def _same_keys(source: Connection, target: Connection, wanted: set[int]) -> dict[int, int]:
+    query = select(api_keys.c.id, api_keys.c.key_hash).where(api_keys.c.id.in_(wanted))
+    hashes = {row.id: row.key_hash for row in source.execute(query)}
+    ids = _key_ids(target, list(hashes.values()))
+    return {number: ids[hash_] for number, hash_ in hashes.items() if hash_ in ids}
+
+
+def _key_ids(target: Connection, hashes: Sequence[str]) -> dict[str, int]:
+    query = select(api_keys.c.key_hash, api_keys.c.id).where(api_keys.c.key_hash.in_(hashes))
+    return {row.key_hash: row.id for row in target.execute(query)}
+
+
+def _drop_taken_ids(target: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Leave the ids to the target of rows whose ids it uses, or will give out."""
+    ids = [row["id"] for row in rows]
+    taken = set(target.scalars(select(table.c.id).where(table.c.id.in_(ids))))
+    for row in rows:
+        if row["id"] in taken or _will_give_out(target, table, row["id"]):
+            del row["id"]
+
+
+def _will_give_out(target: Connection, table: Table, number: int) -> bool:
+    """Whether the target will give out an id that it does not use yet.
+
+    SQLite gives out ids above the largest only, so a copied one is never given out again.
+    """
+    if dialect_name(target) == "sqlite":
+        return False
+    return 0 < number - _last_id(target, table) <= NEAR
+
+
+def _last_id(session: Connection, table: Table) -> int:
+    """The last id that the database has given out; before the first, the one below it."""
+    if dialect_name(session) == "sqlite":
+        query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
+    else:
+        query = text(
+            "SELECT coalesce(pg_sequence_last_value(seqrelid), seqstart - 1) FROM pg_sequence"
+            " WHERE seqrelid = pg_get_serial_sequence(:name, 'id')::regclass"
+        )
+    return int(session.execute(query, {"name": table.name}).scalar() or 0)
 
 
 def start_ids(session: Connection, first: int) -> None:
@@ -446,13 +631,13 @@ def start_ids(session: Connection, first: int) -> None:
             raise CannotMove(
                 f"{table.name} has rows already; only a new database gets another first id."
             )
-        _restart(session, table, first)
-
-
-def _restart(session: Connection, table: Table, first: int) -> None:
-    if dialect_name(session) == "postgresql":
-        session.exec_driver_sql(f"ALTER TABLE {table.name} ALTER id RESTART WITH {int(first)}")
-        return
-    given = {"name": table.name, "last": first - 1}
-    session.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), given)
-    session.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)"), given)
+        if dialect_name(session) == "postgresql":
+            session.exec_driver_sql(
+                f"ALTER TABLE {table.name} ALTER id SET START WITH {int(first)} RESTART"
+            )
+            continue
+        given = {"name": table.name, "last": first - 1}
+        session.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), given)
+        session.execute(
+            text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :last)"), given
+        )

@@ -20,6 +20,7 @@ from ..rules.documents import limit_documents
 from ..rules.operations import Action, OperationStatus
 from ..store.columns import DbNow, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import not_moving
 from ..store.paging import Page, fetch_page
 from ..store.records import record_source, records
 from ..store.tables import jobs, operations
@@ -92,9 +93,14 @@ def create(
 
 def turn(session: Executor) -> int | None:
     """The id of the operation that has waited longest for its next step, or None."""
-    running = operations.c.status == OperationStatus.RUNNING
-    first = select(operations.c.id).where(running).order_by(operations.c.updated_at).limit(1)
-    found: int | None = session.execute(first).scalar()
+    found: int | None = session.execute(
+        select(operations.c.id)
+        .where(
+            operations.c.status == OperationStatus.RUNNING, not_moving(operations.c.workspace_id)
+        )
+        .order_by(operations.c.updated_at)
+        .limit(1)
+    ).scalar()
     return found
 
 
@@ -103,7 +109,11 @@ def advance(session: Executor, operation_id: int) -> AnyRow | None:
     """Do one step of an operation; None if it has ended, or another process is at it."""
     row = session.execute(
         select(operations)
-        .where(operations.c.id == operation_id, operations.c.status == OperationStatus.RUNNING)
+        .where(
+            operations.c.id == operation_id,
+            operations.c.status == OperationStatus.RUNNING,
+            not_moving(operations.c.workspace_id),
+        )
         .with_for_update(skip_locked=True)
     ).first()
     return None if row is None else _advance(session, row)
@@ -112,7 +122,9 @@ def advance(session: Executor, operation_id: int) -> AnyRow | None:
 def put_off(session: Executor, operation_id: int) -> None:
     """Let all others have their turn first."""
     session.execute(
-        update(operations).where(operations.c.id == operation_id).values(updated_at=DbNow())
+        update(operations)
+        .where(operations.c.id == operation_id, not_moving(operations.c.workspace_id))
+        .values(updated_at=DbNow())
     )
 
 
@@ -240,5 +252,8 @@ def forget(session: Executor) -> None:
     """Delete what ended long ago."""
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
-        sql_delete(operations).where(operations.c.ended_at < now - timedelta(days=KEPT_DAYS))
+        sql_delete(operations).where(
+            operations.c.ended_at < now - timedelta(days=KEPT_DAYS),
+            not_moving(operations.c.workspace_id),
+        )
     )

@@ -42,10 +42,11 @@ from ..rules.leases import Backoff
 from ..rules.lifecycle import TRANSITIONS, Change
 from ..store.columns import DbNow, OneOf, SecondsAfter, Texts, is_picked
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import not_moving
 from ..store.paging import MAX_BYTES
 from ..store.records import record_source, records
 from ..store.statement import Statement
-from ..store.tables import attempts, jobs, workspaces
+from ..store.tables import attempts, jobs
 from ..store.transactions import BY_KEY, IN_ORDER, transactional
 from . import success
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
@@ -491,9 +492,7 @@ def reap(
         select(*DECIDING, DbNow().label("now"))
         .where(
             jobs.c.reap_at <= select(DbNow()).scalar_subquery(),
-            jobs.c.workspace_id.not_in(
-                select(workspaces.c.id).where(workspaces.c.move.is_not(None))
-            ),
+            not_moving(jobs.c.workspace_id),
         )
         .order_by(jobs.c.reap_at)
         .limit(limit)

@@ -17,6 +17,7 @@ from sqlalchemy import case, delete, func, literal, select
 
 from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import not_moving
 from ..store.records import record_source, records
 from ..store.tables import job_count_changes, job_flow
 
@@ -113,4 +114,5 @@ def forget(session: Executor) -> None:
     """Delete spans that are older than their retention."""
     now = session.execute(select(DbNow())).scalar_one()
     for span, kept in KEPT.items():
-        session.execute(delete(job_flow).where(job_flow.c.span == span, job_flow.c.at < now - kept))
+        old = (job_flow.c.span == span) & (job_flow.c.at < now - kept)
+        session.execute(delete(job_flow).where(old, not_moving(job_flow.c.workspace_id)))

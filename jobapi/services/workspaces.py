@@ -13,6 +13,7 @@ from ..rules.jobs import JobStatus
 from ..rules.roles import Role, check_name
 from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.moving import NOT_MOVING
 from ..store.paging import Page, fetch_page
 from ..store.tables import (
     api_keys,
@@ -29,9 +30,6 @@ from ..store.transactions import BY_KEY, transactional
 from . import events
 
 NOT_DELETED = workspaces.c.deleted_at.is_(None)
-
-NOT_MOVING = workspaces.c.move.is_(None)
-"""The maintenance leaves a workspace alone while it is moved to another database."""
 
 CLEAR_AT_ONCE = 500
 """How many rows of a deleted workspace are deleted in one transaction."""
@@ -196,8 +194,12 @@ def clear(session: Executor) -> bool:
     ).scalar()
     if workspace_id is None:
         return False
-    # Table by table, because a host's SQLite may not enforce ON DELETE CASCADE.
-    for table in (jobs, event_rows, job_flow, idempotency_keys, operations):
+    # Table by table, because a host's SQLite may not enforce ON DELETE CASCADE. A workspace that
+    # has moved away still has its keys and members.
+    for table in (
+        *(jobs, event_rows, job_flow, idempotency_keys, operations),
+        *(api_keys, memberships),
+    ):
         in_workspace = table.c.workspace_id == workspace_id
         # Events have no index on their id alone.
         key = (table.c.xid, table.c.id) if table is event_rows else tuple(table.primary_key)

@@ -24,7 +24,7 @@ from sqlalchemy.pool import AssertionPool, SingletonThreadPool
 
 from .connections import OURS, autocommit, dumps
 from .faults import judge
-from .transactions import transaction
+from .transactions import snapshot, transaction
 
 NEVER = 2**31
 
@@ -140,24 +140,42 @@ def prepare_sqlite(engine: Engine) -> None:
 
 
 @contextmanager
-def long_transaction(connection: Connection) -> Iterator[Connection]:
+def long_transaction(connection: Connection, *, lock_seconds: int = 0) -> Iterator[Connection]:
     """A transaction without time limits, for commands that a person runs.
 
-    The connection leaves the pool.
+    On Postgres a statement waits for a lock for ``lock_seconds``, if that is not 0. The connection
+    leaves the pool, and may be used for any number of these.
     """
-    if connection.dialect.name != "postgresql":
-        with transaction(connection):
-            yield connection
-        return
-    raw: Any = connection.connection.dbapi_connection
-    if isinstance(raw, psycopg.Connection):
-        vars(raw).pop("wait", None)
-    connection.detach()
+    _leave_pool(connection)
     with transaction(connection):
-        # Not for the session, which behind a pooler may be another's next.
-        for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
-            connection.exec_driver_sql(f"SET LOCAL {name} = 0")
+        _lift_limits(connection, lock_seconds)
         yield connection
+
+
+@contextmanager
+def long_snapshot(connection: Connection) -> Iterator[Connection]:
+    """Any number of reads of one moment, without time limits, as in ``long_transaction``."""
+    _leave_pool(connection)
+    with snapshot(connection):
+        _lift_limits(connection, 0)
+        yield connection
+
+
+def _leave_pool(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        raw: Any = connection.connection.dbapi_connection
+        if isinstance(raw, psycopg.Connection):
+            vars(raw).pop("wait", None)
+        connection.detach()
+
+
+def _lift_limits(connection: Connection, lock_seconds: int) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    # Not for the session, which behind a pooler may be another's next.
+    for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        connection.exec_driver_sql(f"SET LOCAL {name} = 0")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{lock_seconds}s'")
 
 
 def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:

@@ -55,7 +55,7 @@ _BY_STATE = {
     "53100": _FULL,
     "55P03": _LOCKED,
     "57014": _SLOW,
-    "JM001": _MOVING,  # raised by the triggers of ``services.moves``
+    "JM001": _MOVING,  # raised by the triggers of ``store.moving``
 }
 _BY_CLASS = {"08": _AWAY, "40": _CONFLICT, "53": _BUSY, "57": _AWAY, "58": _IO_ERROR}
 
@@ -102,6 +102,11 @@ def _judge_driver(error: BaseException | None) -> Fault | None:
     if state == "0A000" and not _plan_is_stale(error):
         return None
     return _BY_STATE.get(state) or _BY_CLASS.get(state[:2])
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether another transaction held a lock for too long, or both waited for each other."""
+    return judge(error) in (_LOCKED, _CONFLICT)
 
 
 def parent_is_gone(error: DBAPIError) -> bool:
