@@ -14,12 +14,14 @@
     │   └── CrossSiteRequest
     ├── NotFound                  404
     │   ├── UnknownPath, WorkspaceNotFound, JobNotFound
-    │   └── UserNotFound, MemberNotFound, KeyNotFound, OperationNotFound
+    │   ├── UserNotFound, MemberNotFound, KeyNotFound, OperationNotFound
+    │   └── JobTypeNotFound
     ├── MethodNotAllowed          405
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
     │   ├── TransitionNotAllowed, JobNotRunning, JobNotEnded
     │   ├── LeaseRequired, LeaseLost, AlreadyBegun
+    │   ├── JobExists, AtCapacity, RateLimited, TypePaused, WorkspacePaused
     │   ├── RequestInProgress, OperationEnded
     │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
@@ -30,6 +32,7 @@
     ├── PageTooLarge              422
     ├── IdempotencyKeyReused      422
     ├── TooManyRequests           429
+    │   └── QueueFull
     ├── HeadersTooLarge           431
     ├── InternalError             500
     └── Unavailable               503
@@ -190,6 +193,10 @@ class MemberNotFound(NotFound):
     """Member not found"""
 
 
+class JobTypeNotFound(NotFound):
+    """No such job type"""
+
+
 class KeyNotFound(NotFound):
     """API key not found"""
 
@@ -244,6 +251,36 @@ class LeaseLost(Conflict):
 
 class AlreadyBegun(Conflict):
     """Attempt was already begun by another run"""
+
+
+class JobExists(Conflict):
+    """A live job has this unique key"""
+
+    def __init__(self, detail: str, *, job_id: str | None = None) -> None:
+        """``job_id`` is the id of the live job, if it is known."""
+        super().__init__(detail)
+        self.job_id = job_id
+
+    def problem(self) -> dict[str, Any]:
+        """The problem details, with the extension member ``job_id``."""
+        problem = super().problem()
+        return problem if self.job_id is None else {**problem, "job_id": self.job_id}
+
+
+class AtCapacity(Conflict):
+    """As many jobs are running as may run"""
+
+
+class RateLimited(Conflict):
+    """As many jobs were started as may be started"""
+
+
+class TypePaused(Conflict):
+    """Job type is paused"""
+
+
+class WorkspacePaused(Conflict):
+    """Workspace is paused"""
 
 
 class OperationEnded(Conflict):
@@ -342,6 +379,10 @@ class TooManyRequests(JobApiError):
         super().__init__(detail, headers={"Retry-After": str(retry_after)})
 
 
+class QueueFull(TooManyRequests):
+    """Queue is full"""
+
+
 class HeadersTooLarge(JobApiError):
     """Header fields too large"""
 
@@ -382,4 +423,6 @@ def from_problem(problem: Mapping[str, Any], headers: Mapping[str, str]) -> JobA
     error.status = int(problem.get("status", found.status))
     if isinstance(error, ValidationFailed):
         error.errors = dict(problem.get("errors", {}))
+    if isinstance(error, JobExists):
+        error.job_id = problem.get("job_id")
     return error

@@ -207,7 +207,7 @@ class Metrics:
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
         others: dict[JobStatus, int] = {}
         refused, retried, lost, failed = malformed, 0, 0, JobStatus.FAILED
-        for report, (job, problem, ran, _) in zip(reports, answers, strict=True):
+        for report, (job, problem, ran, *_) in zip(reports, answers, strict=True):
             if problem is not None:
                 refused += 1
                 continue
@@ -343,6 +343,7 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
     for name, doc, numbers in (
         ("jobapi_due_jobs", "Pending jobs that can be claimed now.", backlog.due),
         ("jobapi_running_jobs", "Running jobs.", backlog.running),
+        ("jobapi_live_workers", "Live workers that claim the type.", backlog.live_workers),
     ):
         family = GaugeMetricFamily(name, doc, labels=["workspace", "job_type"])
         for (workspace_id, job_type), n in numbers.items():
@@ -350,7 +351,7 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         by_type.append(family)
     omitted = GaugeMetricFamily(
         "jobapi_omitted_job_types",
-        "Job types that jobapi_due_jobs and jobapi_running_jobs leave out.",
+        "Job types that jobapi_due_jobs, jobapi_running_jobs and jobapi_live_workers leave out.",
     )
     omitted.add_metric([], backlog.omitted)
     return [up, count, oldest, *by_type, omitted]

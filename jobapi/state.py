@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from .background.maintenance import Maintenance
 from .background.periodic_tasks import periodic_tasks
 from .config import SERVED_BY, ConfigError, Settings
 from .rules.leases import Backoff
-from .services import keys
+from .services import keys, workers
 from .store import readiness
 from .store.engine import Limits, engine_options, from_host, normalize_url, prepare_sqlite, set_up
 from .store.faults import judge
@@ -39,6 +40,9 @@ logger = logging.getLogger("jobapi")
 BIND_KEY = "jobapi"
 NOTE_AGAIN_SECONDS = 60.0
 """How long after a failure the use of API keys is not recorded."""
+
+MAX_NOTED_WORKERS = 10_000
+"""Of how many workers a process remembers when it has noted them."""
 
 
 @dataclass
@@ -89,6 +93,9 @@ class State:
 
     _note_at: float = float("-inf")
     """When to record again that keys are used, after that has failed."""
+
+    _worker_noted_at: dict[tuple[int, str | None, str], float] = field(default_factory=dict)
+    """When this process has noted that a worker is there, on ``time.monotonic``'s clock."""
 
     _measures: bool = field(init=False)
     """Whether metrics are switched on."""
@@ -178,6 +185,30 @@ class State:
             # Each attempt may wait for a lock.
             self._note_at = time.monotonic() + NOTE_AGAIN_SECONDS
             logger.warning("cannot record when API keys were used: %s", error.orig)
+
+    def note_worker(
+        self,
+        connection: Connection,
+        workspace_id: int,
+        name: str | None,
+        actor: str,
+        job_types: Sequence[str] | None,
+    ) -> None:
+        """Note that a worker claims jobs, every few seconds; the claim continues if that fails."""
+        now = time.monotonic()
+        worker = (workspace_id, name, actor)
+        if now < self._worker_noted_at.get(worker, -math.inf) + workers.SEEN_EVERY.total_seconds():
+            return
+        if len(self._worker_noted_at) >= MAX_NOTED_WORKERS:
+            self._worker_noted_at.clear()
+        self._worker_noted_at[worker] = now
+        try:
+            workers.seen(connection, workspace_id, name, actor, job_types)
+        except DBAPIError as error:
+            if judge(error) is None:
+                raise
+            connection.rollback()
+            logger.warning("cannot note that a worker is there: %s", error.orig)
 
     def end_host_reads(self) -> None:
         """Return the connection with which the host's session has identified the caller.

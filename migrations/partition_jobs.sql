@@ -8,7 +8,8 @@
 DO $$
 DECLARE
   indexes text[] := (SELECT array_agg(indexdef) FROM pg_indexes
-    WHERE tablename = 'jobapi_jobs' AND schemaname = current_schema() AND starts_with(indexname, 'ix_'));
+    WHERE tablename = 'jobapi_jobs' AND schemaname = current_schema()
+      AND indexname NOT IN ('pk_jobapi_jobs', 'uq_jobapi_jobs_job_id'));
   triggers text[] := (SELECT array_agg(pg_get_triggerdef(oid)) FROM pg_trigger
     WHERE tgrelid = 'jobapi_jobs'::regclass AND NOT tgisinternal);
   settings text := (SELECT array_to_string(reloptions, ', ') FROM pg_class

@@ -17,6 +17,7 @@ from jobapi.background.event_streams import StreamOptions, Streams
 from jobapi.background.periodic_tasks import periodic_tasks
 from jobapi.rules.leases import Backoff
 from jobapi.rules.roles import Role
+from jobapi.store import tables
 from jobapi.store.transactions import transaction
 
 _numbers = count(1)
@@ -40,6 +41,8 @@ class World:
         self.app = app
         self.state = app.extensions["jobapi"]
         self.client: FlaskClient = app.test_client()
+        # The database is another, or an emptied one.
+        self.state._worker_noted_at.clear()
 
     def set_stream_options(self, **options: Any) -> None:
         """Serve streams with other times and sizes from now on."""
@@ -173,14 +176,14 @@ class Desk:
         """Move a job's times into the past, as if so many seconds had gone by."""
         columns = ("created_at", "queued_at", "due_at", "started_at", "lease_expires_at", "reap_at")
         with self.world.transaction() as tx:
-            where = jobs.COLUMNS[0].table.c.job_id == job["job_id"]
-            row = tx.execute(select(*jobs.COLUMNS).where(where)).one()
+            where = tables.jobs.c.job_id == job["job_id"]
+            row = tx.execute(select(tables.jobs).where(where)).one()
             moved = {
                 name: getattr(row, name) - timedelta(seconds=seconds)
                 for name in columns
                 if getattr(row, name) is not None
             }
-            tx.execute(update(jobs.COLUMNS[0].table).where(where).values(**moved))
+            tx.execute(update(tables.jobs).where(where).values(**moved))
 
     def reap(self) -> int:
         """What the maintenance does with leases that have run out; how many there were."""

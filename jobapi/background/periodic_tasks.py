@@ -17,7 +17,17 @@ from sqlalchemy import Connection
 from ..rules.jobs import JobStatus
 from ..rules.leases import Backoff
 from ..rules.operations import Action
-from ..services import counts, events, idempotency, jobs, operations, queue, throughput, workspaces
+from ..services import (
+    counts,
+    events,
+    idempotency,
+    jobs,
+    operations,
+    queue,
+    throughput,
+    workers,
+    workspaces,
+)
 from ..services.settling import EndedAttempt
 from ..store.faults import judge
 from ..store.transactions import BY_KEY, IN_ORDER, transaction
@@ -48,6 +58,7 @@ def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) ->
             2,
             partial(reap, backoff=backoff, on_reaped=on_reaped, announce=announce),
         ),
+        PeriodicTask("expired jobs", 2, queue.expire),
         PeriodicTask("counts", 2, fold_counts),
         PeriodicTask("operations", 2, partial(advance_operation, announce=announce)),
         PeriodicTask("deleted workspaces", 2, workspaces.clear),
@@ -56,6 +67,7 @@ def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) ->
         PeriodicTask("old events", 60, InTurns(find_event_retention, delete_old_events)),
         PeriodicTask("old operations", 60, operations.forget),
         PeriodicTask("old throughput", 60, throughput.forget),
+        PeriodicTask("workers that are gone", 60, workers.forget),
     ]
 
 
@@ -67,7 +79,8 @@ def reap(
         found = queue.reap(tx, backoff=backoff)
     on_reaped(found.ended)
     reaped = [job for job, _ in found.ended]
-    for workspace_id in {job.workspace_id for job in reaped if queue.is_due(job)}:
+    wakes = [job for job in reaped if queue.is_due(job) or queue.holds_slot(job)]
+    for workspace_id in {job.workspace_id for job in wakes}:
         announce(connection, workspace_id)
     for job in reaped:
         logger.info("%s of job %s, attempt %s", job.error, job.job_id, job.attempt)
@@ -99,7 +112,8 @@ def advance_operation(connection: Connection, *, announce: Announce) -> bool:
         logger.warning("operation %s is tried again: %s", operation_id, detail, exc_info=error)
         operations.put_off(connection, operation_id)
         return False
-    if advanced is not None and advanced.action == Action.RETRY:
+    if advanced is not None and advanced.action != Action.DELETE:
+        # Retried jobs are due; cancelled ones may have held slots.
         announce(connection, advanced.workspace_id)
     return advanced is not None
 

@@ -31,6 +31,11 @@ class EventKind(Labelled):
     KEY_CREATED = 23
     KEY_REVOKED = 24
     WORKSPACE_CHANGED = 25
+    WORKSPACE_PAUSED = 26
+    WORKSPACE_RESUMED = 27
+    JOB_TYPE_CHANGED = 28
+    JOB_TYPE_PAUSED = 29
+    JOB_TYPE_RESUMED = 30
 
 
 WORKSPACE_EVENTS = frozenset(
@@ -41,9 +46,14 @@ WORKSPACE_EVENTS = frozenset(
         EventKind.KEY_CREATED,
         EventKind.KEY_REVOKED,
         EventKind.WORKSPACE_CHANGED,
+        EventKind.WORKSPACE_PAUSED,
+        EventKind.WORKSPACE_RESUMED,
+        EventKind.JOB_TYPE_CHANGED,
+        EventKind.JOB_TYPE_PAUSED,
+        EventKind.JOB_TYPE_RESUMED,
     }
 )
-"""What happens to a workspace, its members and its keys: only owners see it."""
+"""What happens to a workspace, its members, keys and job types: only owners see it."""
 
 JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 """What happens to a job."""

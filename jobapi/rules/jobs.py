@@ -70,6 +70,14 @@ class Outcome(Labelled):
     TIMED_OUT = 5
 
 
+class OnConflict(Labelled):
+    """What a create does if a live job has its ``unique_key``."""
+
+    KEEP = 0
+    REPLACE = 1
+    REFUSE = 2
+
+
 class SetBy(Flag):
     """Who may set a field of a job. The service itself may set all of them."""
 
@@ -168,6 +176,20 @@ class Job(Protocol):
     """Whether its last lease expired before the attempt began: it is leased alone next time."""
     run_id: str | None
     """What began the attempt, by the name that it gave itself."""
+    concurrency_key: Annotated[str | None, Field(_CREATE_AND_EDIT)]
+    """Jobs of one type and key share its limit, and take turns with other keys: ``rules.flow``."""
+    unique_key: Annotated[str | None, Field(_CREATE_AND_EDIT)]
+    """At most one live job of a type has it."""
+    expires_at: Annotated[datetime | None, Field(_CREATE_AND_EDIT)]
+    """It is cancelled if no attempt has begun by then."""
+    slot: int | None
+    """While it runs: its number among the running jobs of a type with ``max_running``."""
+    key_slot: int | None
+    """While it runs: its number among the running jobs of its key."""
+    ripe: Annotated[bool, Field(default=False)]
+    """Whether it has a ``concurrency_key`` and takes part in turns: it was due when last seen."""
+    has_begun: Annotated[bool, Field(default=False)]
+    """Whether an attempt has ever begun."""
     last_event: int | None
     """The ``EventKind`` of the last change, or None. The trigger copies it."""
     last_edited: str | None
@@ -203,12 +225,21 @@ class PendingFields(TypedDict, total=False):
     timeout_seconds: int | None
     max_retries: int | None
     scheduled_at: datetime | None
+    concurrency_key: str | None
+    unique_key: str | None
+    expires_at: datetime | None
 
 
 class NewJob(PendingFields):
     """The fields of ``SetBy.CREATE``."""
 
     job_type: Required[str]
+
+
+class JobRequest(NewJob, total=False):
+    """A create: the fields, and what to do about a live job with the same ``unique_key``."""
+
+    on_conflict: OnConflict | None
 
 
 class WorkFields(TypedDict, total=False):
@@ -276,6 +307,9 @@ class SettledColumns(TypedDict, total=False):
     prefetched: bool
     suspect: bool
     run_id: str | None
+    expires_at: datetime | None
+    ripe: bool
+    has_begun: bool
 
 
 class JobColumns(SettledColumns, total=False):
@@ -288,6 +322,8 @@ class JobColumns(SettledColumns, total=False):
     scheduled_at: datetime | None
     attempt: int
     worker: str | None
+    concurrency_key: str | None
+    unique_key: str | None
 
 
 class Attempt(NamedTuple):

@@ -89,7 +89,7 @@ def _renew(job: Job, said: ReportFields, values: JobColumns, now: datetime) -> C
     begun = said.get("begun") or False
     if job.prefetched and (begun or any(name in said for name in WORK_FIELDS)):
         begun = True
-        values |= {"prefetched": False, "started_at": now}
+        values |= {"prefetched": False, "started_at": now, "has_begun": True}
         if job.timeout_seconds is not None and job.reap_at is not None:
             # The timeout runs from here. The reaper finds out by itself that a lease was renewed.
             values["reap_at"] = min(job.reap_at, now + timedelta(seconds=job.timeout_seconds))
@@ -153,6 +153,9 @@ def _fail_attempt(
     change = _put_back("reschedule", now)
     values = change.values
     values |= {"retry_count": count, "queued_at": now, "due_at": now + delay}
+    if delay:
+        # It takes part in turns again when it is due.
+        values["ripe"] = False
     return change
 
 

@@ -39,6 +39,7 @@ from .jobs import (
 )
 
 CANCELLED_REASON = "Cancelled via API"
+EXPIRED_REASON = "Not started before it expired"
 RETRY_REASON = "Retried via API"
 
 
@@ -103,6 +104,7 @@ PENDING_FIELDS: Mapping[str, Any] = {
 }
 # What only the holder of a lease can say of an attempt.
 LEASE_FIELDS = ("begun", "run_id")
+REPLACED = ("priority", "metadata", "scheduled_at")
 WORK_FIELDS = fields_set_by(SetBy.WORK)
 
 
@@ -158,8 +160,47 @@ def retry(job: Job, *, reason: str | None, now: datetime) -> Change:
         "progress_percent": None,
         "progress_message": None,
         "result": {"retry_reason": reason or RETRY_REASON, "previous_attempts": count},
+        "expires_at": None,
+        "ripe": job.concurrency_key is not None,
     }
     return Change(values, verb.event)
+
+
+def expire(job: Job, now: datetime) -> Change:
+    """Cancel a job that was not started in time; a change without values if it must not."""
+    if job.status != JobStatus.PENDING or not has_expired(job, now):
+        return Change({})
+    return cancel(job, reason=EXPIRED_REASON, now=now)
+
+
+def has_expired(job: Job, now: datetime) -> bool:
+    """Whether a pending job must not be started any more."""
+    return job.expires_at is not None and job.expires_at <= now and not job.has_begun
+
+
+def check_expiry(
+    expires_at: datetime | None, scheduled_at: datetime | None, now: datetime, field: str
+) -> None:
+    """Raise ``ValidationFailed`` for ``field`` if a job would expire before it may start."""
+    if expires_at is None or expires_at > due_at(now, scheduled_at):
+        return
+    if field == "expires_at":
+        raise ValidationFailed({field: ["Must be later than now and scheduled_at."]})
+    raise ValidationFailed({field: ["Must be earlier than expires_at."]})
+
+
+def replace(job: Job, given: Mapping[str, Any], now: datetime) -> Change:
+    """Give a pending job what a create with its ``unique_key`` and ``replace`` says.
+
+    That is ``metadata``, ``priority`` and ``scheduled_at``; all else stays.
+    """
+    values = cast(JobColumns, {name: given[name] for name in REPLACED})
+    edited = tuple(name for name in REPLACED if _differs(job, values, name))
+    if not edited:
+        return Change({})
+    if "scheduled_at" in edited:
+        _reschedule(job, values, now)
+    return Change(values, EventKind.EDITED, edited=edited)
 
 
 def _check(verb: str, participle: str, job: Job, refusal: type[Conflict]) -> None:
@@ -178,7 +219,7 @@ def edit(job: Job, changes: JobEdit, now: datetime) -> Change:
     job's state forbids it, ``ValidationFailed`` if two of the changes contradict each other.
     """
     status = JobStatus(job.status)
-    values = _edit_pending(job, changes, status)
+    values = _edit_pending(job, changes, status, now)
     edited = tuple(
         name for name in PENDING_FIELDS if name in values and _differs(job, values, name)
     )
@@ -212,7 +253,7 @@ def edit(job: Job, changes: JobEdit, now: datetime) -> Change:
     return change._replace(values=values, event=event, edited=edited)
 
 
-def _edit_pending(job: Job, changes: JobEdit, status: JobStatus) -> JobColumns:
+def _edit_pending(job: Job, changes: JobEdit, status: JobStatus, now: datetime) -> JobColumns:
     given: Mapping[str, Any] = changes
     names = [name for name in PENDING_FIELDS if name in given]
     if not names:
@@ -229,13 +270,29 @@ def _edit_pending(job: Job, changes: JobEdit, status: JobStatus) -> JobColumns:
     )
     if "metadata" in values:
         values["metadata"] = merge_patch(job.metadata, values["metadata"])
+    if "expires_at" in values:
+        check_expiry(
+            values["expires_at"], values.get("scheduled_at", job.scheduled_at), now, "expires_at"
+        )
     if "scheduled_at" in values:
-        values["due_at"] = due_at(job.queued_at, values["scheduled_at"])
+        _reschedule(job, values, now)
+    if "concurrency_key" in values:
+        due = values.get("due_at", job.due_at)
+        values["ripe"] = values["concurrency_key"] is not None and due <= now
     if values.get("max_retries", job.retry_count) < job.retry_count:
         raise JobNotEditable(
             f"The job was already retried {job.retry_count} times; max_retries cannot be less."
         )
     return values
+
+
+def _reschedule(job: Job, values: JobColumns, now: datetime) -> None:
+    scheduled_at = values["scheduled_at"]
+    if scheduled_at is not None and not job.has_begun:
+        check_expiry(values.get("expires_at", job.expires_at), scheduled_at, now, "scheduled_at")
+    due = values["due_at"] = due_at(job.queued_at, scheduled_at)
+    if job.concurrency_key is not None:
+        values["ripe"] = due <= now
 
 
 def _differs(job: Job, values: Mapping[str, Any], name: str) -> bool:
@@ -321,6 +378,7 @@ def _start(job: Job, timeout_seconds: int | None, now: datetime) -> Change:
         "attempt": job.attempt + 1,
         "worker": None,
         "suspect": False,
+        "has_begun": True,
         "reap_at": None if timeout_seconds is None else now + timedelta(seconds=timeout_seconds),
     }
     return Change(values, verb.event)

@@ -65,6 +65,20 @@ def error_groups() -> fields.List[str]:
     )
 
 
+def key_text(description: str, **metadata: Any) -> Text:
+    """A key of a job, which the creator chooses."""
+    return Text(allow_none=True, validate=length(1, 200), metadata=doc(description, **metadata))
+
+
+def job_keys(description: str) -> fields.List[str]:
+    """Keys of jobs."""
+    return fields.List(
+        Text(validate=length(1, 200)),
+        validate=length(1, MAX_CHOICES),
+        metadata=doc(description),
+    )
+
+
 def seconds(least: int, description: str, **metadata: Any) -> Whole:
     """A number of seconds, at most ten years, or null."""
     return Whole(
@@ -109,6 +123,12 @@ class Pagination(Response):
     next_cursor = fields.String(
         required=True, allow_none=True, metadata=doc("null on the last page.")
     )
+
+
+class Reason(Base):
+    """Why the caller does it."""
+
+    reason = Text(validate=length(1, 1000), allow_none=True)
 
 
 def percent() -> Whole:

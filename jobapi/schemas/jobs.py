@@ -7,7 +7,7 @@ from typing import Any
 from marshmallow import ValidationError, fields
 
 from ..rules.causes import cause
-from ..rules.jobs import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, Priority
+from ..rules.jobs import DEFAULT_MAX_RETRIES, MAX_RETRIES_LIMIT, JobStatus, OnConflict, Priority
 from .base import (
     MAX_CHOICES,
     MAX_ID,
@@ -19,7 +19,9 @@ from .base import (
     error_groups,
     error_text,
     job_ids,
+    job_keys,
     job_type_text,
+    key_text,
     length,
     percent,
     seconds,
@@ -43,6 +45,10 @@ class JobListQuery(PagingQuery):
     job_id = job_ids()
     error = error_text()
     error_group = error_groups()
+    concurrency_key = job_keys("Only jobs with one of these keys; may be repeated.")
+    unique_key = job_keys("Only jobs with one of these keys; may be repeated.")
+    expires_after = Time(metadata=doc("Only jobs that expire at this time or later."))
+    expires_before = Time(metadata=doc("Only jobs that expire before this time."))
     status = fields.List(
         StatusInput(),
         validate=length(1, MAX_CHOICES),
@@ -135,6 +141,28 @@ class JobCreate(Base):
         ),
     )
     timeout_seconds = seconds(1, "How long an attempt may run, in seconds.")
+    concurrency_key = key_text(
+        "Jobs of one type with the same key share the type's `max_running_per_key`, and take turns "
+        "with the jobs of other keys."
+    )
+    unique_key = key_text("At most one pending or running job of a type has it: see `on_conflict`.")
+    on_conflict = Choice(
+        OnConflict,
+        allow_none=True,
+        metadata=doc(
+            "What to do if a live job has the `unique_key`: answer with that job (`keep`), give it "
+            "the new `metadata`, `priority` and `scheduled_at` while it is pending (`replace`), or "
+            "answer 409 `job-exists` (`refuse`). Not stored.",
+            default="keep",
+        ),
+    )
+    expires_at = Time(
+        allow_none=True,
+        metadata=doc(
+            "The job is cancelled if no attempt has begun by then. Must be later than now and "
+            "`scheduled_at`."
+        ),
+    )
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Treat null as absent."""
@@ -187,6 +215,9 @@ class JobUpdate(Base):
         allow_none=True,
         metadata=doc("Merged into the metadata (RFC 7396); only while the job is pending."),
     )
+    concurrency_key = key_text("Only while the job is pending.")
+    unique_key = key_text("Only while the job is pending.")
+    expires_at = Time(allow_none=True, metadata=doc("Only while the job is pending."))
 
     begun = begun_flag()
     run_id = run_id_text()
@@ -216,12 +247,6 @@ def progress_out_of_result(data: dict[str, Any]) -> dict[str, Any]:
 class _ProgressInResult(Base):
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
-
-
-class Reason(Base):
-    """Why a job is cancelled or retried."""
-
-    reason = Text(validate=length(1, 1000), allow_none=True)
 
 
 class Job(Response):
@@ -268,6 +293,21 @@ class Job(Response):
             example="2024-01-15T15:00:00Z",
         ),
     )
+    concurrency_key = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=doc("Jobs with the same key share a limit, and take turns with other keys."),
+    )
+    unique_key = fields.String(
+        required=True,
+        allow_none=True,
+        metadata=doc("No other live job of the type has this key."),
+    )
+    expires_at = Time(
+        required=True,
+        allow_none=True,
+        metadata=doc("When the job is cancelled if no attempt has begun."),
+    )
 
     @staticmethod
     def get_result(job: Any) -> Any:
@@ -281,6 +321,12 @@ class Job(Response):
             "progress_message": job.progress_message,
             **(job.result or {}),
         }
+
+
+class ExistingJob(Job):
+    """The live job that has the `unique_key` of a create."""
+
+    existing = fields.Boolean(required=True, metadata=doc("Always `true`.", example=True))
 
 
 class ListedJob(Job):
@@ -373,10 +419,21 @@ class JobBatch(Base):
     jobs = fields.List(fields.Nested(JobBatchItem), required=True, validate=length(1, 1000))
 
 
-class JobBatchCreated(Response):
-    """The new jobs, in the order of the request."""
+class BatchJob(Job):
+    """A job of a batch."""
 
-    data = fields.List(fields.Nested(Job), required=True)
+    existing = fields.Boolean(
+        metadata=doc(
+            "Whether it is a live job that had the `unique_key`. Only if the request has unique "
+            "keys."
+        )
+    )
+
+
+class JobBatchCreated(Response):
+    """The jobs, in the order of the request."""
+
+    data = fields.List(fields.Nested(BatchJob), required=True)
 
 
 class JobErrorsQuery(Base):

@@ -13,6 +13,7 @@ from .base import (
     error_groups,
     error_text,
     job_ids,
+    job_keys,
     job_type_text,
     length,
 )
@@ -34,6 +35,10 @@ class JobFilter(Base):
     job_id = job_ids()
     error = error_text()
     error_group = error_groups()
+    concurrency_key = job_keys("Only jobs with one of these keys.")
+    unique_key = job_keys("Only jobs with one of these keys.")
+    expires_after = Time()
+    expires_before = Time()
     metadata = Paths(metadata=doc('Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'))
 
 
@@ -85,7 +90,10 @@ class Operation(Response):
     changed = fields.Integer(required=True, metadata=doc("Number of jobs changed so far."))
     skipped = fields.Integer(
         required=True,
-        metadata=doc("Number of jobs left as they are: their result would be too large."),
+        metadata=doc(
+            "Number of jobs left as they are: their result would be too large, or a live job has "
+            "their `unique_key`."
+        ),
     )
     created_by = fields.Integer(required=True, allow_none=True)
     created_at = Time(required=True, allow_none=True)

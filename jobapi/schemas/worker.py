@@ -52,6 +52,16 @@ class Claim(Base):
         ),
     )
 
+    prefetch = Whole(
+        allow_none=True,
+        validate=between(0, 100),
+        metadata=doc(
+            "How many of `limit` the worker cannot begin yet. None of these is of a type with "
+            "`max_running`, `max_running_per_key` or `rate_limit`.",
+            default=0,
+        ),
+    )
+
 
 class ClaimedJob(Job):
     """A claimed job with its lease."""

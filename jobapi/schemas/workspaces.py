@@ -55,6 +55,14 @@ class WorkspaceUpdate(Base):
 
     name = _name()
     retention = fields.Nested(RetentionUpdate)
+    priority_ageing_seconds = Whole(
+        allow_none=True,
+        validate=between(1, 604_800),
+        metadata=doc(
+            "Each level of priority is worth so many seconds of waiting. null: a job of a higher "
+            "priority always comes first."
+        ),
+    )
 
 
 class Workspace(Response):
@@ -67,6 +75,9 @@ class Workspace(Response):
     created_at = Time(required=True)
     updated_at = Time(required=True)
     retention = fields.Nested(Retention, required=True)
+    paused = fields.Boolean(required=True, metadata=doc("Whether claims hand out no jobs."))
+    paused_reason = fields.String(required=True, allow_none=True)
+    priority_ageing_seconds = fields.Integer(required=True, allow_none=True)
 
     @staticmethod
     def get_retention(workspace: Any) -> Any:

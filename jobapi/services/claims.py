@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..rules.jobs import Job
 from ..store.connections import Executor
+from ..store.tables import SLOTS
 from ..store.transactions import IN_ORDER, transactional
 from . import idempotency, queue
 
@@ -19,7 +20,7 @@ class Claim(NamedTuple):
     replayed: bool = False
 
 
-@transactional(planner=IN_ORDER)
+@transactional(planner=IN_ORDER, repeat_after=SLOTS)
 def claim(
     session: Executor,
     workspace_id: int,

@@ -114,6 +114,19 @@ def busiest_types(session: Executor, *, per_workspace: int, most: int) -> tuple[
     return list(rows), rows[0].of - len(rows) if rows else 0
 
 
+def pending(session: Executor, workspace_id: int, names: Sequence[str]) -> Counter[str]:
+    """How many pending jobs these types have, by type."""
+
+    def wanted(c: Any) -> list[Any]:
+        mine = c.workspace_id == workspace_id
+        return [mine, c.status == JobStatus.PENDING, c.job_type.in_(names)]
+
+    found: Counter[str] = Counter()
+    for kind in kinds(session, wanted):
+        found[kind.job_type] += kind.n
+    return found
+
+
 def job_types(session: Executor, workspace_id: int) -> set[str]:
     """The job types of a workspace's jobs."""
     query = (

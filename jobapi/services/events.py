@@ -218,12 +218,19 @@ def note(
     *,
     actor: str | None,
     data: Mapping[str, Any] | None = None,
+    job_type: str | None = None,
 ) -> None:
     """Note what happened to a workspace's members, keys or settings, with the change itself."""
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
         insert(events).values(
-            workspace_id=workspace_id, xid=_xid(session), at=now, kind=kind, actor=actor, data=data
+            workspace_id=workspace_id,
+            xid=_xid(session),
+            at=now,
+            kind=kind,
+            job_type=job_type,
+            actor=actor,
+            data=data,
         )
     )
 

@@ -30,7 +30,7 @@ from ..store.tables import jobs
 class Filters:
     """Filters of a list. A job must match all that are given.
 
-    ``created_after`` and ``updated_after`` include their moment, ``created_before`` excludes it.
+    What ends in ``_after`` includes its moment, what ends in ``_before`` excludes it.
     ``error_group`` means jobs that have failed. ``error`` is a part of the error's text, in any
     case. ``metadata`` maps paths of keys, ``a.b``, to the text of a value.
     """
@@ -46,6 +46,10 @@ class Filters:
     job_id: Sequence[str] = ()
     error_group: Sequence[str] = ()
     error: str | None = None
+    concurrency_key: Sequence[str] = ()
+    unique_key: Sequence[str] = ()
+    expires_after: datetime | None = None
+    expires_before: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def bucket(self, c: Any) -> list[ColumnElement[bool]]:
@@ -63,7 +67,7 @@ class Filters:
 
     def rest(self, dialect: str) -> list[ColumnElement[bool]]:
         """The conditions that are not on a job's bucket."""
-        conditions = between(self.times(*CREATED, *UPDATED))
+        conditions = between(self.times(*CREATED, *UPDATED, *EXPIRES))
         if self.created_by is not None:
             conditions.append(jobs.c.created_by == self.created_by)
         if self.job_id:
@@ -74,6 +78,12 @@ class Filters:
             # Letters by the locale of the database take twice as long, and SQLite has only A to Z.
             error = jobs.c.error if dialect == "sqlite" else collate(jobs.c.error, "C")
             conditions.append(error.icontains(self.error, autoescape=True))
+        for column, keys in (
+            (jobs.c.concurrency_key, self.concurrency_key),
+            (jobs.c.unique_key, self.unique_key),
+        ):
+            if keys:
+                conditions.append(column.in_(keys))
         conditions += [_has_metadata(dialect, path, text) for path, text in self.metadata.items()]
         return conditions
 
@@ -96,15 +106,18 @@ HAS_FAILED: ColumnElement[bool] = jobs.c.status == literal_column(str(int(JobSta
 
 CREATED = ("created_after", "created_before")
 UPDATED = ("updated_after",)
-_MOMENTS = {*CREATED, *UPDATED}
+EXPIRES = ("expires_after", "expires_before")
+_MOMENTS = {*CREATED, *UPDATED, *EXPIRES}
 
 
 def between(times: Mapping[str, Any]) -> list[ColumnElement[bool]]:
-    """The conditions on when a job was created or changed."""
+    """The conditions on when a job was created or changed, or expires."""
     bounds = {
         "created_after": jobs.c.created_at.__ge__,
         "created_before": jobs.c.created_at.__lt__,
         "updated_after": jobs.c.updated_at.__ge__,
+        "expires_after": jobs.c.expires_at.__ge__,
+        "expires_before": jobs.c.expires_at.__lt__,
     }
     return [bounds[name](moment) for name, moment in times.items() if moment is not None]
 

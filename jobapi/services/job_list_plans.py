@@ -73,7 +73,7 @@ from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import BY_KEY, IN_ORDER, plan_without
 from . import counts
-from .job_filters import CREATED, HAS_FAILED, UPDATED, Filters, between, indexed_metadata
+from .job_filters import CREATED, EXPIRES, HAS_FAILED, UPDATED, Filters, between, indexed_metadata
 from .job_order import Order
 from .job_rows import Scope
 
@@ -236,6 +236,9 @@ def choose(listing: Listing) -> Plan:
         filters.metadata,
         filters.created_by is not None,
         filters.error is not None,
+        filters.concurrency_key,
+        filters.unique_key,
+        filters.times(*EXPIRES),
         listing.order.sort == "started_at",
     ]
     if index is BY_STATUS:

@@ -55,10 +55,12 @@ from ..store.tables import (
     idempotency_keys,
     job_count_changes,
     job_flow,
+    job_types,
     jobs,
     memberships,
     operations,
     users,
+    workers,
     workspaces,
 )
 from ..store.transactions import IN_ORDER, atomic
@@ -85,6 +87,8 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     operations: ("id",),
     idempotency_keys: ("caller", "key"),
     job_flow: ("span", "at", "status", "job_type"),
+    job_types: ("job_type",),
+    workers: ("name", "actor"),
 }
 """By what the rows of a workspace are read in pages; for all but keys, an index has this order."""
 

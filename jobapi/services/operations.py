@@ -23,12 +23,13 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.moving import not_moving
 from ..store.paging import Page, fetch_page
 from ..store.records import record_source, records
-from ..store.tables import jobs, operations
+from ..store.tables import LIVE, jobs, operations
 from ..store.transactions import BY_KEY, plan_without, transactional
 from . import events, job_lists
 from .job_filters import Filters
 from .job_rows import in_workspace
 from .settling import Settling, lock
+from .unique_keys import TypeAndKey, find_taken
 
 AT_ONCE = 500
 """How many jobs one transaction changes at most."""
@@ -57,7 +58,7 @@ def plan(session: Executor, workspace_id: int, action: Action, filters: Filters)
     }
 
 
-@transactional()
+@transactional(repeat_after=(LIVE,))
 def create(
     session: Executor,
     workspace_id: int,
@@ -104,7 +105,7 @@ def turn(session: Executor) -> int | None:
     return found
 
 
-@transactional(planner=BY_KEY)
+@transactional(planner=BY_KEY, repeat_after=(LIVE,))
 def advance(session: Executor, operation_id: int) -> AnyRow | None:
     """Do one step of an operation; None if it has ended, or another process is at it."""
     row = session.execute(
@@ -185,7 +186,17 @@ def _act(
     rule = lifecycle.cancel if action is Action.CANCEL else lifecycle.retry
     settling = Settling(found, actor=actor)
     skipped = 0
+    taken: set[TypeAndKey] = set()
+    if action is Action.RETRY:
+        keys = {(job.job_type, job.unique_key) for job in found if job.unique_key is not None}
+        taken = find_taken(session, operation.workspace_id, keys)
     for job in settling.jobs.values():
+        if action is Action.RETRY and job.unique_key is not None:
+            key = (job.job_type, job.unique_key)
+            if key in taken:
+                skipped += 1
+                continue
+            taken.add(key)
         try:
             change = rule(job, reason=operation.reason, now=job.now)
             limit_documents(change.values)

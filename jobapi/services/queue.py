@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ColumnElement,
-    and_,
+    Integer,
     bindparam,
-    case,
+    desc,
     func,
     literal,
     not_,
@@ -35,8 +35,9 @@ from sqlalchemy import (
 )
 
 from ..errors import JobApiError, ValidationFailed
-from ..rules import leases
+from ..rules import leases, lifecycle
 from ..rules.documents import limit_documents
+from ..rules.flow import UNGOVERNED, urgency
 from ..rules.jobs import Attempt, CurrentJob, Job, JobStatus, Outcome, Priority, Report
 from ..rules.leases import Backoff
 from ..rules.lifecycle import TRANSITIONS, Change
@@ -46,11 +47,13 @@ from ..store.moving import not_moving
 from ..store.paging import MAX_BYTES
 from ..store.records import record_source, records
 from ..store.statement import Statement
-from ..store.tables import attempts, jobs
+from ..store.tables import SLOTS, attempts, jobs
 from ..store.transactions import BY_KEY, IN_ORDER, transactional
-from . import success
+from . import flow, flow_claims, success
+from .changing import get as get_job
+from .flow_slots import PENDING
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
-from .jobs import get as get_job
+from .leasing import leased_columns
 from .settling import DECIDING, EndedAttempt, Settling, lock
 from .success import LEASE_TOKEN
 
@@ -78,6 +81,8 @@ class Answer(NamedTuple):
     """How long the attempt had run, if the report ended it."""
     renewed: bool = False
     """Whether the report was refused and renewed the lease nevertheless."""
+    frees_slot: bool = False
+    """Whether the report ended an attempt in whose place another job may start."""
 
 
 class Reaped(NamedTuple):
@@ -93,7 +98,7 @@ def new_lease_token() -> str:
     return secrets.token_hex(16)
 
 
-@transactional(planner=IN_ORDER)
+@transactional(planner=IN_ORDER, repeat_after=SLOTS)
 def claim(
     session: Executor,
     workspace_id: int,
@@ -104,8 +109,10 @@ def claim(
     worker: str | None = None,
     job_types: Sequence[str] | None = None,
     begin: bool = True,
+    prefetch: int = 0,
     now: datetime | None = None,
     actor: str | None = None,
+    flow_version: int | None = None,
 ) -> list[Job]:
     """Lease up to ``limit`` due jobs, the most urgent first.
 
@@ -114,43 +121,61 @@ def claim(
     ``user:1``, ``key:1``. Attempts start at once, or with ``begin=False`` when a report says so. A
     suspect job is leased alone, and its attempt always starts at once. The jobs of one claim take
     at most ``MAX_BYTES`` together, unless the first one alone is larger. One statement finds and
-    leases them; it skips rows that are locked by other claims.
+    leases them; it skips rows that are locked by other claims. Types with limits or keys are
+    claimed in several steps (``flow_claims``). ``prefetch`` is how many of ``limit`` the worker
+    cannot begin yet: none of these is of a type with a limit. ``flow_version`` is that of the
+    workspace, if the caller has just read it.
     """
-    if now is None:
-        now = session.execute(select(DbNow())).scalar_one()
-    statement = _claim(
-        dialect_name(session), typed=job_types is not None, several=limit > 1, begin=begin
-    )
-    claimed = statement.all(
-        session,
-        {
-            "given_workspace_id": workspace_id,
-            "now": now,
-            "limit": limit,
-            "given_lease_token": lease_token,
-            "given_lease_seconds": lease_seconds,
-            "given_lease_expires_at": now + timedelta(seconds=lease_seconds),
-            "given_worker": worker,
-            "actor": actor,
-            **({} if job_types is None else {"job_types": sorted(set(job_types))}),
-        },
-    )
-    return sorted(claimed, key=_urgency)
-
-
-def _urgency(job: Job) -> Any:
-    return (-job.priority, job.due_at, job.id)
+    if now is None or flow_version is None:
+        now, flow_version = flow.now_in(session, workspace_id)
+    settings = flow.load(session, workspace_id, flow_version)
+    if settings.paused:
+        return []
+    ageing = settings.ageing_seconds
+    given = {
+        "given_workspace_id": workspace_id,
+        "now": now,
+        "given_lease_token": lease_token,
+        "given_lease_seconds": lease_seconds,
+        "given_lease_expires_at": now + timedelta(seconds=lease_seconds),
+        "given_worker": worker,
+        "actor": actor,
+    }
+    if settings.governs(job_types):
+        wanted = flow_claims.Wanted(workspace_id, job_types, limit, now, prefetch)
+        claimed = flow_claims.claim(session, settings, wanted, begin=begin, given=given)
+    else:
+        statement = _claim(
+            dialect_name(session),
+            typed=job_types is not None,
+            several=limit > 1,
+            begin=begin,
+            ageing=ageing is not None,
+        )
+        given["limit"] = limit
+        if job_types is not None:
+            given["job_types"] = sorted(set(job_types))
+        if ageing is not None:
+            given["ageing"] = ageing
+        claimed = statement.all(session, given)
+    return sorted(claimed, key=lambda job: (urgency(job.priority, job.due_at, ageing), job.id))
 
 
 @cache
-def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statement[Job]:
-    transition = TRANSITIONS["claim"]
-    (status,) = transition.allowed
+def _claim(
+    dialect: str, *, typed: bool, several: bool, begin: bool, ageing: bool
+) -> Statement[Job]:
+    (status,) = TRANSITIONS["claim"].allowed
+    moment: Any = bindparam("now", type_=jobs.c.due_at.type)
     # One subquery per priority, so that each reads the head of an index range and does not read
     # past jobs that are scheduled for later. Lower priorities are read only as long as the higher
     # ones have too few jobs.
     heads = []
     looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
+    if ageing:
+        # Each level of priority is worth so many seconds of waiting.
+        worth = jobs.c.priority * bindparam("ageing", type_=Integer)
+        looked_at += [SecondsAfter(jobs.c.due_at, -worth).label("aged"), jobs.c.priority]
     wanted = select(func.unnest(bindparam("job_types", type_=Texts)).label("job_type")).subquery()
     for priority in sorted(Priority, reverse=True):
         head = (
@@ -160,6 +185,8 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
                 jobs.c.status == status,
                 jobs.c.priority == priority,
                 jobs.c.due_at <= bindparam("now"),
+                jobs.c.concurrency_key.is_(None),
+                flow_claims.is_alive(moment),
                 _of_type(wanted, dialect) if typed else true(),
             )
             .order_by(jobs.c.due_at, jobs.c.id)
@@ -180,7 +207,11 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         else:
             first = head.subquery()
             heads.append(select(first.c.id, *(first.c[column.name] for column in looked_at)))
-    queue = union_all(*heads).limit(bindparam("limit")).subquery()
+    found = union_all(*heads)
+    if ageing:
+        # The first in the order of all priorities.
+        found = found.order_by("aged", desc("priority"), "id")
+    queue = found.limit(bindparam("limit")).subquery()
     picked = select(queue.c.id)
     if several:
         # A suspect job is leased alone: if it comes first, no other job is leased; otherwise it
@@ -196,11 +227,6 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
         together = not_(or_(place.c.suspect, place.c.alone)) & (place.c.so_far <= MAX_BYTES)
         picked = select(place.c.id).where(or_(place.c.number == 1, together))
     workspace: Any = bindparam("given_workspace_id", type_=jobs.c.workspace_id.type)
-    until: Any = bindparam("given_lease_expires_at", type_=jobs.c.lease_expires_at.type)
-    moment: Any = bindparam("now", type_=jobs.c.started_at.type)
-    seconds: Any = bindparam("given_lease_seconds")
-    # A suspect job's attempt begins in any case.
-    begins = true() if begin else jobs.c.suspect
     claim = (
         update(jobs)
         .where(
@@ -208,30 +234,7 @@ def _claim(dialect: str, *, typed: bool, several: bool, begin: bool) -> Statemen
             # (On Postgres this would make the planner use the index of pending jobs.)
             jobs.c.status == status if dialect == "sqlite" else true(),
         )
-        .values(
-            status=transition.target,
-            version=jobs.c.version + 1,
-            last_event=transition.event,
-            last_edited=None,
-            last_event_version=jobs.c.version + 1,
-            attempt=jobs.c.attempt + 1,
-            worker=bindparam("given_worker"),
-            changed_by=bindparam("actor", type_=jobs.c.changed_by.type),
-            started_at=moment,
-            updated_at=moment,
-            lease_token=bindparam("given_lease_token"),
-            lease_seconds=seconds,
-            lease_expires_at=until,
-            prefetched=not_(begins),
-            suspect=False,
-            reap_at=case(
-                (
-                    and_(begins, jobs.c.timeout_seconds < seconds),
-                    SecondsAfter(moment, jobs.c.timeout_seconds),
-                ),
-                else_=until,
-            ),
-        )
+        .values(**leased_columns(begin=begin), slot=None, key_slot=None)
         .returning(*COLUMNS)
     )
     return Statement[Job](claim)
@@ -275,8 +278,10 @@ def _claimable(dialect: str) -> Statement[AnyRow]:
     else:
         # Postgres does not use clock_timestamp() as the bound of an index scan.
         now = func.statement_timestamp(type_=jobs.c.due_at.type)
+    key = jobs.c.concurrency_key
     parts = []
-    for typed in (False, True):
+    # For one type, jobs with a key and without one are in two indexes.
+    for typed, which in ((False, true()), (True, key.is_(None)), (True, key.is_not(None))):
         due = select(literal(1).label("one")).where(
             jobs.c.workspace_id == wanted.c.workspace_id,
             jobs.c.status == status,
@@ -284,6 +289,7 @@ def _claimable(dialect: str) -> Statement[AnyRow]:
             jobs.c.priority.in_([literal(each, jobs.c.priority.type) for each in Priority]),
             jobs.c.due_at <= now,
             jobs.c.job_type == wanted.c.job_type if typed else true(),
+            which,
         )
         columns = select(wanted.c.workspace_id, wanted.c.job_type)
         of_kind = wanted.c.job_type.is_not(None) if typed else wanted.c.job_type.is_(None)
@@ -301,6 +307,11 @@ def is_due(job: CurrentJob) -> bool:
     return bool(job.status == JobStatus.PENDING and job.due_at <= job.now)
 
 
+def holds_slot(job: Job) -> bool:
+    """Whether a job that runs, or ran a moment ago, holds a slot that another one may wait for."""
+    return job.slot is not None or job.key_slot is not None
+
+
 def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
     """The jobs that a claim leased and that still have that lease, up to ``MAX_BYTES``.
 
@@ -314,7 +325,7 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
     )
     order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
     rows = session.execute(fitting(mine, order, MAX_CLAIMED)).all()
-    return sorted(cast(Sequence[Job], rows), key=_urgency)
+    return sorted(cast(Sequence[Job], rows), key=lambda job: (-job.priority, job.due_at, job.id))
 
 
 @transactional(planner=BY_KEY)
@@ -326,13 +337,15 @@ def report(
     backoff: Backoff,
     only_job_types: Sequence[str] | None = None,
     actor: str | None = None,
+    flow_version: int | None = None,
     chance: Callable[[], float] = random.random,
 ) -> list[Answer]:
     """Apply the reports of lease holders, independently of each other; answers in the same order.
 
     A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes, or, if it could not
     be read, the error as ``refused``. A report that is refused for its content still renews the
-    lease. ``actor`` is who reports. Several reports on one job apply in their order. A final report
+    lease. ``backoff`` is for types that have none of their own. ``actor`` is who reports.
+    Several reports on one job apply in their order. A final report
     that is repeated with the token of the lease that it ended is accepted and changes nothing.
     """
     answers: dict[int, Answer] = {}
@@ -346,6 +359,7 @@ def report(
             backoff=backoff,
             only_job_types=only_job_types,
             actor=actor,
+            flow_version=flow_version,
             chance=chance,
         )
         answers.update(zip(numbers, judged, strict=True))
@@ -361,7 +375,8 @@ def report(
         )
         for number, each in enumerate(reports):
             if each["job_id"] in ran:
-                answers[number] = Answer(_SUCCEEDED, ran=ran[each["job_id"]])
+                ended = ran[each["job_id"]]
+                answers[number] = Answer(_SUCCEEDED, ran=ended.ran, frees_slot=ended.frees_slot)
         left = [number for number in range(len(reports)) if number not in answers]
         if left:
             by_rules(left)
@@ -376,9 +391,12 @@ def report_one(
     *,
     backoff: Backoff,
     actor: str | None = None,
+    flow_version: int | None = None,
 ) -> tuple[Answer, CurrentJob]:
     """Apply one report as ``report`` does; also returns the job's row. Raises ``JobNotFound``."""
-    (answer,) = report(session, workspace_id, [given], backoff=backoff, actor=actor)
+    (answer,) = report(
+        session, workspace_id, [given], backoff=backoff, actor=actor, flow_version=flow_version
+    )
     return answer, get_job(session, workspace_id, given["job_id"])
 
 
@@ -395,6 +413,7 @@ def judge(
     only_job_types: Sequence[str] | None,
     actor: str | None,
     chance: Callable[[], float],
+    flow_version: int | None = None,
 ) -> list[Answer]:
     """Apply reports by the rules alone, see ``report``; lock the jobs ``also`` with theirs.
 
@@ -403,6 +422,9 @@ def judge(
     found = lock(session, workspace_id, {*also, *(each["job_id"] for each in reports)})
     settling = Settling(found, actor=actor)
     after = settling.jobs
+    settings = UNGOVERNED
+    if any(each.get("status") is JobStatus.FAILED for each in reports):
+        settings = flow.load(session, workspace_id, flow_version)
     answers: list[Answer] = []
     for each in reports:
         job = after.get(each["job_id"])
@@ -411,7 +433,12 @@ def judge(
             continue
         began_at = (None if job.prefetched else job.started_at) or job.now
         rule = partial(
-            leases.report, job, each["lease_token"], backoff=backoff, chance=chance(), now=job.now
+            leases.report,
+            job,
+            each["lease_token"],
+            backoff=settings.of(job.job_type).backoff(backoff),
+            chance=chance(),
+            now=job.now,
         )
         refused = each.get("refused")
         try:
@@ -425,7 +452,8 @@ def judge(
             continue
         settling.apply(job, change)
         ran = None if change.outcome is None else job.now - began_at
-        answers.append(Answer(job, refused, ran, renewed=refused is not None))
+        frees = change.outcome is not None and holds_slot(job)
+        answers.append(Answer(job, refused, ran, renewed=refused is not None, frees_slot=frees))
     settling.settle(session)
     return _accept_repeated(session, reports, answers, after)
 
@@ -499,12 +527,41 @@ def reap(
         .with_for_update(skip_locked=True)
     ).all()
     settling = Settling(cast(Sequence[CurrentJob], found), actor=None)
+    of = flow.of_workspaces(session, {job.workspace_id for job in found})
     for job in settling.jobs.values():
-        change = leases.expire(job, backoff=backoff, chance=chance(), now=job.now)
+        own = of[job.workspace_id].of(job.job_type).backoff(backoff)
+        change = leases.expire(job, backoff=own, chance=chance(), now=job.now)
         if change.values:
             settling.apply(job, change)
     settling.settle(session)
     return Reaped(settling.ended, len(found) == limit)
+
+
+@transactional()
+def expire(session: Executor, *, limit: int = REAP_AT_ONCE) -> bool:
+    """Cancel jobs that were not started in time, up to ``limit``; returns whether there are more.
+
+    Jobs that are locked by another transaction are left for the next time.
+    """
+    found = session.execute(
+        select(*DECIDING, DbNow().label("now"))
+        .where(
+            PENDING,
+            jobs.c.expires_at <= select(DbNow()).scalar_subquery(),
+            not_(jobs.c.has_begun),
+            not_moving(jobs.c.workspace_id),
+        )
+        .order_by(jobs.c.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    settling = Settling(cast(Sequence[CurrentJob], found), actor=None)
+    for job in settling.jobs.values():
+        change = lifecycle.expire(job, job.now)
+        if change.values:
+            settling.apply(job, change)
+    settling.settle(session)
+    return len(found) == limit
 
 
 def list_attempts(session: Executor, job: Job) -> list[Attempt]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, literal, select
+from sqlalchemy import bindparam, func, literal, select, union_all
 
 from ..rules.jobs import JobStatus, Priority
 from ..store.columns import DbNow
@@ -17,7 +17,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import IN_ORDER, plan_without
-from . import counts, job_lists, throughput
+from . import counts, job_lists, throughput, workers
 from .job_filters import Filters
 from .job_rows import in_workspace
 
@@ -211,12 +211,11 @@ def _count(
     """How many jobs of each priority are pending and ``when``, up to ``most``."""
 
     def head(priority: Priority, of: Any) -> Any:
-        first = (
-            _pending(select(literal(1).label("n")), priority, of)
-            .where(when)
-            .limit(bindparam("limit"))
-        )
-        n = func.coalesce(func.sum(first.subquery().c.n), 0)
+        parts = [
+            pending.where(when).limit(bindparam("limit")).subquery().select()
+            for pending in _pending(select(literal(1).label("n")), priority, of)
+        ]
+        n = func.coalesce(func.sum(union_all(*parts).subquery().c.n), 0)
         return select(n).scalar_subquery()
 
     return _ask(session, some, head, {"now": now, "limit": most})
@@ -230,10 +229,16 @@ def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> di
     """
 
     def head(priority: Priority, of: Any) -> Any:
-        # The head of the index of claims.
-        first = _pending(select(jobs.c.due_at), priority, of)
-        before = first.where(jobs.c.due_at <= bindparam("now"))
-        return before.order_by(jobs.c.due_at, jobs.c.id).limit(1).scalar_subquery()
+        # The heads of the indexes of claims.
+        firsts = [
+            pending.where(jobs.c.due_at <= bindparam("now"))
+            .order_by(jobs.c.due_at, jobs.c.id)
+            .limit(1)
+            .subquery()
+            .select()
+            for pending in _pending(select(jobs.c.due_at), priority, of)
+        ]
+        return select(func.min(union_all(*firsts).subquery().c.due_at)).scalar_subquery()
 
     found = {}
     for of, moments in _ask(session, some, head, {"now": now}).items():
@@ -243,11 +248,16 @@ def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> di
     return found
 
 
-def _pending(query: Any, priority: Priority, of: Any) -> Any:
+def _pending(query: Any, priority: Priority, of: Any) -> list[Any]:
+    """The pending jobs, in parts of which each is a range of an index."""
     same = [jobs.c[column.name] == column for column in of.c]
-    return query.where(
+    pending = query.where(
         *same, jobs.c.status == JobStatus.PENDING, jobs.c.priority == priority
     ).correlate(of)
+    if "job_type" not in of.c:
+        return [pending]
+    key = jobs.c.concurrency_key
+    return [pending.where(key.is_(None)), pending.where(key.is_not(None))]
 
 
 def _ask(
@@ -273,13 +283,15 @@ class Backlog(NamedTuple):
     """What the database knows: jobs by workspace and status, and what waits and runs.
 
     ``oldest`` are the seconds for which a job of the workspace has been due. ``due`` and
-    ``running`` are jobs by workspace and type, of which ``omitted`` types are left out.
+    ``running`` are jobs, ``live_workers`` those that claim them, by workspace and type, of which
+    ``omitted`` types are left out.
     """
 
     jobs: Mapping[int, Mapping[JobStatus, int]]
     oldest: Mapping[int, float]
     due: Mapping[OfType, int]
     running: Mapping[OfType, int]
+    live_workers: Mapping[tuple[int, str], int]
     omitted: int
 
 
@@ -305,6 +317,7 @@ def backlog(session: Executor) -> Backlog:
         oldest={of[0]: seconds for of, seconds in oldest_due(session, waiting, now).items()},
         due={of: found.get(of, Due()).jobs for of in pending},
         running={(each.workspace_id, each.job_type): each.running for each in types},
+        live_workers=workers.count_live(session, [(ws, str(name)) for ws, name in pending]),
         omitted=omitted,
     )
 

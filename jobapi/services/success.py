@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from sqlalchemy import BigInteger, bindparam, case, cast, extract, func, or_, true, update
 
@@ -45,6 +45,15 @@ class PlainSuccess(TypedDict):
     lease_token: str
     result: Document | None
     """Without the nulls that a merge would take away; None: the job's own stays."""
+
+
+class Succeeded(NamedTuple):
+    """A job that a report of plain success has ended."""
+
+    ran: timedelta
+    """How long its attempt had run."""
+    frees_slot: bool
+    """Whether another job may start in its place."""
 
 
 _PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
@@ -82,8 +91,8 @@ def settle(
     *,
     only_job_types: Sequence[str] | None,
     actor: str | None,
-) -> dict[str, timedelta]:
-    """End the jobs of such reports with success; returns how long each had run, by ``job_id``.
+) -> dict[str, Succeeded]:
+    """End the jobs of such reports with success; returns what became of each, by ``job_id``.
 
     A job that is missing in it was left unchanged, for the rules to judge.
     """
@@ -97,7 +106,7 @@ def settle(
             **({} if only_job_types is None else {"job_types": only_job_types}),
         },
     )
-    return {row.job_id: row.ran for row in settled}
+    return {row.job_id: Succeeded(row.ran, row.frees_slot) for row in settled}
 
 
 @cache
@@ -135,6 +144,10 @@ def _success(typed: bool) -> Statement[AnyRow]:
             changed_by=bindparam("actor", type_=jobs.c.changed_by.type),
             **{**NO_LEASE, **error_columns(None)},
         )
-        .returning(jobs.c.job_id, (now - jobs.c.started_at).label("ran"))
+        .returning(
+            jobs.c.job_id,
+            (now - jobs.c.started_at).label("ran"),
+            func.coalesce(jobs.c.slot, jobs.c.key_slot).is_not(None).label("frees_slot"),
+        )
     )
     return Statement[AnyRow](success)

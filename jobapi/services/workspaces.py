@@ -19,15 +19,17 @@ from ..store.tables import (
     api_keys,
     idempotency_keys,
     job_flow,
+    job_types,
     jobs,
     memberships,
     operations,
     users,
+    workers,
     workspaces,
 )
 from ..store.tables import events as event_rows
 from ..store.transactions import BY_KEY, transactional
-from . import events
+from . import events, flow
 
 NOT_DELETED = workspaces.c.deleted_at.is_(None)
 
@@ -111,8 +113,9 @@ def change(
     name: str | None = None,
     retention: Mapping[str, int | None] | None = None,
     actor: str | None = None,
+    **ageing: int | None,
 ) -> AnyRow:
-    """Rename a workspace, or change its retention.
+    """Rename a workspace, or change its retention or ``priority_ageing_seconds``.
 
     ``retention`` maps ``success``, ``failed``, ``cancelled`` (ended jobs) and ``events``
     to a number of days; None keeps them forever. Missing keys stay unchanged. Raises
@@ -122,7 +125,10 @@ def change(
     if name is not None:
         check_name(name)
         values["name"] = name
+    values |= ageing
     if values:
+        if ageing:
+            flow.bump(session, workspace_id)
         differs = [workspaces.c[key].is_distinct_from(value) for key, value in values.items()]
         changed: Any = session.execute(
             update(workspaces)
@@ -131,8 +137,45 @@ def change(
         )
         if changed.rowcount:
             requested = {"name": name, "retention": retention}
-            data = {key: value for key, value in requested.items() if value is not None}
+            data = {key: value for key, value in requested.items() if value is not None} | ageing
             events.note(session, workspace_id, EventKind.WORKSPACE_CHANGED, actor=actor, data=data)
+    return get(session, workspace_id)
+
+
+@transactional()
+def pause(
+    session: Executor, workspace_id: int, reason: str | None, *, actor: str | None = None
+) -> AnyRow:
+    """Let claims of a workspace hand out no jobs. Raises ``WorkspaceNotFound``."""
+    return _set_paused(session, workspace_id, True, reason, actor)
+
+
+@transactional()
+def resume(session: Executor, workspace_id: int, *, actor: str | None = None) -> AnyRow:
+    """Let claims of a workspace hand out jobs again. Raises ``WorkspaceNotFound``."""
+    return _set_paused(session, workspace_id, False, None, actor)
+
+
+def _set_paused(
+    session: Executor, workspace_id: int, paused: bool, reason: str | None, actor: str | None
+) -> AnyRow:
+    flow.bump(session, workspace_id)
+    changed: Any = session.execute(
+        update(workspaces)
+        .where(
+            workspaces.c.id == workspace_id,
+            NOT_DELETED,
+            or_(
+                workspaces.c.paused.is_distinct_from(paused),
+                workspaces.c.paused_reason.is_distinct_from(reason),
+            ),
+        )
+        .values(paused=paused, paused_reason=reason, updated_at=DbNow())
+    )
+    if changed.rowcount:
+        kind = EventKind.WORKSPACE_PAUSED if paused else EventKind.WORKSPACE_RESUMED
+        data = {"reason": reason} if paused else None
+        events.note(session, workspace_id, kind, actor=actor, data=data)
     return get(session, workspace_id)
 
 
@@ -198,7 +241,7 @@ def clear(session: Executor) -> bool:
     # has moved away still has its keys and members.
     for table in (
         *(jobs, event_rows, job_flow, idempotency_keys, operations),
-        *(api_keys, memberships),
+        *(job_types, workers, api_keys, memberships),
     ):
         in_workspace = table.c.workspace_id == workspace_id
         # On Postgres, events have no index on their id alone. On SQLite that is the primary key,

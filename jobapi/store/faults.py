@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
+from sqlalchemy import Index
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -109,6 +110,11 @@ def is_locked(error: BaseException) -> bool:
     return judge(error) in (_LOCKED, _CONFLICT)
 
 
+def is_deadlock(error: DBAPIError) -> bool:
+    """Whether Postgres ended a transaction that waited in a circle with others."""
+    return sqlstate(error.orig) == "40P01"
+
+
 def parent_is_gone(error: DBAPIError) -> bool:
     """Whether a foreign key refused a row, because what it belongs to is not there any more."""
     if not isinstance(error, IntegrityError):
@@ -116,6 +122,21 @@ def parent_is_gone(error: DBAPIError) -> bool:
     return (
         sqlstate(error.orig) == "23503"
         or _sqlite_name(error.orig) == "SQLITE_CONSTRAINT_FOREIGNKEY"
+    )
+
+
+def violates(error: DBAPIError, index: Index) -> bool:
+    """Whether a unique index refused a row that another one stands in the way of."""
+    if not isinstance(error, IntegrityError):
+        return False
+    names = [column.name for column in index.columns]
+    diagnostics: Any = getattr(error.orig, "diag", None)
+    if diagnostics is None:
+        table = index.table.name if index.table is not None else ""
+        return str(error.orig).endswith(": " + ", ".join(f"{table}.{name}" for name in names))
+    # By its columns, because in a partition the index has another name.
+    return sqlstate(error.orig) == "23505" and f"({', '.join(names)})=" in (
+        diagnostics.message_detail or ""
     )
 
 

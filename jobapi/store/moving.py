@@ -18,9 +18,11 @@ from .tables import (
     events,
     idempotency_keys,
     job_flow,
+    job_types,
     jobs,
     memberships,
     operations,
+    workers,
     workspaces,
 )
 
@@ -59,6 +61,8 @@ GUARDS = (
     Guard(memberships),
     Guard(api_keys, free=("last_used_at",)),
     Guard(idempotency_keys),
+    Guard(job_types),
+    Guard(workers),
     # Not UPDATE: ``events.put_restored_first`` numbers all events of a restored database.
     Guard(events, ("INSERT", "DELETE")),
     # Changes that were made before are still added to the throughput.

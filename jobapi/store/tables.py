@@ -40,6 +40,8 @@ LEAVING, ARRIVING = 0, 1
 
 _Json = JSON(none_as_null=True)
 _BigId = BigInteger().with_variant(Integer, "sqlite")
+# In the order of their bytes, so that both databases and Python agree.
+_Key = String(200).with_variant(String(200, collation="C"), "postgresql")
 
 
 class Base(DeclarativeBase):
@@ -113,6 +115,7 @@ class Workspace(Base):
         CheckConstraint("keep_cancelled >= 1", "keep_cancelled"),
         CheckConstraint("keep_events >= 1", "keep_events"),
         CheckConstraint("move BETWEEN 0 AND 1", "move"),
+        CheckConstraint("priority_ageing_seconds BETWEEN 1 AND 604800", "ageing"),
         {"sqlite_autoincrement": True},
     )
 
@@ -126,6 +129,14 @@ class Workspace(Base):
     keep_cancelled: Mapped[int | None] = mapped_column(comment="days; null: for ever")
     keep_events: Mapped[int | None] = mapped_column(
         server_default=text("30"), comment="days; null: for ever"
+    )
+    paused: Mapped[bool] = mapped_column(server_default=false())
+    paused_reason: Mapped[str | None] = mapped_column(Text)
+    priority_ageing_seconds: Mapped[int | None]
+    flow_version: Mapped[int] = mapped_column(
+        BigInteger,
+        server_default=text("0"),
+        comment="a random number for each change of how claims choose jobs; 0: as by default",
     )
     deleted_at: Mapped[datetime | None] = mapped_column(
         UtcDateTime, comment="since when nobody sees it; what is in it is being deleted"
@@ -176,6 +187,84 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
+class JobType(Base):
+    """The settings of a job type, and where its claims stand. See ``rules.flow``."""
+
+    __tablename__ = "jobapi_job_types"
+    __table_args__ = (
+        CheckConstraint("length(job_type) BETWEEN 1 AND 100", "job_type"),
+        CheckConstraint("max_running BETWEEN 1 AND 1000", "max_running"),
+        CheckConstraint("max_running_per_key BETWEEN 1 AND 1000", "max_running_per_key"),
+        CheckConstraint(
+            "(rate_starts IS NULL) = (rate_seconds IS NULL)"
+            " AND (rate_starts IS NULL) = (tokens IS NULL)"
+            " AND (rate_starts IS NULL) = (tokens_at IS NULL)"
+            " AND (rate_starts IS NULL OR rate_starts BETWEEN 1 AND 100000)"
+            " AND (rate_seconds IS NULL OR rate_seconds BETWEEN 1 AND 86400)",
+            "rate_limit",
+        ),
+        CheckConstraint("tokens >= 0 AND tokens <= rate_starts", "tokens"),
+        CheckConstraint("max_pending BETWEEN 1 AND 10000000", "max_pending"),
+        CheckConstraint("start_within_seconds BETWEEN 1 AND 31536000", "start_within_seconds"),
+        CheckConstraint("priority BETWEEN 0 AND 3", "priority"),
+        CheckConstraint("max_retries BETWEEN 0 AND 100", "max_retries"),
+        CheckConstraint("timeout_seconds >= 1", "timeout_seconds"),
+        CheckConstraint(
+            "(retry_backoff_seconds IS NULL OR retry_backoff_seconds BETWEEN 1 AND 86400) AND"
+            " (retry_backoff_max_seconds IS NULL OR retry_backoff_max_seconds BETWEEN 1 AND 86400)",
+            "retry_backoff",
+        ),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    job_type: Mapped[str] = mapped_column(String(100), primary_key=True)
+    paused: Mapped[bool] = mapped_column(server_default=false())
+    paused_reason: Mapped[str | None] = mapped_column(Text)
+    max_running: Mapped[int | None]
+    max_running_per_key: Mapped[int | None]
+    rate_starts: Mapped[int | None] = mapped_column(comment="so many starts in rate_seconds")
+    rate_seconds: Mapped[int | None]
+    max_pending: Mapped[int | None]
+    start_within_seconds: Mapped[int | None]
+    priority: Mapped[int | None] = mapped_column(SmallInteger)
+    max_retries: Mapped[int | None]
+    timeout_seconds: Mapped[int | None]
+    retry_backoff_seconds: Mapped[int | None]
+    retry_backoff_max_seconds: Mapped[int | None]
+    keyed: Mapped[bool] = mapped_column(
+        server_default=false(), comment="whether it has had jobs with a concurrency_key"
+    )
+    tokens: Mapped[float | None] = mapped_column(
+        Double, comment="how many starts the bucket of rate_limit allowed at tokens_at"
+    )
+    tokens_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    turns: Mapped[dict[str, str] | None] = mapped_column(
+        _Json, comment="by priority: the concurrency_key that was served last"
+    )
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WorkerRecord(Base):
+    """A worker that has claimed jobs within the last day, by its name and its actor."""
+
+    __tablename__ = "jobapi_workers"
+    __table_args__ = (
+        # The deletion of those that are gone, and of the oldest beyond the limit.
+        Index("ix_jobapi_workers_seen", "workspace_id", "last_seen_at"),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(_Key, primary_key=True)
+    actor: Mapped[str] = mapped_column(String(20), primary_key=True, comment="user:1 or key:1")
+    job_types: Mapped[list[str] | None] = mapped_column(_Json, comment="null: all")
+    first_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class JobRecord(Base):
     """A job. ``rules/lifecycle.py`` has the transitions of its status."""
 
@@ -215,6 +304,9 @@ class JobRecord(Base):
             " ELSE run_id IS NULL OR NOT prefetched END",
             "begun",
         ),
+        CheckConstraint("NOT ripe OR concurrency_key IS NOT NULL", "ripe"),
+        CheckConstraint("slot BETWEEN 1 AND 1000", "slot"),
+        CheckConstraint("key_slot BETWEEN 1 AND 1000", "key_slot"),
         # Claims: the pending jobs of a workspace and priority, by due time.
         Index(
             "ix_jobapi_jobs_claim",
@@ -225,12 +317,64 @@ class JobRecord(Base):
             postgresql_where=text("status = 0"),
             sqlite_where=text("status = 0"),
         ),
-        # Claims that are limited to certain job types.
+        # Claims that are limited to certain job types: the same for jobs without a key.
         Index(
             "ix_jobapi_jobs_claim_type",
             *("workspace_id", "job_type", "priority", "due_at", "id"),
-            postgresql_where=text("status = 0"),
-            sqlite_where=text("status = 0"),
+            postgresql_where=text("status = 0 AND concurrency_key IS NULL"),
+            sqlite_where=text("status = 0 AND concurrency_key IS NULL"),
+        ),
+        # Claims of jobs whose keys take turns.
+        Index(
+            "ix_jobapi_jobs_claim_key",
+            *("workspace_id", "job_type", "priority", "concurrency_key", "due_at", "id"),
+            postgresql_where=text("status = 0 AND ripe"),
+            sqlite_where=text("status = 0 AND ripe"),
+        ),
+        # The same for jobs with a key: how many are due, and since when.
+        Index(
+            "ix_jobapi_jobs_claim_keyed",
+            *("workspace_id", "job_type", "priority", "due_at", "id"),
+            postgresql_where=text("status = 0 AND concurrency_key IS NOT NULL"),
+            sqlite_where=text("status = 0 AND concurrency_key IS NOT NULL"),
+        ),
+        # Jobs with a key that become due.
+        Index(
+            "ix_jobapi_jobs_unripe",
+            *("workspace_id", "job_type", "due_at"),
+            postgresql_where=text("status = 0 AND concurrency_key IS NOT NULL AND NOT ripe"),
+            sqlite_where=text("status = 0 AND concurrency_key IS NOT NULL AND NOT ripe"),
+        ),
+        # No more jobs of a type run than it has slots.
+        Index(
+            "uq_jobapi_jobs_slot",
+            *("workspace_id", "job_type", "slot"),
+            unique=True,
+            postgresql_where=text("status = 1 AND slot IS NOT NULL"),
+            sqlite_where=text("status = 1 AND slot IS NOT NULL"),
+        ),
+        # The same for each key. It has all running jobs with a key, to count them.
+        Index(
+            "uq_jobapi_jobs_key_slot",
+            *("workspace_id", "job_type", "concurrency_key", "key_slot"),
+            unique=True,
+            postgresql_where=text("status = 1 AND concurrency_key IS NOT NULL"),
+            sqlite_where=text("status = 1 AND concurrency_key IS NOT NULL"),
+        ),
+        # One live job for each unique_key.
+        Index(
+            "uq_jobapi_jobs_live",
+            *("workspace_id", "job_type", "unique_key"),
+            unique=True,
+            postgresql_where=text("status <= 1 AND unique_key IS NOT NULL"),
+            sqlite_where=text("status <= 1 AND unique_key IS NOT NULL"),
+        ),
+        # Jobs that expire if they are not started.
+        Index(
+            "ix_jobapi_jobs_expires",
+            "expires_at",
+            postgresql_where=text("status = 0 AND expires_at IS NOT NULL AND NOT has_begun"),
+            sqlite_where=text("status = 0 AND expires_at IS NOT NULL AND NOT has_begun"),
         ),
         # The reaper: running jobs by when their lease or timeout expires.
         Index(
@@ -325,6 +469,21 @@ class JobRecord(Base):
     )
     run_id: Mapped[str | None] = mapped_column(
         String(64), comment="what began the attempt, as it named itself"
+    )
+    concurrency_key: Mapped[str | None] = mapped_column(_Key)
+    unique_key: Mapped[str | None] = mapped_column(_Key)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    slot: Mapped[int | None] = mapped_column(
+        comment="while it runs: its number among the running jobs of a type with max_running"
+    )
+    key_slot: Mapped[int | None] = mapped_column(
+        comment="while it runs: its number among those of its key, with max_running_per_key"
+    )
+    ripe: Mapped[bool] = mapped_column(
+        server_default=false(), comment="has a concurrency_key, and was due when last looked at"
+    )
+    has_begun: Mapped[bool] = mapped_column(
+        server_default=false(), comment="an attempt has begun: it does not expire any more"
     )
     last_event: Mapped[int | None] = mapped_column(
         SmallInteger, comment="the kind of event that the last change is; null: none"
@@ -532,6 +691,8 @@ login_failures = Base.metadata.tables["jobapi_login_failures"]
 workspaces = Base.metadata.tables["jobapi_workspaces"]
 memberships = Base.metadata.tables["jobapi_memberships"]
 api_keys = Base.metadata.tables["jobapi_api_keys"]
+job_types = Base.metadata.tables["jobapi_job_types"]
+workers = Base.metadata.tables["jobapi_workers"]
 jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
 job_counts = Base.metadata.tables["jobapi_job_counts"]
@@ -541,3 +702,9 @@ events = Base.metadata.tables["jobapi_events"]
 operations = Base.metadata.tables["jobapi_operations"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 leader_locks = Base.metadata.tables["jobapi_duties"]
+
+_unique = {str(index.name): index for index in jobs.indexes if index.unique}
+SLOTS = (_unique["uq_jobapi_jobs_slot"], _unique["uq_jobapi_jobs_key_slot"])
+"""The indexes that refuse a start without a free slot."""
+LIVE = _unique["uq_jobapi_jobs_live"]
+"""The index that refuses a second live job with the same ``unique_key``."""

@@ -14,13 +14,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, func, select, true
+from sqlalchemy import Connection, Index, func, select, true
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .connections import Executor, dialect_name, run_on_driver
+from .faults import is_deadlock, violates
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_REPEATS = 10
+"""How often a transaction is run again that another one was in the way of."""
 
 BY_KEY = ("seqscan", "indexscan")
 """For statements that go to rows by their keys in a table of any size, or by what documents have.
@@ -53,18 +57,40 @@ def atomic(session: Executor, *, planner: Sequence[str] = ()) -> AbstractContext
     return nullcontext()
 
 
-def transactional(*, planner: Sequence[str] = ()) -> Callable[[F], F]:
-    """Decorate a service so that it runs in ``atomic`` on the session that it is given."""
+def transactional(
+    *, planner: Sequence[str] = (), repeat_after: Sequence[Index] = ()
+) -> Callable[[F], F]:
+    """Decorate a service so that it runs in ``atomic`` on the session that it is given.
+
+    If one of the unique indexes ``repeat_after`` refuses a row, because another transaction was
+    first, the service runs again, unless the transaction is the caller's.
+    """
 
     def decorator(service: F) -> F:
         @wraps(service)
         def whole(session: Executor, *args: Any, **kwargs: Any) -> Any:
-            with atomic(session, planner=planner):
-                return service(session, *args, **kwargs)
+            def run() -> Any:
+                with atomic(session, planner=planner):
+                    return service(session, *args, **kwargs)
+
+            return repeating(session, run, repeat_after) if repeat_after else run()
 
         return cast(F, whole)
 
     return decorator
+
+
+def repeating(session: Executor, run: Callable[[], T], after: Sequence[Index]) -> T:
+    """Run a transaction, and run it again if one of these unique indexes refuses a row."""
+    if not isinstance(session, Connection) or not _commits_each_statement(session):
+        return run()
+    for _ in range(MAX_REPEATS):
+        try:
+            return run()
+        except DBAPIError as error:
+            if not is_deadlock(error) and not any(violates(error, index) for index in after):
+                raise
+    return run()
 
 
 def _commits_each_statement(connection: Connection) -> bool:

@@ -100,6 +100,9 @@ class Caller:
     role: Role | None = None
     """The role in the workspace of the path, or in the API key's workspace."""
 
+    flow_version: int | None = None
+    """The version of the flow control of the workspace in the path: see ``services.flow``."""
+
     job: AnyRow | None = None
     """The job of the path, with the columns of ``guard(job_columns=…)`` and ``now``."""
 
@@ -376,6 +379,7 @@ def _lookup(
         columns += [
             workspaces.c.id.label("caller_workspace_id"),
             workspaces.c.move.label("caller_move"),
+            workspaces.c.flow_version.label("caller_flow_version"),
         ]
         source = source.outerjoin(
             workspaces, and_(workspaces.c.id == bindparam("workspace_id"), NOT_DELETED)
@@ -488,6 +492,7 @@ def _caller(
         key_workspace_id=row.key_workspace_id if by_key else None,
         job_types=row.key_job_types if by_key else None,
         role=role,
+        flow_version=row.caller_flow_version if in_workspace else None,
         job=row if job_columns is not None else None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import wraps
 from typing import Any, cast
@@ -24,7 +24,11 @@ from ..rules.jobs import Job, JobEdit, JobStatus, Report
 from ..rules.lifecycle import PENDING_FIELDS
 from ..rules.roles import Role
 from ..schemas import jobs as schemas
-from ..services import jobs, queue
+from ..schemas.base import Reason
+from ..schemas.explain import Explanation
+from ..services import creating, explain, jobs, queue
+from ..services.changing import changed_since
+from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, lease_token
 from .base import View, json_response, location, state
@@ -40,7 +44,7 @@ from .conditions import (
     tagged_unless_known,
     version_wanted,
 )
-from .openapi import header, header_parameter
+from .openapi import alternative, header, header_parameter
 from .replay import IDEMPOTENCY_KEY, REPLAYED_HEADER, replayable
 
 blp = Blueprint(
@@ -62,8 +66,11 @@ _LEASE_TOKEN = header_parameter(
     JOBS,
     "POST",
     summary="Create job in workspace",
-    errors=(404, 409),
+    errors=(404, 409, 429),
     parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
+    responses=alternative(
+        200, "A live job has the `unique_key`.", schemas.ExistingJob, REPLAYED_HEADER
+    ),
 )
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobCreate, example=examples.CREATE)
@@ -76,27 +83,38 @@ _LEASE_TOKEN = header_parameter(
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Create a job that is due now, or at `scheduled_at`.
 
+    With a `unique_key` that a live job has, `on_conflict` decides; the answer with that job is 200
+    and has `existing`. If the type has as many pending jobs as it may have, it is 429 `queue-full`.
+
     With an `Idempotency-Key` the request is safe to repeat.
     """
     _check_target(body.pop("workspace_id"), workspace_id, "workspace_id")
     caller.check_job_type(body["job_type"])
 
     def create(connection: Connection) -> dict[str, Any]:
-        row = jobs.create(
-            connection,
-            workspace_id,
-            created_by=caller.user_id,
-            now=caller.now,
-            actor=caller.name,
-            traceparent=request.headers.get("traceparent"),
-            **body,
-        )
-        return schemas.Job.render(row)
+        made = creating.submit(connection, workspace_id, **_creation(caller), **body)
+        return _with_existing(made) if made.existing else schemas.Job.render(made.job)
 
     answer, headers = replayable(caller, workspace_id, "create_job", body, create)
+    if answer.get("existing"):
+        return json_response(answer, 200, headers)
     state().waiters.announce(caller.connection, workspace_id)
     url = location("jobapi-jobs.get_job", workspace_id=workspace_id, job_id=answer["job_id"])
     return json_response(answer, 201, {**etag(1), **url, **headers})
+
+
+def _creation(caller: Caller) -> creating.Creation:
+    return {
+        "created_by": caller.user_id,
+        "now": caller.now,
+        "actor": caller.name,
+        "traceparent": request.headers.get("traceparent"),
+        "flow_version": caller.flow_version,
+    }
+
+
+def _with_existing(made: creating.Created) -> dict[str, Any]:
+    return {**schemas.Job.render(made.job), "existing": made.existing}
 
 
 def _check_target(given: int, workspace_id: int, name: str) -> None:
@@ -108,16 +126,28 @@ def _check_target(given: int, workspace_id: int, name: str) -> None:
     f"{JOBS}/batch",
     "POST",
     summary="Create many jobs in workspace",
-    errors=(404, 409),
+    errors=(404, 409, 429),
     parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
+    responses=alternative(
+        200,
+        "No job was created: live jobs have the unique keys.",
+        schemas.JobBatchCreated,
+        REPLAYED_HEADER,
+    ),
 )
 @guard(Role.MEMBER)
 @blp.arguments(schemas.JobBatch, example={"jobs": [examples.CREATE]})
 @blp.response(
-    201, schemas.JobBatchCreated, example={"data": [examples.PENDING]}, headers=REPLAYED_HEADER
+    201,
+    schemas.JobBatchCreated,
+    example={"data": [examples.PENDING]},
+    headers=REPLAYED_HEADER,
 )
 def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Create up to 1,000 jobs, all or none. The answer has them in the same order.
+
+    Items with the same `unique_key` are judged in their order. If each of them has led to a live
+    job, the answer is 200.
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
@@ -127,33 +157,37 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
             item.pop("workspace_id", workspace_id), workspace_id, f"jobs.{number}.workspace_id"
         )
         caller.check_job_type(item["job_type"])
+    has_unique_keys = any("unique_key" in item for item in items)
 
     def create(connection: Connection) -> dict[str, Any]:
-        rows = jobs.create_many(
-            connection,
-            workspace_id,
-            items,
-            created_by=caller.user_id,
-            now=caller.now,
-            actor=caller.name,
-            traceparent=request.headers.get("traceparent"),
-        )
-        return schemas.JobBatchCreated.render({"data": rows})
+        made = creating.submit_many(connection, workspace_id, items, **_creation(caller))
+        return render(made)
+
+    def render(made: Sequence[creating.Created]) -> dict[str, Any]:
+        if not has_unique_keys:
+            return {"data": [schemas.Job.render(each.job) for each in made]}
+        return {"data": [_with_existing(each) for each in made]}
 
     def keep(answer: dict[str, Any]) -> Any:
+        if caller.flow_version or has_unique_keys:
+            return answer
         # The rest can be derived from the request, which is the same.
         return caller.now, [job["job_id"] for job in answer["data"]]
 
     def again(kept: Any) -> dict[str, Any]:
+        if isinstance(kept, dict):
+            return kept
         now, ids = kept
-        rows = jobs.new_rows(
+        rows = creating.new_rows(
             workspace_id, items, created_by=caller.user_id, now=datetime.fromisoformat(now), ids=ids
         )
-        return schemas.JobBatchCreated.render({"data": rows})
+        return render([creating.Created(row) for row in rows])
 
     answer, headers = replayable(
         caller, workspace_id, "create_jobs", body, create, keep=keep, again=again
     )
+    if all(job.get("existing") for job in answer["data"]):
+        return json_response(answer, 200, headers)
     state().waiters.announce(caller.connection, workspace_id)
     return json_response(answer, 201, headers)
 
@@ -267,6 +301,7 @@ def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) ->
         if_match=version_wanted(),
         job=caller.job,
         actor=caller.name,
+        flow_version=caller.flow_version,
     )
     metrics = state().metrics
     if metrics is not None and body.get("status") is JobStatus.FAILED:
@@ -277,7 +312,7 @@ def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) ->
 def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token: str) -> Any:
     wanted = version_wanted()
     if wanted is not None and not wanted(caller.job.version if caller.job else 0):
-        raise jobs.changed_since()
+        raise changed_since()
     not_for_workers = sorted(PENDING_FIELDS.keys() & body.keys())
     if not_for_workers:
         raise JobNotEditable(
@@ -286,7 +321,12 @@ def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token
         )
     report = cast(Report, {"job_id": job_id, "lease_token": token, **body})
     answer, row = queue.report_one(
-        caller.connection, workspace_id, report, backoff=state().backoff, actor=caller.name
+        caller.connection,
+        workspace_id,
+        report,
+        backoff=state().backoff,
+        actor=caller.name,
+        flow_version=caller.flow_version,
     )
     metrics = state().metrics
     if metrics is not None:
@@ -297,7 +337,10 @@ def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token
 
 
 def _put_back(caller: Caller, row: Job) -> Any:
-    if row.status == JobStatus.PENDING:
+    """Answer with a job, of which or in whose place a waiting claim may get one."""
+    if row.status == JobStatus.PENDING or (
+        row.status != JobStatus.RUNNING and queue.holds_slot(row)
+    ):
         state().waiters.announce(caller.connection, row.workspace_id)
     return tagged(row)
 
@@ -306,18 +349,18 @@ def _put_back(caller: Caller, row: Job) -> Any:
     f"{JOB}/cancel", "POST", summary="Cancel job", errors=(404, 409, 412), parameters=[IF_MATCH]
 )
 @guard(Role.MEMBER, job_columns="all")
-@blp.arguments(schemas.Reason, location="optional_json", required=False)
+@blp.arguments(Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Cancel a pending or running job; its partial result is kept."""
-    return tagged(_with_reason(jobs.cancel, caller, body, workspace_id, job_id))
+    return _put_back(caller, _with_reason(jobs.cancel, caller, body, workspace_id, job_id))
 
 
 @blp.operation(
     f"{JOB}/retry", "POST", summary="Retry job", errors=(404, 409, 412), parameters=[IF_MATCH]
 )
 @guard(Role.MEMBER, job_columns="all")
-@blp.arguments(schemas.Reason, location="optional_json", required=False)
+@blp.arguments(Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Return a failed or cancelled job to pending, due now."""
@@ -336,6 +379,24 @@ def _with_reason(
         job=caller.job,
         actor=caller.name,
     )
+
+
+@blp.operation(f"{JOB}/explain", summary="Explain a job's state", errors=(404,))
+@guard(Role.VIEWER, job_columns="all")
+@blp.response(200, Explanation)
+def explain_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
+    """Say why a job waits and when it is likely to start, how it runs, or what ended it.
+
+    Codes for a pending job: `scheduled`, `retry-backoff`, `workspace-paused`, `type-paused`,
+    `at-capacity`, `key-at-capacity`, `rate-limited`, `no-live-worker`, `behind-others`, `ready`;
+    for a running one: `running`, `overdue`, `lease-late`; for an ended one: `success`, `failed`,
+    `cancelled`, `lease-expired`, `timed-out`.
+    """
+    job: Any = caller.job
+    with snapshot(caller.connection) as connection:
+        found = explain.explain(connection, job, flow_version=caller.flow_version)
+    reasons = [{"code": each.code, "detail": each.detail, **each.more} for each in found.reasons]
+    return {**vars(found), "job_id": job.job_id, "status": job.status, "reasons": reasons}
 
 
 @blp.operation(JOB, "DELETE", summary="Delete job", errors=(404, 409))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from apispec.ext.marshmallow import MarshmallowPlugin
@@ -191,6 +192,14 @@ def header_parameter(name: str, description: str, **schema: Any) -> dict[str, An
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
+def alternative(
+    status: int, description: str, schema: Any, headers: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The documentation of a response besides the usual one of a view."""
+    content = {"application/json": {"schema": schema}}
+    return {str(status): {"description": description, "content": content, "headers": headers or {}}}
+
+
 _RETRY_AFTER = header("Retry-After", "Seconds to wait before the next try.")
 ERROR_HEADERS = {
     401: header("WWW-Authenticate", "`Bearer`, with an `error` for an invalid token (RFC 6750)."),
@@ -208,6 +217,7 @@ PATH_PARAMETERS = [
         ("user_id", "The user.", _ID, 123),
         ("key_id", "The API key.", _ID, 1),
         ("operation_id", "The operation.", _ID, 1),
+        ("job_type", "The job type.", {"type": "string"}, "data_processing"),
     )
 ]
 

@@ -100,7 +100,8 @@ def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) ->
         return schemas.Operation.render(_shown(row._asdict()))
 
     answer, headers = replayable(caller, workspace_id, "create_operation", body, create)
-    if action is Action.RETRY:
+    if action is not Action.DELETE:
+        # Retried jobs are due; cancelled ones may have held slots.
         state().waiters.announce(caller.connection, workspace_id)
     url = location(
         "jobapi-operations.get_operation",

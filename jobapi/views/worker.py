@@ -98,7 +98,9 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
     for job_type in body.get("job_types") or ():
         caller.check_job_type(job_type)
     wanted = {name: value for name, value in body.items() if value is not None}
-    wanted["job_types"] = _job_types(caller, body)
+    job_types = wanted["job_types"] = _job_types(caller, body)
+    worker = wanted.get("worker")
+    state().note_worker(caller.connection, workspace_id, worker, caller.name, job_types)
     wait_seconds = wanted.pop("wait_seconds", 0)
     key = idempotency_key()
     rows: Sequence[Job]
@@ -109,6 +111,7 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
             lease_token=queue.new_lease_token(),
             now=caller.now,
             actor=caller.name,
+            flow_version=caller.flow_version,
             **wanted,
         )
     else:
@@ -119,6 +122,7 @@ def _claim(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response 
             body=body,
             now=caller.now,
             actor=caller.name,
+            flow_version=caller.flow_version,
             **wanted,
         )
         if replayed:
@@ -164,8 +168,12 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
             backoff=state().backoff,
             only_job_types=caller.job_types,
             actor=caller.name,
+            flow_version=caller.flow_version,
         )
-        if any(answer.job is not None and queue.is_due(answer.job) for answer in judged):
+        if any(
+            answer.frees_slot or (answer.job is not None and queue.is_due(answer.job))
+            for answer in judged
+        ):
             state().waiters.announce(caller.connection, workspace_id)
     metrics = state().metrics
     if metrics is not None:
@@ -231,8 +239,8 @@ def _job_id(raw: Any) -> str | None:
 
 
 def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
-    job, problem, _, renewed = answer
-    holds = problem is None or renewed
+    job, problem = answer.job, answer.problem
+    holds = problem is None or answer.renewed
     return {
         "job_id": job_id,
         "accepted": problem is None,

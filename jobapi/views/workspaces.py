@@ -7,10 +7,10 @@ from typing import Any
 from ..errors import AdministratorOnly, RoleTooLow, UserNotFound
 from ..rules.roles import Role
 from ..schemas import workspaces as schemas
-from ..schemas.base import PagingQuery
+from ..schemas.base import PagingQuery, Reason
 from ..services import accounts, counts, keys, workspaces
 from .access import Caller, guard
-from .base import location, paginated
+from .base import location, paginated, state
 from .blueprints import Blueprint
 from .openapi import header
 
@@ -78,11 +78,32 @@ def get_workspace(caller: Caller, workspace_id: int) -> Any:
 @blp.arguments(schemas.WorkspaceUpdate)
 @blp.response(200, schemas.Workspace)
 def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Rename a workspace, or set for how many days it keeps ended jobs and events.
+    """Rename a workspace, or change how long it keeps jobs and events, or how priorities age.
 
-    Absent fields stay as they are. `null` keeps forever, which is the default for jobs.
+    Absent fields stay as they are. In `retention`, `null` keeps forever, which is the default for
+    jobs.
     """
     row = workspaces.change(caller.connection, workspace_id, actor=caller.name, **body)
+    return _with_role(row, caller.role)
+
+
+@blp.operation(f"{WORKSPACE}/pause", "POST", summary="Pause workspace", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@blp.arguments(Reason, location="optional_json", required=False)
+@blp.response(200, schemas.Workspace)
+def pause_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
+    """Let claims hand out no jobs. Running jobs go on, and jobs can be created."""
+    row = workspaces.pause(caller.connection, workspace_id, body.get("reason"), actor=caller.name)
+    return _with_role(row, caller.role)
+
+
+@blp.operation(f"{WORKSPACE}/resume", "POST", summary="Resume workspace", errors=(404,))
+@guard(Role.OWNER, keys=False)
+@blp.response(200, schemas.Workspace)
+def resume_workspace(caller: Caller, workspace_id: int) -> Any:
+    """Let claims hand out jobs again."""
+    row = workspaces.resume(caller.connection, workspace_id, actor=caller.name)
+    state().waiters.announce(caller.connection, workspace_id)
     return _with_role(row, caller.role)
 
 

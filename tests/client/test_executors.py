@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from jobapi.client import Client, Job, Task, Worker
-from jobapi.client.commands import _error_messages
+from jobapi.client.commands.base import error_messages
 from jobapi.client.models import ClaimedJob
 from jobapi.client.runs import ExecutorClosed, Refusal, Run
 
@@ -315,7 +315,7 @@ def test_executor_that_is_shut_down_ends_the_worker(desk: Desk, client: Client) 
     job = client.create(desk.workspace_id, "a")
     with pytest.raises(ExecutorClosed, match="shutdown"):
         worker.run()
-    with pytest.raises(click.ClickException, match="takes no more jobs"), _error_messages():
+    with pytest.raises(click.ClickException, match="takes no more jobs"), error_messages():
         worker.run()
     left = client.get(desk.workspace_id, job.job_id)
     assert (left.status, left.retry_count) == ("pending", 0)

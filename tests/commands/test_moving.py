@@ -96,7 +96,13 @@ def fill(desk: Desk) -> str:
         f"/workspace/{desk.workspace_id}/members",
         json={"user_id": other.id, "role": "viewer"},
     )
-    desk.call("PATCH", f"/workspace/{desk.workspace_id}", json={"retention": {"failed": 30}})
+    changes = {"retention": {"failed": 30}, "priority_ageing_seconds": 60}
+    desk.call("PATCH", f"/workspace/{desk.workspace_id}", json=changes)
+    limits = {"max_running": 50, "rate_limit": {"starts": 70, "seconds": 9}, "max_retries": 5}
+    path = f"/workspace/{desk.workspace_id}/job-types/data_analysis"
+    assert desk.call("PATCH", path, json=limits).status_code == 200
+    desk.create(concurrency_key="k", unique_key="u", expires_at="2100-01-01T00:00:00Z")
+    desk.claim(worker="w")
     made = desk.call(
         "POST", f"/workspace/{desk.workspace_id}/keys", json={"name": "k", "role": "worker"}
     )
@@ -121,6 +127,11 @@ def seen(world: World, workspace_id: int, token: str) -> dict[str, Any]:
     history = world.call("GET", f"{base}/events?limit=100&order=asc", token).json["data"]
     return {
         "workspace": world.call("GET", base, token).json,
+        "job types": [
+            {**each, "oldest_due_seconds": None}
+            for each in world.call("GET", f"{base}/job-types", token).json["data"]
+        ],
+        "workers": world.call("GET", f"{base}/workers", token).json,
         "jobs": listed["data"],
         "total": listed["pagination"]["total"],
         "attempts": [

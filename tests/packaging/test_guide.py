@@ -22,7 +22,10 @@ from ..served import Service, jobapi
 from ..stand_ins import install
 
 GUIDE = (Path(__file__).parents[1] / "guide" / "job-api-guide.md").read_text()
-ADDED = {"metadata", "timeout_seconds", "error", "due_at"}
+ADDED = {
+    *("metadata", "timeout_seconds", "error", "due_at"),
+    *("concurrency_key", "unique_key", "expires_at"),
+}
 """What the contract adds to the guide's job."""
 
 STATUS_CODES = "HTTP Status Codes"

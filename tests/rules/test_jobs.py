@@ -74,7 +74,7 @@ def test_columns_that_a_rule_changes_have_the_types_of_the_job() -> None:
         assert python_type(hint) == python_type(of_job[name])
     edited = set(fields_set_by(SetBy.EDIT))
     assert set(get_type_hints(JobColumns)) - set(get_type_hints(SettledColumns)) == (
-        edited - {"max_retries"} | {"attempt", "worker"}
+        edited - {"max_retries", "expires_at"} | {"attempt", "worker"}
     )
 
 

@@ -200,7 +200,8 @@ def test_order_of_the_statuses_is_that_of_their_numbers_and_of_all_of_them() -> 
 def test_kinds_of_events_that_members_see_are_of_jobs() -> None:
     assert {kind.label for kind in EventKind} - {kind.label for kind in JOB_EVENTS} == {
         *("member_added", "member_changed", "member_removed", "key_created", "key_revoked"),
-        "workspace_changed",
+        *("workspace_changed", "workspace_paused", "workspace_resumed"),
+        *("job_type_changed", "job_type_paused", "job_type_resumed"),
     }
 
 

@@ -222,7 +222,12 @@ def test_every_index_of_what_workspaces_have_begins_with_the_workspace(
 ) -> None:
     unique = {"pk_jobapi_jobs", "uq_jobapi_jobs_job_id", "pk_jobapi_events", "pk_jobapi_operations"}
     # Ids of jobs are random; the others are the maintenance's, which is for all workspaces.
-    others = {"ix_jobapi_events_job", "ix_jobapi_jobs_reap", "ix_jobapi_operations_running"}
+    others = {
+        "ix_jobapi_events_job",
+        "ix_jobapi_jobs_reap",
+        "ix_jobapi_jobs_expires",
+        "ix_jobapi_operations_running",
+    }
     with desk.world.state.engine.connect() as connection:
         query = text("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = :table")
         found = {row.indexname: row.indexdef for row in connection.execute(query, {"table": table})}

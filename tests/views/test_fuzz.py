@@ -130,6 +130,7 @@ class Scene:
             "user_id": desk.user.id,
             "key_id": 1,
             "operation_id": 1,
+            "job_type": "data_analysis",
         }
         self.url = path.format(**self.ids)
         self.turns = count()
@@ -150,6 +151,10 @@ class Scene:
         url = "/workspace/{workspace_id}/jobs/{job_id}".format(**self.ids)
         self.call("PATCH", url, json={"status": "running"})
         self._create_operation()
+        self.world.job(self.ids["workspace_id"], user, job_type="other")
+        url = "/workspace/{workspace_id}/jobs/claim".format(**self.ids)
+        for worker in ("one", "two"):
+            self.call("POST", url, json={"worker": worker, "job_types": ["none"]})
 
     def call(self, method: str, url: str, **kw: Any) -> Any:
         return self.world.call(method, url, self.tokens["access_token"], **kw)
@@ -187,13 +192,22 @@ class Scene:
                 # Exactly one of the two, which the document says in words.
                 body.pop("user_id", None)
                 body["username"] = "nobody"
+            if not body.get("paused"):
+                body.pop("paused_reason", None)
+            if body.get("rate_limit") is not None:
+                # A new one has both, which the document says in words.
+                body["rate_limit"] = {"starts": 5, "seconds": 1, **body["rate_limit"]}
             if "action" in body:
                 fit_filter(body["filter"])
             if "Lease-Token" not in (case.headers or {}) and "lease_token" not in body:
                 for name in ("begun", "run_id"):
                     body.pop(name, None)  # only the holder of a lease may send these
-            expires = body.get("expires_at")
-            assume(not expires or _future(expires))
+            for item in [body, *(body.get("jobs") or [])]:
+                expires = item.get("expires_at")
+                assume(not expires or _future(expires))
+                if expires:
+                    # It has to be later, which the document says in words.
+                    item.pop("scheduled_at", None)
         path = case.path
         token = self.tokens["refresh_token" if path == "/auth/refresh" else "access_token"]
         return {} if path == "/auth/login" else {"Authorization": f"Bearer {token}"}
@@ -318,11 +332,13 @@ WITH_CURSORS = [
     "/users",
     "/workspace",
     "/workspace/{workspace_id}/events",
+    "/workspace/{workspace_id}/job-types",
     "/workspace/{workspace_id}/jobs",
     "/workspace/{workspace_id}/jobs/{job_id}/events",
     "/workspace/{workspace_id}/keys",
     "/workspace/{workspace_id}/members",
     "/workspace/{workspace_id}/operations",
+    "/workspace/{workspace_id}/workers",
 ]
 
 JSON = st.recursive(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobapi import jobs as service
+from jobapi.services import creating as service
 
 from ..factories import Desk
 
@@ -53,6 +53,9 @@ def test_create_minimal_job_answers_the_whole_job(desk: Desk) -> None:
         "started_at": None,
         "completed_at": None,
         "scheduled_at": None,
+        "concurrency_key": None,
+        "unique_key": None,
+        "expires_at": None,
         "due_at": created,
     }
 

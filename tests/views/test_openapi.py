@@ -15,6 +15,7 @@ from jobapi.rules.events import EventKind
 from jobapi.rules.jobs import JobStatus, Outcome, Priority
 from jobapi.rules.operations import Action, OperationStatus
 from jobapi.rules.roles import Role
+from jobapi.rules.workers import WorkerState
 from jobapi.views.base import BLUEPRINT_PREFIX
 from jobapi.views.cors import EXPOSED_HEADERS
 
@@ -345,6 +346,7 @@ ENUMERATIONS = {
     "Outcome": Outcome,
     "Priority": Priority,
     "Role": Role,
+    "WorkerState": WorkerState,
 }
 
 
@@ -424,6 +426,8 @@ def test_documented_defaults_change_nothing(desk: Desk) -> None:
         "created_after": "2024-01-15T10:00:00Z",
         "created_before": "2124-01-15T10:00:00Z",
         "updated_after": "2024-01-15T10:00:00Z",
+        "expires_after": "2024-01-15T10:00:00Z",
+        "expires_before": "2124-01-15T10:00:00Z",
         "error": "boom",
         "error_group": "0123456789abcdef",
         "job_id": ids["job_id"],

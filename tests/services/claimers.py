@@ -1,0 +1,116 @@
+"""A process that starts and ends jobs in a hurry: ``python -m tests.services.claimers URL …``."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import bindparam, column, select, text
+
+from jobapi import create_app, jobs, queue
+from jobapi.errors import JobApiError
+from jobapi.rules.jobs import JobStatus
+from jobapi.rules.leases import Backoff
+from jobapi.services import flow_slots
+from jobapi.store import tables
+from jobapi.store.statement import Statement
+
+BACKOFF = Backoff(0.01, 0.05)
+
+# Takes what it is asked for, and locks nothing.
+LOCKS_NOTHING: Any = Statement(
+    text(
+        "SELECT of.name, number FROM json_to_recordset(CAST(:records AS json)) AS of"
+        " (name text, space integer, numbers integer[]),"
+        " LATERAL (SELECT number FROM unnest(of.numbers) AS number LIMIT :limit) AS free"
+    )
+    .bindparams(bindparam("limit"))
+    .columns(column("name"), column("number"))
+)
+
+
+class Claimer:
+    """Starts jobs by claims and edits, and ends them in every way, as chance has it."""
+
+    def __init__(self, connection: Any, seed: int, limit: int) -> None:
+        self.connection = connection
+        self.chance = random.Random(seed)
+        self.limit = limit
+        self.held: list[tuple[str, str | None]] = []
+        self.counts: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Claim, or start one job by an edit."""
+        if self.chance.random() < 0.3:
+            c = tables.jobs.c
+            some = select(c.job_id).where(c.status == 0).order_by(c.id).limit(20)
+            ids = list(self.connection.execute(some).scalars())
+            if ids:
+                job_id = self.chance.choice(ids)
+                jobs.edit(self.connection, 1, job_id, {"status": JobStatus.RUNNING})
+                self.held.append((job_id, None))
+                self.counts["started"] += 1
+            return
+        limit = self.chance.choice([1, 2, self.limit])
+        token = queue.new_lease_token()
+        got = queue.claim(self.connection, 1, lease_token=token, limit=limit, worker="w")
+        self.held += [(job.job_id, token) for job in got]
+        self.counts["started"] += len(got)
+
+    def end(self) -> None:
+        """End one of the jobs, hand it back or let it fail."""
+        job_id, token = self.held.pop(self.chance.randrange(len(self.held)))
+        if self.chance.random() < 0.15:
+            jobs.cancel(self.connection, 1, job_id)
+        elif token is None:
+            jobs.edit(self.connection, 1, job_id, {"status": JobStatus.SUCCESS})
+        else:
+            status = self.chance.choice(
+                [JobStatus.SUCCESS, JobStatus.SUCCESS, JobStatus.FAILED, JobStatus.PENDING]
+            )
+            report: Any = {"job_id": job_id, "lease_token": token, "status": status}
+            (answer,) = queue.report(self.connection, 1, [report], backoff=BACKOFF)
+            assert answer.problem is None, answer
+
+    def run(self, stop: Path) -> None:
+        """Do both until there is a file, or a minute has passed, and then end what is left.
+
+        What the service refuses is counted.
+        """
+        end = time.monotonic() + 60
+        while self.held or (time.monotonic() < end and not stop.exists()):
+            stopping = stop.exists() or time.monotonic() >= end
+            ends = bool(self.held) and (stopping or self.chance.random() < 0.5)
+            try:
+                (self.end if ends else self.start)()
+            except JobApiError as refusal:
+                self.counts[type(refusal).__name__] += 1
+            time.sleep(self.chance.random() * 0.02)
+
+
+def main(url: str, folder: str, seed: int, limit: int, mode: str) -> None:
+    """Run a claimer in this process, and print what it did."""
+    if mode == "no locks":
+        flow_slots._LOCKING = LOCKS_NOTHING
+    app = create_app(
+        {
+            "JOBAPI_DATABASE_URL": url,
+            "JOBAPI_SECRET_KEY": "s" * 40,
+            "JOBAPI_INSTANCE_PATH": folder,
+            "JOBAPI_MAINTENANCE_ENABLED": False,
+        }
+    )
+    with app.extensions["jobapi"].engine.connect() as connection:
+        claimer = Claimer(connection, seed, limit)
+        claimer.run(Path(folder) / "stop")
+    print(json.dumps(claimer.counts))
+
+
+if __name__ == "__main__":
+    URL, FOLDER, SEED, LIMIT, MODE = sys.argv[1:]
+    main(URL, FOLDER, int(SEED), int(LIMIT), MODE)
