@@ -93,6 +93,8 @@ class Claimer:
             idle = not self.jobs.held and self.jobs.stuck.issuperset(self.jobs.running_tasks())
         # In an engine, the run begins the attempt.
         begin = capacity <= free and not self.got_suspect and engine is None
+        limit = min(capacity, MAX_BATCH)
+        prefetch = 0 if begin or engine is not None else limit - min(limit, max(0, free))
         wait_seconds = 0 if self.options.until_idle else self.timing.claim_wait
         asked_at = time.monotonic()
         try:
@@ -100,11 +102,12 @@ class Claimer:
                 jobs = self.options.client.claim(
                     self.options.workspace_id,
                     job_types=self.job_types,
-                    limit=min(capacity, MAX_BATCH),
+                    limit=limit,
                     lease_seconds=self.options.lease_seconds,
                     worker=self.options.name,
                     wait_seconds=wait_seconds,
                     begin=begin,
+                    prefetch=prefetch,
                 )
         except (Unreachable, JobApiError) as error:
             if not is_transient(error):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Unpack, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 from .. import errors
@@ -19,11 +20,17 @@ from .models import (
     ErrorGroup,
     Event,
     EventFilter,
+    Explanation,
     Job,
     JobFilter,
+    JobType,
+    JobTypeSettings,
     NewJob,
     Operation,
     Progress,
+    RateLimit,
+    WorkerInfo,
+    Workspace,
 )
 from .polling import poll, progress_bar
 from .retries import Unreachable, retry_after
@@ -34,6 +41,18 @@ MAX_BATCH = 1000
 
 MAX_BATCH_BYTES = 1_000_000
 """The size of a batch; the service takes 1 MiB unless ``JOBAPI_MAX_BODY_BYTES`` changes it."""
+
+
+# The filters that an operation takes only as lists.
+_LISTS = (
+    "status",
+    "job_type",
+    "priority",
+    "job_id",
+    "error_group",
+    "concurrency_key",
+    "unique_key",
+)
 
 
 class Client(Connection):
@@ -61,7 +80,11 @@ class Client(Connection):
         idempotency_key: str | None = None,
         **fields: Unpack[NewJob],
     ) -> Job:
-        """Create a job. ``NewJob`` documents the fields."""
+        """Create a job. ``NewJob`` documents the fields.
+
+        Returns the live job if there is one with the same ``unique_key``: see ``Job.existing``.
+        Raises ``JobExists``, and ``QueueFull`` if the type has ``max_pending`` pending jobs.
+        """
         body = {"workspace_id": workspace_id, "job_type": job_type, **_json_values(fields)}
         key = idempotency_key or _new_key()
         made = self._post(_path(workspace_id, "jobs"), body, key=key, headers=trace_headers())
@@ -182,6 +205,11 @@ class Client(Connection):
         answer = self.request("GET", _path(workspace_id, "jobs", job_id, "attempts"))
         return [Attempt.from_json(attempt) for attempt in answer["data"]]
 
+    def explain(self, workspace_id: int, job_id: str) -> Explanation:
+        """Explain a job's status: what it waits for, or what ended it."""
+        path = _path(workspace_id, "jobs", job_id, "explain")
+        return Explanation.from_json(self.request("GET", path))
+
     def wait(
         self,
         job: Job,
@@ -223,7 +251,7 @@ class Client(Connection):
         ``wait_for_operation``. ``dry_run`` only counts the jobs that match.
         """
         wanted = _json_values(filters)
-        for name in ("status", "job_type", "priority"):
+        for name in _LISTS:
             if isinstance(wanted.get(name), str):
                 wanted[name] = [wanted[name]]
         body = {"action": action, "filter": wanted, "reason": reason, "dry_run": dry_run}
@@ -280,6 +308,58 @@ class Client(Connection):
         answer: dict[str, Any] = self.request("GET", _path(workspace_id, "stats"), params=params)
         return answer
 
+    # Job types, workspaces and workers
+
+    def job_types(self, workspace_id: int) -> Iterator[JobType]:
+        """Iterate over the job types that have jobs or settings, by name."""
+        pages = self._pages(_path(workspace_id, "job-types"), {"limit": 100})
+        return map(JobType.from_json, pages)
+
+    def job_type(self, workspace_id: int, name: str) -> JobType:
+        """Read a job type. Raises ``JobTypeNotFound`` if it has no jobs and no settings."""
+        return JobType.from_json(self.request("GET", _path(workspace_id, "job-types", name)))
+
+    def set_job_type(
+        self, workspace_id: int, name: str, **settings: Unpack[JobTypeSettings]
+    ) -> JobType:
+        """Change settings of a job type; None returns one to its default.
+
+        ``JobTypeSettings`` documents the settings. Those that are left out stay as they are. The
+        type needs no jobs yet.
+        """
+        changes = {
+            key: value.to_json() if isinstance(value, RateLimit) else value
+            for key, value in settings.items()
+        }
+        path = _path(workspace_id, "job-types", name)
+        return JobType.from_json(self.request("PATCH", path, json=changes))
+
+    def pause_job_type(self, workspace_id: int, name: str, *, reason: str | None = None) -> JobType:
+        """Stop handing out jobs of a type. Running jobs continue."""
+        path = _path(workspace_id, "job-types", name, "pause")
+        return JobType.from_json(self._post(path, {"reason": reason}))
+
+    def resume_job_type(self, workspace_id: int, name: str) -> JobType:
+        """Hand out jobs of a type again."""
+        path = _path(workspace_id, "job-types", name, "resume")
+        return JobType.from_json(self._post(path))
+
+    def pause_workspace(self, workspace_id: int, *, reason: str | None = None) -> Workspace:
+        """Stop handing out jobs of a workspace. Running jobs continue.
+
+        An API key cannot pause or resume a workspace: raises ``KeyNotAllowed``.
+        """
+        return Workspace.from_json(self._post(_path(workspace_id, "pause"), {"reason": reason}))
+
+    def resume_workspace(self, workspace_id: int) -> Workspace:
+        """Hand out jobs of a workspace again."""
+        return Workspace.from_json(self._post(_path(workspace_id, "resume")))
+
+    def workers(self, workspace_id: int) -> Iterator[WorkerInfo]:
+        """Iterate over the workers that have claimed jobs within the last day, by name."""
+        pages = self._pages(_path(workspace_id, "workers"), {"limit": 100})
+        return map(WorkerInfo.from_json, pages)
+
     # Events
 
     def events(
@@ -322,11 +402,13 @@ class Client(Connection):
         worker: str | None = None,
         wait_seconds: int = 0,
         begin: bool = True,
+        prefetch: int = 0,
     ) -> ClaimedJobs:
         """Lease up to ``limit`` due jobs; wait up to ``wait_seconds`` for the first one.
 
         With ``begin=False``, for workers that prefetch, an attempt begins with the first
-        report that says ``begun`` or has progress, a result or an error.
+        report that says ``begun`` or has progress, a result or an error. ``prefetch`` is how many
+        of ``limit`` cannot begin yet: none of these is of a type with a limit.
         """
         body = {
             "job_types": None if job_types is None else list(job_types),
@@ -337,6 +419,8 @@ class Client(Connection):
         }
         if not begin:
             body["begin"] = False
+        if prefetch:
+            body["prefetch"] = prefetch
         headers = {**JSON_BODY, "Idempotency-Key": _new_key()}
         path = _path(workspace_id, "jobs", "claim")
         response = self._send("POST", path, encode(body), headers=headers, safe=True)
@@ -359,7 +443,8 @@ class Client(Connection):
 
 
 def _path(workspace_id: int, *parts: str | int) -> str:
-    return "/".join(["/workspace", str(workspace_id), *map(str, parts)])
+    names = [quote(str(part), safe=":") for part in parts]
+    return "/".join(["/workspace", str(workspace_id), *names])
 
 
 def _new_key() -> str:

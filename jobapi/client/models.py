@@ -1,4 +1,4 @@
-"""What the client sends and gets: jobs, attempts, operations and events."""
+"""What the client sends and gets: jobs, attempts, operations, events, job types and workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class _FromJson:
 
 
 def _plain(value: Any) -> Any:
-    return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value.to_json() if isinstance(value, _FromJson) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,9 @@ class Job(_FromJson):
     A list with ``light=True`` has no ``metadata`` and ``result``: they are None. Only such a list
     has ``error_cause``, ``error_group``, ``worker`` (while the job is running),
     ``progress_percent`` and ``progress_message``.
+
+    ``existing`` is True only in the answer to a create: the job is not new, it is the live job
+    that has the ``unique_key``.
     """
 
     job_id: str
@@ -82,6 +89,10 @@ class Job(_FromJson):
     completed_at: datetime | None = None
     scheduled_at: datetime | None = None
     due_at: datetime
+    concurrency_key: str | None = None
+    unique_key: str | None = None
+    expires_at: datetime | None = None
+    existing: bool = False
 
     @property
     def ended(self) -> bool:
@@ -109,7 +120,12 @@ class ErrorGroup(_FromJson):
 class NewJob(TypedDict, total=False):
     """What a job may be created with, besides its type; None is the same as leaving it out.
 
-    Durations are in seconds; ``scheduled_at`` needs an offset.
+    Durations are in seconds; times need an offset. Jobs of a type with the same
+    ``concurrency_key`` share its limit ``max_running_per_key`` and take turns with the jobs of
+    other keys. At most one live job (pending or running) of a type has a ``unique_key``. If there
+    is one, ``on_conflict`` decides: ``keep``, the default, returns it unchanged; ``replace`` gives
+    a pending job the new ``metadata``, ``priority`` and ``scheduled_at``; ``refuse`` raises
+    ``JobExists``. A job that has not started by ``expires_at`` is cancelled.
     """
 
     priority: str | None
@@ -118,6 +134,10 @@ class NewJob(TypedDict, total=False):
     scheduled_at: datetime | None
     max_retries: int | None
     timeout_seconds: int | None
+    concurrency_key: str | None
+    unique_key: str | None
+    on_conflict: str | None
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +250,158 @@ class Attempt(_FromJson):
     error: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RateLimit(_FromJson):
+    """At most ``starts`` jobs start in ``seconds``: a token bucket."""
+
+    starts: int
+    seconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobType(_FromJson):
+    """A job type: its settings, and the state of its queue.
+
+    ``JobTypeSettings`` documents the settings; None is the default. ``oldest_due_seconds`` is
+    how long the oldest due job has been due, None if no job is due. ``live_workers`` counts the
+    live workers that claim this type.
+    """
+
+    job_type: str
+    paused: bool
+    paused_reason: str | None = None
+    max_running: int | None = None
+    max_running_per_key: int | None = None
+    rate_limit: RateLimit | None = None
+    max_pending: int | None = None
+    start_within_seconds: int | None = None
+    priority: str | None = None
+    max_retries: int | None = None
+    timeout_seconds: int | None = None
+    retry_backoff_seconds: int | None = None
+    retry_backoff_max_seconds: int | None = None
+    pending: int
+    running: int
+    oldest_due_seconds: int | None = None
+    live_workers: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Make an object from the service's JSON."""
+        rate = data.get("rate_limit")
+        return super().from_json(
+            {**data, "rate_limit": None if rate is None else RateLimit.from_json(rate)}
+        )
+
+
+class JobTypeSettings(TypedDict, total=False):
+    """Settings of a job type. None returns a setting to its default.
+
+    While a type is ``paused``, claims return none of its jobs. ``max_running`` limits the jobs
+    that run at the same time, ``max_running_per_key`` those with the same ``concurrency_key``,
+    ``rate_limit`` the starts, ``max_pending`` the pending jobs: a create beyond it raises
+    ``QueueFull``. ``start_within_seconds`` sets the ``expires_at`` of new jobs, counted from
+    ``due_at``. ``priority``, ``max_retries`` and ``timeout_seconds`` are the defaults of new
+    jobs. The backoff of automatic retries begins with ``retry_backoff_seconds`` and grows to
+    ``retry_backoff_max_seconds``.
+    """
+
+    paused: bool | None
+    paused_reason: str | None
+    max_running: int | None
+    max_running_per_key: int | None
+    rate_limit: RateLimit | Mapping[str, int] | None
+    max_pending: int | None
+    start_within_seconds: int | None
+    priority: str | None
+    max_retries: int | None
+    timeout_seconds: int | None
+    retry_backoff_seconds: int | None
+    retry_backoff_max_seconds: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace(_FromJson):
+    """A workspace; ``role`` is the caller's role in it.
+
+    While it is ``paused``, claims return no jobs. ``priority_ageing_seconds`` is how many seconds
+    of waiting each level of priority is worth; None: a higher priority always comes first.
+    """
+
+    workspace_id: int
+    name: str
+    role: str
+    created_by: int
+    created_at: datetime
+    updated_at: datetime
+    retention: dict[str, int | None] = field(hash=False)
+    paused: bool = False
+    paused_reason: str | None = None
+    priority_ageing_seconds: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo(_FromJson):
+    """A worker that has claimed jobs within the last day.
+
+    ``state`` is ``live`` or ``gone``. ``actor`` is the key or user that it claims as, such as
+    ``key:7``. ``job_types`` are the types that it claims; None: all. ``running`` is the number of
+    jobs that it runs. ``last_seen_at`` is accurate to ten seconds.
+    """
+
+    name: str
+    actor: str
+    state: str
+    job_types: list[str] | None = field(default=None, hash=False)
+    running: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason(_FromJson):
+    """One reason for a job's status. ``data`` has further fields, which depend on ``code``."""
+
+    code: str
+    detail: str
+    data: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Make an object from the service's JSON."""
+        more = {name: value for name, value in data.items() if name not in ("code", "detail")}
+        return super().from_json({"code": data["code"], "detail": data["detail"], "data": more})
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as the service sends them."""
+        return {"code": self.code, "detail": self.detail, **self.data}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation(_FromJson):
+    """Why a job is in its status, and when it may start and end.
+
+    ``ahead`` is the number of jobs that are claimed before it; with ``ahead_is_capped`` there may
+    be more. ``live_workers`` counts the live workers that claim its type. ``estimate_basis`` says
+    what the estimates are based on, or why there are none.
+    """
+
+    job_id: str
+    status: str
+    reasons: list[Reason] = field(hash=False)
+    ahead: int | None = None
+    ahead_is_capped: bool = False
+    live_workers: int | None = None
+    estimated_start_at: datetime | None = None
+    estimated_completion_at: datetime | None = None
+    estimate_basis: str | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Make an object from the service's JSON."""
+        return super().from_json({**data, "reasons": [*map(Reason.from_json, data["reasons"])]})
+
+
 class EventFilter(TypedDict, total=False):
     """Filters of events; an event must match all that are given."""
 
@@ -241,7 +413,7 @@ class EventFilter(TypedDict, total=False):
 class JobFilter(TypedDict, total=False):
     """Filters of jobs; a job must match all that are given.
 
-    ``created_after`` and ``updated_after`` include their time, ``created_before`` does not;
+    The filters that end in ``_after`` include their time, those that end in ``_before`` do not;
     times need an offset. ``error`` is a part of the error's text; ``error_group`` means failed
     jobs. ``metadata`` maps paths of keys, such as ``file.name``, to values.
     """
@@ -256,4 +428,8 @@ class JobFilter(TypedDict, total=False):
     job_id: str | Sequence[str]
     error: str
     error_group: str | Sequence[str]
+    concurrency_key: str | Sequence[str]
+    unique_key: str | Sequence[str]
+    expires_after: datetime
+    expires_before: datetime
     metadata: Mapping[str, str | int | float | bool | None]

@@ -32,8 +32,12 @@ COMMANDS = {
         "commands.database:db_check", "Recount all jobs and correct wrong totals."
     ),
     "init": _Command("commands.database:init", "Migrate the database to the installed version."),
+    "job-types": _Command(
+        "client.commands.job_types:job_types_group",
+        "List, show, change, pause and resume the job types of a running service.",
+    ),
     "jobs": _Command(
-        "client.commands:jobs_group",
+        "client.commands.jobs:jobs_group",
         "Create, list, show, watch, cancel, retry and delete jobs of a running service.",
     ),
     "keys": _Command(
@@ -45,7 +49,13 @@ COMMANDS = {
     ),
     "serve": _Command("commands.serve:serve", "Serve the API with gunicorn."),
     "users": _Command("commands.accounts:users_group", "Users, who may log in."),
-    "worker": _Command("client.commands:worker_command", "Run a worker until SIGTERM or Ctrl-C."),
+    "worker": _Command(
+        "client.commands.workers:worker_command", "Run a worker until SIGTERM or Ctrl-C."
+    ),
+    "workers": _Command(
+        "client.commands.workers:workers_command",
+        "List the workers that have claimed jobs within the last day, by name.",
+    ),
     "workspaces": _Command("commands.accounts:workspaces_group", "Workspaces, which contain jobs."),
 }
 

@@ -8,7 +8,7 @@ import pickle
 import time
 import uuid
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -19,10 +19,13 @@ from jobapi import errors
 from jobapi.client import (
     ClaimedJob,
     Client,
+    Explanation,
     Job,
     JobFilter,
+    JobType,
     Operation,
     Progress,
+    RateLimit,
     Unreachable,
     retries,
 )
@@ -202,6 +205,10 @@ def test_every_kind_of_error_becomes_its_exception(kind: Any) -> None:
     assert (error.status, error.detail, str(error)) == (kind.status, "d", "d")
     if kind is errors.ValidationFailed:
         assert error.problem()["errors"] == {"a": ["b"]}
+    if kind is errors.JobExists:
+        assert error.job_id is None
+        named = errors.from_problem({**problem, "job_id": "job_x"}, {})
+        assert named.problem()["job_id"] == "job_x"
 
 
 def test_errors_of_the_service_are_raised(desk: Desk, client: Client) -> None:
@@ -462,7 +469,7 @@ def test_job_made_by_its_constructor_equals_the_one_of_the_service(
     made = ClaimedJob(**{f.name: getattr(job, f.name) for f in fields(job)})
     assert made == job == pickle.loads(pickle.dumps(job)) == copy.deepcopy(job)
     assert hash(made) == hash(job)
-    assert made.to_json() == job.to_json() | dict.fromkeys(LIGHT)
+    assert made.to_json() == job.to_json() | dict.fromkeys(LIGHT) | {"existing": False}
     assert replace(job, status="success").ended
 
 
@@ -480,6 +487,19 @@ def test_every_filter_of_lists_and_operations(desk: Desk, client: Client) -> Non
     wanted = client.create(w, "a", priority="high", metadata={"batch_id": 3, "flag": True})
     client.create(w, "b", metadata={"batch_id": 4})
     then = datetime(2000, 1, 1, tzinfo=UTC)
+    later = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    keyed = client.create(w, "c", concurrency_key="k", unique_key="u", expires_at=later)
+    assert (keyed.concurrency_key, keyed.unique_key, keyed.expires_at) == ("k", "u", later)
+    for by_key in (
+        JobFilter(concurrency_key="k", created_by=desk.user.id),
+        JobFilter(unique_key=["u", "v"], created_by=desk.user.id),
+        JobFilter(expires_after=later, created_by=desk.user.id),
+        JobFilter(expires_before=later + timedelta(seconds=1), created_by=desk.user.id),
+        JobFilter(job_id=keyed.job_id),
+    ):
+        assert [job.job_id for job in client.jobs(w, **by_key)] == [keyed.job_id], by_key
+        assert client.operate(w, "cancel", dry_run=True, **by_key).matched == 1, by_key
+    assert client.cancel(w, keyed.job_id).ended
     filters: list[JobFilter] = [
         {"status": "pending", "job_type": "a"},
         {"status": ["pending", "running"], "priority": ["high", "urgent"]},
@@ -493,6 +513,171 @@ def test_every_filter_of_lists_and_operations(desk: Desk, client: Client) -> Non
     assert list(client.jobs(w, created_before=then)) == []
     (light,) = client.jobs(w, job_type="a", light=True)
     assert (light.job_id, light.metadata, light.result) == (wanted.job_id, None, None)
+
+
+def test_create_with_the_unique_key_of_a_live_job_does_what_on_conflict_says(
+    desk: Desk, client: Client
+) -> None:
+    w = desk.workspace_id
+    first = client.create(w, "a", unique_key="u", metadata={"n": 1})
+    assert not first.existing
+    kept = client.create(w, "a", unique_key="u", metadata={"n": 2})
+    assert (kept.job_id, kept.existing, kept.metadata) == (first.job_id, True, {"n": 1})
+    assert kept.to_json()["existing"] is True
+    replaced = client.create(w, "a", unique_key="u", on_conflict="replace", metadata={"n": 3})
+    assert (replaced.job_id, replaced.existing) == (first.job_id, True)
+    assert client.get(w, first.job_id).metadata == {"n": 3}
+    with pytest.raises(errors.JobExists) as caught:
+        client.create(w, "a", unique_key="u", on_conflict="refuse")
+    assert caught.value.job_id == first.job_id
+    items = [{"job_type": "a", "unique_key": "u"}, {"job_type": "a"}]
+    assert [job.existing for job in client.create_many(w, items)] == [True, False]
+    with pytest.raises(errors.ValidationFailed) as invalid:
+        client.create(w, "a", unique_key="u", on_conflict="ignore")
+    assert list(invalid.value.errors) == ["on_conflict"]
+
+
+def test_set_job_type_changes_settings_and_none_resets_them(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    made = client.set_job_type(
+        w,
+        "etl.daily:v2",
+        max_running=5,
+        max_running_per_key=1,
+        rate_limit=RateLimit(starts=100, seconds=60),
+        max_pending=1000,
+        start_within_seconds=3600,
+        priority="high",
+        max_retries=0,
+        timeout_seconds=30,
+        retry_backoff_seconds=2,
+        retry_backoff_max_seconds=60,
+    )
+    assert (made.job_type, made.paused, made.max_running) == ("etl.daily:v2", False, 5)
+    assert made.rate_limit == RateLimit(starts=100, seconds=60)
+    assert made == client.job_type(w, "etl.daily:v2")
+    assert made == JobType(**{f.name: getattr(made, f.name) for f in fields(made)})
+    assert made.to_json()["rate_limit"] == {"starts": 100, "seconds": 60}
+    assert JobType.from_json(made.to_json()) == made
+    changed = client.set_job_type(
+        w, "etl.daily:v2", max_running=None, rate_limit={"starts": 50, "seconds": 30}, priority=None
+    )
+    assert (changed.max_running, changed.max_running_per_key, changed.priority) == (None, 1, None)
+    assert changed.rate_limit == RateLimit(starts=50, seconds=30)
+    assert client.set_job_type(w, "etl.daily:v2", rate_limit=None).rate_limit is None
+    job = client.create(w, "etl.daily:v2")
+    assert (job.max_retries, job.timeout_seconds) == (0, 30)
+    assert job.expires_at == job.due_at + timedelta(hours=1)
+
+
+def test_set_job_type_to_what_is_invalid_is_refused(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    for settings, field in (
+        ({"max_running": 0}, "max_running"),
+        ({"rate_limit": {"starts": 1}}, "rate_limit.seconds"),
+        ({"paused_reason": "no"}, "paused_reason"),
+        ({"unknown": 1}, "unknown"),
+    ):
+        with pytest.raises(errors.ValidationFailed) as caught:
+            client.set_job_type(w, "a", **settings)
+        assert list(caught.value.errors) == [field]
+    for name in ("a", "a b", "a/b", "a?x", "\u00e4"):
+        with pytest.raises(errors.NotFound):
+            client.job_type(w, name)
+    with pytest.raises(errors.JobTypeNotFound):
+        client.set_job_type(w, "a b", max_running=1)
+
+
+def test_job_types_are_listed_over_pages_with_their_numbers(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    assert list(client.job_types(w)) == []
+    client.create_many(w, [{"job_type": f"t{n:03}"} for n in range(150)])
+    client.set_job_type(w, "s", max_running=1)
+    client.claim(w, job_types=["t000"])
+    first, second, *others = client.job_types(w)
+    assert (first.job_type, first.pending, first.oldest_due_seconds) == ("s", 0, None)
+    assert (second.job_type, second.pending, second.running) == ("t000", 0, 1)
+    assert second.live_workers == 1
+    assert [each.pending for each in others] == [1] * 149
+
+
+def test_paused_job_type_and_workspace_hand_out_no_jobs(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    client.create(w, "a")
+    paused = client.pause_job_type(w, "a", reason="bad release")
+    assert (paused.paused, paused.paused_reason) == (True, "bad release")
+    assert client.claim(w) == []
+    resumed = client.resume_job_type(w, "a")
+    assert (resumed.paused, resumed.paused_reason) == (False, None)
+    whole = client.pause_workspace(w, reason="upgrade")
+    assert (whole.workspace_id, whole.role) == (w, "owner")
+    assert (whole.paused, whole.paused_reason) == (True, "upgrade")
+    assert client.claim(w) == []
+    assert not client.resume_workspace(w).paused
+    assert len(client.claim(w)) == 1
+    assert client.pause_job_type(w, "a").paused_reason is None
+    key = desk.world.key(w, desk.user, Role.MEMBER)
+    with connected(desk, token=key) as by_key:
+        assert not by_key.resume_job_type(w, "a").paused
+        with pytest.raises(errors.KeyNotAllowed):
+            by_key.pause_workspace(w)
+        with pytest.raises(errors.RoleTooLow):
+            by_key.set_job_type(w, "a", max_running=1)
+
+
+def test_create_beyond_max_pending_is_refused(desk: Desk) -> None:
+    w = desk.workspace_id
+    with connected(desk, token=desk.token, retries=0) as client:
+        client.set_job_type(w, "a", max_pending=1)
+        client.create(w, "a")
+        with pytest.raises(errors.QueueFull) as caught:
+            client.create(w, "a")
+        assert int(caught.value.headers["retry-after"]) > 0
+
+
+def test_workers_are_listed_with_what_they_run(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    assert list(client.workers(w)) == []
+    client.create(w, "a")
+    client.claim(w, job_types=["a", "b"], worker="w1")
+    client.claim(w, worker="w2")
+    one, two = client.workers(w)
+    assert (one.name, one.state, one.running) == ("w1", "live", 1)
+    assert (one.job_types, two.job_types) == (["a", "b"], None)
+    assert one.actor == f"user:{desk.user.id}"
+    assert one.first_seen_at <= one.last_seen_at
+
+
+EXPLANATION = {
+    "job_id": "job_x",
+    "status": "pending",
+    "reasons": [
+        {"code": "at-capacity", "detail": "5 of 5 jobs are running.", "max_running": 5},
+        {"code": "behind-others", "detail": "12 jobs come first."},
+    ],
+    "ahead": 12,
+    "ahead_is_capped": False,
+    "live_workers": 3,
+    "estimated_start_at": "2024-01-15T10:00:00Z",
+    "estimated_completion_at": None,
+    "estimate_basis": "The median of the last 100 durations.",
+}
+
+
+def test_explanation_has_reasons_with_the_fields_of_their_code() -> None:
+    network = httpx2.MockTransport(
+        lambda request: httpx2.Response(
+            200 if request.url.path == "/workspace/1/jobs/job_x/explain" else 404, json=EXPLANATION
+        )
+    )
+    with Client("http://service", token="x", transport=network) as client:
+        found = client.explain(1, "job_x")
+    assert [reason.code for reason in found.reasons] == ["at-capacity", "behind-others"]
+    assert [reason.data for reason in found.reasons] == [{"max_running": 5}, {}]
+    assert found.estimated_start_at == datetime(2024, 1, 15, 10, tzinfo=UTC)
+    assert (found.ahead, found.estimated_completion_at) == (12, None)
+    assert found.to_json() == EXPLANATION
+    assert found == Explanation(**{f.name: getattr(found, f.name) for f in fields(found)})
 
 
 def test_errors_of_failed_jobs_and_a_retry_of_their_group(desk: Desk, client: Client) -> None:

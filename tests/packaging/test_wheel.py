@@ -184,7 +184,12 @@ def test_client_wheel_works_with_nothing_but_what_it_requires(
     assert done.stdout.startswith("works 0."), done.stderr
     command = "from jobapi.commands.main import main; main()"
     listed = subprocess.run([*python, command, "--help"], **run)
-    assert re.findall(r"^  ([a-z]+)  ", listed.stdout, re.M) == ["jobs", "worker"]
+    assert re.findall(r"^  ([a-z][a-z-]+)  ", listed.stdout, re.M) == [
+        "job-types",
+        "jobs",
+        "worker",
+        "workers",
+    ]
     refused = subprocess.run([*python, command, "serve"], **run)
     assert "No such command 'serve'" in refused.stderr
 

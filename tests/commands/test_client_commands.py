@@ -1,0 +1,252 @@
+"""``jobapi job-types``, ``jobapi workers``, and what ``jobapi jobs`` has of flow control."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobapi.client import Client
+from jobapi.commands.main import main
+
+from ..conftest import service_settings
+from ..factories import PASSWORD
+from ..served import Service
+
+
+class Terminal:
+    """Runs commands against a service."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.env = {"JOBAPI_URL": url, "JOBAPI_TOKEN": token}
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(main, arguments, env=self.env)
+
+    def lines(self, *arguments: str) -> list[str]:
+        """What a command prints, which succeeds."""
+        done = self.run(*arguments)
+        assert done.exit_code == 0, done.output
+        return done.stdout.splitlines()
+
+    def json(self, *arguments: str) -> list[Any]:
+        return [json.loads(line) for line in self.lines(*arguments, "--json")]
+
+
+@pytest.fixture
+def client(serve: Any) -> Iterator[Client]:
+    """A client of a service of its own, logged in as the owner of workspace 1."""
+    with Client(serve().url, username="boss", password=PASSWORD, retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def terminal(client: Client) -> Terminal:
+    return Terminal(client.url, client._access_token())
+
+
+def test_set_job_type_prints_its_settings_and_none_resets_them(
+    client: Client, terminal: Terminal
+) -> None:
+    every = {
+        "--max-running": "5",
+        "--max-running-per-key": "1",
+        "--rate-limit": "100/60",
+        "--max-pending": "1000",
+        "--start-within-seconds": "3600",
+        "--priority": "high",
+        "--max-retries": "0",
+        "--timeout-seconds": "30",
+        "--retry-backoff-seconds": "2",
+        "--retry-backoff-max-seconds": "60",
+    }
+    options = [text for pair in every.items() for text in pair]
+    settings = ", ".join(f"{name[2:]} {value}" for name, value in every.items())
+    assert terminal.lines("job-types", "set", "a", *options) == [f"a: {settings}"]
+    (changed,) = terminal.json("job-types", "set", "a", "--rate-limit", "none")
+    assert (changed["rate_limit"], changed["max_running"]) == (None, 5)
+    nothing = [text for name in every for text in (name, "none")]
+    assert terminal.lines("job-types", "set", "a", *nothing) == ["a: default settings"]
+    assert list(client.job_types(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["set", "a"], 2, "at least one setting"),
+        (["set", "a", "--max-running", "0"], 2, "--max-running"),
+        (["set", "a", "--max-running", "many"], 2, "--max-running"),
+        (["set", "a", "--rate-limit", "100"], 2, "write STARTS/SECONDS"),
+        (["set", "a", "--rate-limit", "100/60s"], 2, "write STARTS/SECONDS"),
+        (["set", "a", "--priority", "higher"], 2, "'none'"),
+        (["set", "a", "--max-running", "1001"], 1, "max_running: "),
+        (["set", "a", "--rate-limit", "1/0"], 1, "rate_limit.seconds: "),
+        (["set", "a b", "--max-running", "1"], 1, "no such job type"),
+        (["pause", "a b"], 1, "no such job type"),
+        (["pause", "a", "--reason", ""], 1, "reason: "),
+        (["resume", "a/b"], 1, "There is nothing at"),
+        (["show", "a"], 1, "no jobs and no settings of the type a"),
+        (["pause"], 2, "JOB_TYPE"),
+    ],
+)
+def test_job_types_command_with_a_mistake_says_what_is_wrong(
+    shared_terminal: Terminal, arguments: list[str], code: int, says: str
+) -> None:
+    done = shared_terminal.run("job-types", *arguments)
+    assert (done.exit_code, done.stdout) == (code, ""), done.output
+    assert says in done.stderr
+
+
+@pytest.fixture(scope="module")
+def shared_terminal(tmp_path_factory: Any, furnished: Any) -> Iterator[Terminal]:
+    """For commands that change nothing: one service for all of them."""
+    folder = tmp_path_factory.mktemp("service")
+    service = Service(folder, service_settings(furnished("sqlite"), folder))
+    with Client(service.url, username="boss", password=PASSWORD) as client:
+        yield Terminal(service.url, client._access_token())
+    service.close()
+
+
+def test_pause_and_resume_job_type(client: Client, terminal: Terminal) -> None:
+    client.create(1, "a")
+    assert terminal.lines("job-types", "pause", "a", "--reason", "bad\nrelease") == ["a paused"]
+    assert client.claim(1) == []
+    (heading, row) = terminal.lines("job-types", "list")
+    assert heading.split() == ["TYPE", "PENDING", "RUNNING", "WORKERS", "OLDEST", "SETTINGS"]
+    assert row.split()[:4] == ["a", "1", "0", "1"]
+    assert row.endswith("  paused (bad release)")
+    (paused,) = terminal.json("job-types", "pause", "a")
+    assert (paused["paused"], paused["paused_reason"]) == (True, None)
+    assert terminal.lines("job-types", "list")[1].endswith("  paused")
+    assert terminal.lines("job-types", "resume", "a") == ["a resumed"]
+    assert len(client.claim(1)) == 1
+    assert not terminal.json("job-types", "resume", "a")[0]["paused"]
+
+
+def test_list_and_show_job_types(client: Client, terminal: Terminal) -> None:
+    assert len(terminal.lines("job-types", "list")) == 1
+    client.create_many(1, [{"job_type": name} for name in ("b", "a", "a")])
+    client.set_job_type(1, "c", max_running=7)
+    listed = [line.split() for line in terminal.lines("job-types", "list")[1:]]
+    assert [row[:2] for row in listed] == [["a", "2"], ["b", "1"], ["c", "0"]]
+    assert listed[2] == ["c", "0", "0", "0", "-", "max-running", "7"]
+    assert [each["job_type"] for each in terminal.json("job-types", "list")] == ["a", "b", "c"]
+    shown = json.loads("\n".join(terminal.lines("job-types", "show", "c")))
+    assert (shown["job_type"], shown["max_running"], shown["rate_limit"]) == ("c", 7, None)
+
+
+def test_workers_are_listed(client: Client, terminal: Terminal) -> None:
+    (heading,) = terminal.lines("workers")
+    assert heading.split()[:4] == ["WORKER", "ACTOR", "STATE", "RUNNING"]
+    client.create(1, "a")
+    client.claim(1, job_types=["a", "b"], worker="w1")
+    client.claim(1, worker="w2")
+    one, two = terminal.lines("workers", "--live")[1:]
+    assert one.split()[:4] == ["w1", "user:1", "live", "1"]
+    assert one.endswith("  a, b")
+    assert two.endswith("  all")
+    assert [each["name"] for each in terminal.json("workers")] == ["w1", "w2"]
+
+
+def test_create_job_with_keys_and_expiry(client: Client, terminal: Terminal) -> None:
+    fields = ["--concurrency-key", "k", "--unique-key", "u", "--expires-at", "2100-01-31T00:00:00Z"]
+    (job_id,) = terminal.lines("jobs", "create", "a", *fields)
+    job = client.get(1, job_id).to_json()
+    assert (job["concurrency_key"], job["unique_key"]) == ("k", "u")
+    assert job["expires_at"] == "2100-01-31T00:00:00Z"
+    again = terminal.run("jobs", "create", "a", "--unique-key", "u")
+    assert (again.exit_code, again.stdout) == (0, f"{job_id}\n")
+    assert "a live job has this unique key" in again.stderr
+    (existing,) = terminal.json("jobs", "create", "a", "--unique-key", "u")
+    assert (existing["job_id"], existing["existing"]) == (job_id, True)
+    new = ["--unique-key", "u", "--metadata", '{"n": 1}']
+    terminal.lines("jobs", "create", "a", *new, "--on-conflict", "replace")
+    assert client.get(1, job_id).metadata == {"n": 1}
+    refused = terminal.run("jobs", "create", "a", *new, "--on-conflict", "refuse")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert job_id in refused.stderr
+    for wrong in (["--on-conflict", "ignore"], ["--expires-at", "tomorrow"]):
+        assert terminal.run("jobs", "create", "a", *wrong).exit_code == 2
+    for wrong in (["--unique-key", ""], ["--expires-at", "2001-01-31T00:00:00Z"]):
+        done = terminal.run("jobs", "create", "a", *wrong)
+        assert (done.exit_code, done.stdout) == (1, "")
+
+
+def test_list_jobs_by_keys_and_expiry(client: Client, terminal: Terminal) -> None:
+    # Together with another filter, so that the jobs are looked at one by one.
+    mine = ["--created-by", "1"]
+    client.create(1, "a")
+    fields = ["--concurrency-key", "k", "--unique-key", "u", "--expires-at", "2100-01-31T00:00:00Z"]
+    (job_id,) = terminal.lines("jobs", "create", "a", *fields)
+    for found in (
+        ["--concurrency-key", "k", "--concurrency-key", "l"],
+        ["--unique-key", "u"],
+        ["--expires-after", "2100-01-31T00:00:00Z"],
+        ["--expires-before", "2100-01-31T00:00:01Z"],
+    ):
+        (job,) = terminal.json("jobs", "list", *mine, *found)
+        assert job["job_id"] == job_id, found
+        counted = terminal.lines("jobs", "operate", "cancel", "--dry-run", *mine, *found)
+        assert counted == ["1 jobs"], found
+    for none in (["--unique-key", "v"], ["--expires-before", "2100-01-31T00:00:00Z"]):
+        assert terminal.json("jobs", "list", *mine, *none) == []
+    assert terminal.run("jobs", "list", "--expires-after", "today").exit_code == 2
+
+
+EXPLANATION = {
+    "job_id": "job_x",
+    "status": "pending",
+    "reasons": [
+        {"code": "at-capacity", "detail": "5 of 5 jobs are running.", "max_running": 5},
+        {"code": "behind-others", "detail": "More than 10,000 jobs come first."},
+    ],
+    "ahead": 10000,
+    "ahead_is_capped": True,
+    "live_workers": 3,
+    "estimated_start_at": "2024-01-15T10:00:00Z",
+    "estimated_completion_at": None,
+    "estimate_basis": "median duration of 100 jobs",
+}
+
+
+@pytest.fixture
+def explaining() -> Iterator[Terminal]:
+    """A server that knows one explanation."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/workspace/1/jobs/job_x/explain"
+            problem = {"type": "urn:jobapi:problem:job-not-found", "detail": "Job not found"}
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(EXPLANATION if found else problem).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Terminal(f"http://127.0.0.1:{server.server_port}", "x")
+        server.shutdown()
+        thread.join()
+
+
+def test_explain_job_prints_reasons_and_estimates(explaining: Terminal) -> None:
+    assert explaining.lines("jobs", "explain", "job_x") == [
+        "job_x pending",
+        "  at-capacity    5 of 5 jobs are running.",
+        "  behind-others  More than 10,000 jobs come first.",
+        "  jobs ahead: 10000+",
+        "  live workers: 3",
+        "  estimated start: 2024-01-15 10:00:00",
+        "  estimate: median duration of 100 jobs",
+    ]
+    assert explaining.json("jobs", "explain", "job_x") == [EXPLANATION]
+    unknown = explaining.run("jobs", "explain", "job_y")
+    assert (unknown.exit_code, unknown.stderr) == (1, "Error: Job not found\n")
