@@ -2,9 +2,9 @@
 
 import { adopt, Away, byKey, forget, get, HOME, HOST_LOGIN, loggedIn, workspacePath } from "./api.js";
 import { header } from "./header.js";
-import { backoff, fine, pause, trouble, wake } from "./live.js";
+import { backoff, every, fine, pause, trouble, wake } from "./live.js";
 import { login } from "./login.js";
-import { link, ROLES, updated } from "./parts.js";
+import { link, pausedBanner, ROLES, updated } from "./parts.js";
 import { h, render } from "./render.js";
 import { shortcut } from "./shortcuts.js";
 import { app, drawWith, update } from "./state.js";
@@ -19,6 +19,8 @@ const PAGES = /** @type {[RegExp, () => Promise<any>][]} */ ([
   [/^\/(\d+)\/jobs\/new$/, () => import("./pages/job_form.js")],
   [/^\/(\d+)\/jobs\/([^/]+)\/edit$/, () => import("./pages/job_form.js")],
   [/^\/(\d+)\/jobs\/([^/]+)$/, () => import("./pages/job.js")],
+  [/^\/(\d+)\/job-types$/, () => import("./pages/job_types.js")],
+  [/^\/(\d+)\/workers$/, () => import("./pages/workers.js")],
   [/^\/(\d+)\/errors$/, () => import("./pages/errors.js")],
   [/^\/(\d+)\/activity$/, () => import("./pages/activity.js")],
   [/^\/(\d+)\/operations$/, () => import("./pages/operations.js")],
@@ -28,6 +30,9 @@ const PAGES = /** @type {[RegExp, () => Promise<any>][]} */ ([
 ]);
 
 const root = document.getElementById("app");
+const WORKSPACE = 15_000;
+const changed = new EventTarget(); // gets a "wake" when the workspace has changed
+
 let visit = new AbortController(); // ends the requests of the current page
 let live = new AbortController(); // ends its updates
 let shown = null; // its address
@@ -158,8 +163,26 @@ function mount(page, path, place, keep) {
     if (target || !first) (target || heading).focus({ preventScroll: true });
     if (!first || place) scrollTo(0, place?.scroll || 0);
   }
-  page.live?.(live.signal);
+  keepCurrent(live.signal);
 }
+
+/** Keep the page up to date, and the workspace, whose pause every page shows. */
+function keepCurrent(signal) {
+  app.page.live?.(signal);
+  const { workspace } = app;
+  if (!workspace) return;
+  every(WORKSPACE, signal, async () => {
+    const before = app.workspace;
+    // Errors are shown by the page's own requests.
+    const found = await get(workspacePath(workspace.workspace_id), { signal }).catch(() => null);
+    // An action on this page may have been faster.
+    if (found && !signal.aborted && app.workspace === before) app.workspace = found;
+    update();
+    return null;
+  }, changed);
+}
+
+document.addEventListener("workspace", () => wake(changed));
 
 function draw({ reset = false } = {}) {
   const { page, workspace, login: ended } = app;
@@ -176,6 +199,7 @@ function draw({ reset = false } = {}) {
         h("button", { type: "button", onclick: () => wake() }, "Try now"),
       ],
     ),
+    h("div", { id: "paused", role: "status" }, workspace?.paused && !app.login && pausedBanner(workspace)),
     h(
       "main",
       { id: "main", tabindex: -1, "aria-busy": app.busy ? "true" : null },
@@ -231,7 +255,7 @@ async function resume(before) {
   if (opening) return open();
   live = new AbortController();
   update();
-  app.page.live?.(live.signal);
+  keepCurrent(live.signal);
 }
 
 document.addEventListener("ended", (event) => {

@@ -17,10 +17,10 @@ const FOLLOWED = 700;
 /** The filters of a list in the form that an operation takes. @param {URLSearchParams} query */
 export function filterOf(query) {
   const filter = {};
-  for (const name of ["status", "job_type", "priority", "error_group", "job_id"]) {
+  for (const name of ["status", "job_type", "priority", "error_group", "job_id", "concurrency_key", "unique_key"]) {
     if (query.has(name)) filter[name] = query.getAll(name);
   }
-  for (const name of ["created_after", "created_before", "updated_after", "error"]) {
+  for (const name of ["created_after", "created_before", "updated_after", "expires_after", "expires_before", "error"]) {
     if (query.has(name)) filter[name] = query.get(name);
   }
   if (query.has("created_by")) filter.created_by = Number(query.get("created_by"));

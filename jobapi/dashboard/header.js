@@ -14,6 +14,8 @@ const DOCS = document.documentElement.dataset.docs;
 const PAGES = [
   ["", "Overview", "viewer"],
   ["/jobs", "Jobs", "viewer"],
+  ["/job-types", "Job types", "viewer"],
+  ["/workers", "Workers", "viewer"],
   ["/errors", "Errors", "viewer"],
   ["/activity", "Activity", "viewer"],
   ["/operations", "Operations", "viewer"],

@@ -1,6 +1,6 @@
 // The filters of the list of jobs. They are in the address, with the names of the API's list.
 
-import { number, toLocal, toUtc } from "./format.js";
+import { moment, number, toLocal, toUtc } from "./format.js";
 import { address, field, input, link, PRIORITIES, select, STATUSES } from "./parts.js";
 import { h } from "./render.js";
 import { update } from "./state.js";
@@ -24,6 +24,16 @@ export const TIMES = {
   updated_after: "Changed at or after",
 };
 const METADATA = 5;
+
+// The filters that links set. They are shown with a button that removes them.
+const FIXED = {
+  error_group: () => "One group of errors",
+  job_id: (value) => `Job ${value.slice(-8)}`,
+  concurrency_key: (value) => `Concurrency key ${value}`,
+  unique_key: (value) => `Unique key ${value}`,
+  expires_after: (value) => `Expires at or after ${moment(value)}`,
+  expires_before: (value) => `Expires before ${moment(value)}`,
+};
 
 /** Whether a parameter of the list chooses jobs, and not their order or page. */
 export const isFilter = (name) => !["sort", "order", "page", "limit", "cursor"].includes(name);
@@ -81,7 +91,7 @@ export function jobFilters({ id, query, go, state }) {
       `${name.slice(9)}=${value}`
     );
     const more = [...Object.keys(TIMES), "created_by", "error"].some((name) => query.has(name)) || metadata.length > 0;
-    const fixed = [...query].filter(([name]) => ["error_group", "job_id"].includes(name));
+    const fixed = [...query].filter(([name]) => name in FIXED);
     return h(
       "form",
       {
@@ -175,7 +185,7 @@ export function jobFilters({ id, query, go, state }) {
         h(
           "span",
           { class: "chip", key: `${name} ${value}` },
-          name === "error_group" ? "One group of errors" : `Job ${value.slice(-8)}`,
+          h("span", { dir: "auto" }, FIXED[name](value)),
           h("button", {
             type: "button",
             class: "small",
@@ -204,7 +214,7 @@ export function jobFilters({ id, query, go, state }) {
     const wanted = new URLSearchParams();
     for (const name of ["status", "priority"]) form.getAll(name).forEach((value) => wanted.append(name, String(value)));
     text("job_type").split(/[\s,]+/).filter(Boolean).forEach((value) => wanted.append("job_type", value));
-    for (const name of ["error_group", "job_id"]) query.getAll(name).forEach((value) => wanted.append(name, value));
+    for (const name of Object.keys(FIXED)) query.getAll(name).forEach((value) => wanted.append(name, value));
     state.form.wrong = {};
     for (let i = 0; i < METADATA; i++) {
       const pair = text(`metadata-${i}`);

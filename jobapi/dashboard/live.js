@@ -125,6 +125,7 @@ export function follow(id, signal, { events, read, rest = 1000 }) {
     begun: again,
     events: (found) => {
       heard();
+      if (found.some((event) => event.kind.startsWith("workspace_"))) document.dispatchEvent(new Event("workspace"));
       events(found);
     },
   });

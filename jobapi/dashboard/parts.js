@@ -111,6 +111,17 @@ export function updated() {
   );
 }
 
+/** What every page of a paused workspace says. */
+export const pausedBanner = ({ workspace_id: id, paused_reason: reason, role }) =>
+  h(
+    "p",
+    {},
+    h("strong", {}, "This workspace is paused."),
+    " Workers get no jobs; running jobs continue. ",
+    reason && ["Reason: ", h("span", { dir: "auto" }, reason), " "],
+    role === "owner" && link(`/${id}/settings`, {}, "Resume it in the settings"),
+  );
+
 // Forms
 
 /**

@@ -8,6 +8,8 @@ import { app } from "./state.js";
 const GO = {
   o: ["", "Overview"],
   j: ["/jobs", "Jobs"],
+  t: ["/job-types", "Job types"],
+  r: ["/workers", "Workers"],
   e: ["/errors", "Errors"],
   a: ["/activity", "Activity"],
   p: ["/operations", "Operations"],

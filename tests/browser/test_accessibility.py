@@ -47,6 +47,8 @@ def filled(demo: Service) -> tuple[Service, list[str]]:
     worker.call(
         "POST", "/workspace/1/operations", {"action": "retry", "filter": {"job_type": ["none"]}}
     )
+    worker.call("PATCH", "/workspace/1/job-types/other", {"max_running": 3})
+    worker.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "disk full"})
     jobs = [f"/1/jobs/{each['job_id']}" for each in (success, failed, running, job)]
     return demo, jobs
 
@@ -58,6 +60,7 @@ def test_axe_finds_nothing_on_any_page(
     browser: Any, filled: tuple[Service, list[str]], scheme: Any, device: str
 ) -> None:
     demo, jobs = filled
+    Worker(demo).call("POST", "/workspace/1/pause", {"reason": "upgrade"})
     options = PHONE if device == "phone" else {}
     with watched(browser, demo.url, color_scheme=scheme, **options) as page:
         page.goto(f"{demo.url}/dashboard")
@@ -102,10 +105,17 @@ def test_axe_finds_nothing_in_menus_dialogs_and_open_parts(
             expect(page.get_by_role("dialog").locator(".matched").first).to_be_visible()
             found += findings(page)
             page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
         page.keyboard.press("?")
         expect(page.get_by_role("dialog")).to_be_visible()
         found += findings(page)
         page.keyboard.press("Escape")
+        page.goto(f"{demo.url}/dashboard/1/job-types")
+        for button in ("Resume etl", "Edit other", "Add a job type…"):
+            page.get_by_role("button", name=button).click()
+            expect(page.get_by_role("dialog")).to_be_visible()
+            found += findings(page)
+            page.keyboard.press("Escape")
         page.goto(f"{demo.url}/dashboard{jobs[1]}")
         page.get_by_text("The whole error").click()
         found += findings(page)
@@ -122,7 +132,7 @@ def test_focus_is_visible_on_everything_that_the_tab_key_reaches(
 ) -> None:
     demo, jobs = filled
     log_in(page, demo, "/1/jobs")
-    for path in ("/1/jobs", jobs[1], "/1"):
+    for path in ("/1/jobs", jobs[1], "/1", "/1/job-types"):
         page.goto(f"{demo.url}/dashboard{path}")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_timeout(300)

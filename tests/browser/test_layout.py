@@ -16,6 +16,8 @@ PATHS = (
     "/1",
     "/1/jobs",
     "/1/jobs/new",
+    "/1/job-types",
+    "/1/workers",
     "/1/errors",
     "/1/activity",
     "/1/operations",
@@ -65,6 +67,9 @@ def test_list_on_a_tablet_gives_each_job_its_name(page: Page, demo: Service, bus
 def test_pages_of_any_width_do_not_scroll_sideways(
     browser: Any, demo: Service, busy: Worker, scheme: Any
 ) -> None:
+    busy.call("PATCH", f"/workspace/1/job-types/{LONG}", {"max_running": 20, "max_retries": 0})
+    busy.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "z" * 300})
+    busy.call("POST", "/workspace/1/pause", {"reason": "upgrade " * 20 + "z" * 100})
     with watched(browser, demo.url, color_scheme=scheme) as page:
         log_in(page, demo)
         (failed, *_) = busy.call("GET", "/workspace/1/jobs?status=failed")["data"]

@@ -10,11 +10,13 @@ import { update } from "../state.js";
 
 const LIMIT = 50;
 const PEOPLE = ["member_added", "member_changed", "member_removed", "key_created", "key_revoked", "workspace_changed"];
+const PAUSES = ["workspace_paused", "workspace_resumed", "job_type_paused", "job_type_resumed"];
 const BY_HAND = ["started", "edited", "cancelled", "retried", "deleted"];
 const SHOWS = {
   "": { name: "Everything", kinds: [] },
   changes: { name: "Cancels, retries, edits and deletions", kinds: BY_HAND },
   failures: { name: "Failures", kinds: ["failed", "timed_out", "lease_expired"] },
+  flow: { name: "Pauses and job types", kinds: [...PAUSES, "job_type_changed"] },
   people: { name: "Members, keys and settings", kinds: PEOPLE },
 };
 
@@ -81,7 +83,7 @@ export default async function activity({ id, query, signal, go, may, reload }) {
               h("span", { class: "id", title: event.job_id }, event.job_id.slice(-8)),
             ),
           ]
-          : subject(event),
+          : subject(event, id),
       ),
       cell("By", h("span", { class: "name", dir: "auto", title: by }, by || "the service")),
       cell(
@@ -102,7 +104,7 @@ export default async function activity({ id, query, signal, go, may, reload }) {
     if (String(there) !== location.search.slice(1)) go(address(`/${id}/activity`, there), { keep: true });
   }
 
-  const shows = Object.entries(SHOWS).filter(([name]) => name !== "people" || may("owner"));
+  const shows = Object.entries(SHOWS).filter(([name]) => !["flow", "people"].includes(name) || may("owner"));
   return {
     title: "Activity",
     watched: true,
@@ -144,9 +146,12 @@ export default async function activity({ id, query, signal, go, may, reload }) {
   };
 }
 
-function subject({ data, kind }) {
-  if (!data) return "–";
-  return h("span", { dir: "auto" }, kind === "workspace_changed" ? "the workspace" : data.username || data.name || "–");
+function subject({ data, kind, job_type: type }, id) {
+  if (kind.startsWith("workspace_")) return "the workspace";
+  if (type) {
+    return link(`/${id}/jobs?job_type=${encodeURIComponent(type)}`, { class: "type", title: type }, type);
+  }
+  return h("span", { dir: "auto" }, data?.username || data?.name || "–");
 }
 
 /** The data of an event as text. */
@@ -154,12 +159,21 @@ function text({ data, kind }) {
   if (!data) return "";
   const { username: _username, user_id: _user, key_id: _key, ...rest } = data;
   if (kind.startsWith("key_")) delete rest.name;
+  if (/_(paused|resumed)$/.test(kind)) {
+    rest.reason ??= rest.paused_reason;
+    ["paused", "paused_reason"].forEach((name) => delete rest[name]);
+  }
+  // A setting that is null has returned to its default; elsewhere null says nothing.
+  const settings = kind === "job_type_changed" || kind === "workspace_changed";
   return Object.entries(rest)
-    .filter(([, value]) => value !== null)
-    .map(([name, value]) =>
-      `${name.replaceAll("_", " ")}: ${typeof value === "string" ? oneLine(value) : JSON.stringify(value)}`
-    )
+    .filter(([, value]) => value !== undefined && (value !== null || settings))
+    .map(([name, value]) => `${name.replaceAll("_", " ")}: ${shown(value)}`)
     .join(", ");
+}
+
+function shown(value) {
+  if (value === null) return "default";
+  return typeof value === "string" ? oneLine(value) : JSON.stringify(value);
 }
 
 // Errors are cut at 1,000 characters, so the last line of a long one is not its cause.

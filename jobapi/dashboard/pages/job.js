@@ -1,15 +1,17 @@
 // One job: why it is as it is, its fields, attempts and history, and the actions on it.
 
 import { ask as request, call, get, jobPath, parse, post, problemOf, workspacePath } from "../api.js";
-import { duration, moment, ran, running, wholeTime } from "../format.js";
+import { duration, moment, number, ran, running, wholeTime } from "../format.js";
 import { json, jsonState } from "../json.js";
-import { every, follow } from "../live.js";
+import { every, follow, wake } from "../live.js";
 import { badge, bar, capital, cell, confirm, copyButton, empty, ENDED, link, table, who } from "../parts.js";
 import { names } from "../names.js";
 import { h } from "../render.js";
 import { say, update } from "../state.js";
 
 const PROGRESS = 2000;
+const EXPLAINED = 5000;
+const EXPLAINED_AGAIN = 2000;
 const PAGE = 100;
 
 // The event kinds about jobs, with their names in a job's history.
@@ -40,7 +42,14 @@ export default async function job({ id, rest: name, signal, go, may }) {
       get(path(`/events?order=desc&limit=${PAGE}`), { signal }),
       get(workspacePath(id, `/jobs?light=true&job_id=${encodeURIComponent(name)}`), { signal }),
     ]);
-  const [first, [attempts, events, rows]] = await Promise.all([get(path(), { signal }), others()]);
+  // Null if an older service cannot explain.
+  const readExplanation = () =>
+    get(path("/explain"), { signal }).catch((error) => error.status === 404 ? null : Promise.reject(error));
+  const [first, [attempts, events, rows], explained] = await Promise.all([
+    get(path(), { signal }),
+    others(),
+    readExplanation(),
+  ]);
 
   const state = {
     job: first,
@@ -49,6 +58,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
     /** The history, newest first. */
     events: events.data,
     cursor: events.pagination.next_cursor,
+    explained,
     deleted: false,
     /** How long jobs of this type usually run, in seconds. */
     usual: null,
@@ -56,6 +66,8 @@ export default async function job({ id, rest: name, signal, go, may }) {
     result: jsonState(),
   };
   let etag = null;
+  // Gets a "wake" when the job has another status, which needs another explanation.
+  const changed = new EventTarget();
 
   // Read the job again and, if it has changed, its attempts and newest events.
   async function read() {
@@ -67,7 +79,10 @@ export default async function job({ id, rest: name, signal, go, may }) {
     const now = parse(await response.text());
     const [attempts, events, rows] = await others();
     etag = response.headers.get("ETag");
-    if (now.status !== state.job.status) say(`The job is ${now.status}`);
+    if (now.status !== state.job.status) {
+      say(`The job is ${now.status}`);
+      wake(changed);
+    }
     state.job = now;
     state.attempts = attempts.data;
     state.row = rows.data[0];
@@ -121,6 +136,20 @@ export default async function job({ id, rest: name, signal, go, may }) {
       if (found.status !== state.job.status) again();
       else progressed(found);
     });
+    // While the job waits or runs, and once more after its end.
+    let last = Date.now();
+    every(EXPLAINED, signal, async () => {
+      const { explained: before, job, deleted } = state;
+      if (!before || deleted || (ENDED.includes(job.status) && before.status === job.status)) return null;
+      const wait = last + EXPLAINED_AGAIN - Date.now();
+      if (wait > 0) return wait;
+      last = Date.now();
+      const now = await readExplanation();
+      if (!now) return;
+      state.explained = now;
+      update();
+      if (now.status !== state.job.status) again();
+    }, changed);
     get(workspacePath(id, `/stats?job_type=${encodeURIComponent(first.job_type)}`), { signal })
       .then((stats) => {
         state.usual = stats.durations[first.job_type]?.median_seconds ?? null;
@@ -221,6 +250,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
         !state.deleted && actions(),
       ),
       cause(job),
+      explanation(job),
       facts(job),
       h(
         "div",
@@ -266,8 +296,50 @@ export default async function job({ id, rest: name, signal, go, may }) {
     );
   }
 
+  // What the service says about the status: why the job waits, how it runs, how it ended.
+  function explanation({ status }) {
+    const found = state.explained;
+    if (!found || found.status !== status) return null;
+    const pending = status === "pending";
+    const ended = ENDED.includes(status);
+    const facts = /** @type {[string, any][]} */ ([
+      pending && found.ahead !== null &&
+      ["Jobs ahead", `${found.ahead_is_capped ? "more than " : ""}${number(found.ahead)}`],
+      !ended && found.live_workers !== null &&
+      ["Live workers of this type", link(`/${id}/workers`, {}, number(found.live_workers))],
+      pending && found.estimated_start_at && ["Estimated start", wholeTime(found.estimated_start_at)],
+      !ended && found.estimated_completion_at && ["Estimated end", wholeTime(found.estimated_completion_at)],
+    ].filter(Boolean));
+    return h(
+      "section",
+      { class: "explained", key: "explained" },
+      h("h2", {}, pending ? "Why is it waiting?" : ended ? "How it ended" : "How it is running"),
+      h("ul", {}, found.reasons.map((reason) => h("li", { key: reason.code, dir: "auto" }, sentence(reason)))),
+      facts.length > 0 &&
+        h("dl", {}, facts.map(([term, value]) => h("div", { key: term }, h("dt", {}, term), h("dd", {}, value)))),
+      !ended && found.estimate_basis && h("p", { class: "hint" }, `Estimate: ${found.estimate_basis}`),
+    );
+  }
+
+  // The sentence of a reason, with the reader's time zone and the names of users and API keys.
+  function sentence({ code, detail, actor }) {
+    const [kind, n] = (actor || "").split(":");
+    const by = n && who({ worker: null, user_id: null, key_id: null, [`${kind}_id`]: Number(n) }, names(id));
+    const text = detail
+      .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/g, (time) => moment(time))
+      .replace(new RegExp(`^${kind} ${n}\\b`, "i"), (id) => by || id);
+    const flow = ["type-paused", "at-capacity", "key-at-capacity", "rate-limited"].includes(code);
+    return [text, flow && [" ", link(`/${id}/job-types`, {}, "Go to job types")]];
+  }
+
   function facts(job) {
     const known = names(id);
+    const withKey = (name) =>
+      link(
+        `/${id}/jobs?job_type=${encodeURIComponent(job.job_type)}&${name}=${encodeURIComponent(job[name])}`,
+        {},
+        job[name],
+      );
     const estimate = job.estimated_duration ?? state.usual;
     const left = job.status === "running" && estimate
       ? estimate - (Date.now() - Date.parse(job.started_at)) / 1000
@@ -297,6 +369,9 @@ export default async function job({ id, rest: name, signal, go, may }) {
       job.completed_at && ["Total, since due", duration(job.actual_duration)],
       job.estimated_duration !== null && ["Estimated duration", duration(job.estimated_duration)],
       job.timeout_seconds !== null && ["Timeout", duration(job.timeout_seconds)],
+      job.expires_at && ["Expires", wholeTime(job.expires_at)],
+      job.concurrency_key && ["Concurrency key", withKey("concurrency_key")],
+      job.unique_key && ["Unique key", withKey("unique_key")],
       ["Retries", `${job.retry_count} of ${job.max_retries}`],
       ["Changed", wholeTime(job.updated_at)],
     ].filter(Boolean));

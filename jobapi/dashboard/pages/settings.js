@@ -1,10 +1,10 @@
-// The name and the retention of a workspace, and its deletion.
+// The name of a workspace, its retention and the ageing of priorities; its pause and its deletion.
 
-import { byKey, call, workspacePath } from "../api.js";
+import { byKey, call, post, workspacePath } from "../api.js";
 import { count } from "../format.js";
 import { closeButton, confirm, dialog, field, form, formState, input, whole } from "../parts.js";
 import { h } from "../render.js";
-import { say, update } from "../state.js";
+import { app, say, update } from "../state.js";
 
 const KEPT = { success: "Succeeded jobs", failed: "Failed jobs", cancelled: "Cancelled jobs", events: "Events" };
 
@@ -35,8 +35,13 @@ export default async function settings({ id, workspace, reload, go, may }) {
       const value = fields[`retention.${name}`].value.trim();
       retention[name] = value === "" ? null : whole(value);
     }
+    const ageing = fields.priority_ageing_seconds.value.trim();
+    const body = { name: fields.name.value, retention };
+    if (ageing !== String(workspace.priority_ageing_seconds ?? "")) {
+      body.priority_ageing_seconds = ageing === "" ? null : whole(ageing);
+    }
     const send = async () => {
-      await call("PATCH", workspacePath(id), { body: { name: fields.name.value, retention } });
+      await call("PATCH", workspacePath(id), { body });
       await reload();
       say("Saved");
     };
@@ -55,6 +60,30 @@ export default async function settings({ id, workspace, reload, go, may }) {
       run: send,
     });
   }
+
+  const pause = () =>
+    confirm({
+      title: "Pause this workspace?",
+      text: "Workers get no more jobs until it is resumed. Running jobs continue, and jobs can be created.",
+      label: "Pause the workspace",
+      danger: false,
+      reason: true,
+      run: async (reason) => {
+        app.workspace = await post(workspacePath(id, "/pause"), reason ? { reason } : undefined);
+      },
+    });
+
+  const resume = () =>
+    confirm({
+      title: "Resume this workspace?",
+      text: "Workers get jobs again, except those of paused job types.",
+      label: "Resume the workspace",
+      danger: false,
+      run: async () => {
+        app.workspace = await post(workspacePath(id, "/resume"));
+        say("The workspace is resumed");
+      },
+    });
 
   function askToDelete() {
     const form = formState();
@@ -115,9 +144,33 @@ export default async function settings({ id, workspace, reload, go, may }) {
             h("legend", {}, "Retention in days. Empty: keep forever."),
             Object.entries(KEPT).map(([name, label]) => days(name, label)),
           ),
+          field(
+            state.form,
+            "Priority ageing, in seconds",
+            input("priority_ageing_seconds", {
+              inputmode: "numeric",
+              value: workspace.priority_ageing_seconds ?? "",
+            }),
+            "Each priority level is worth so many seconds of waiting. Empty: a job of a higher priority always comes first.",
+          ),
         ],
         "Save",
         save,
+      ),
+      !byKey() &&
+      h(
+        "section",
+        { class: "card" },
+        h("h2", {}, "Pause"),
+        app.workspace?.paused
+          ? [
+            h("p", {}, "The workspace is paused: workers get no jobs. Running jobs continue."),
+            h("button", { type: "button", key: "resume", onclick: resume }, "Resume the workspace…"),
+          ]
+          : [
+            h("p", {}, "Let workers get no more jobs. Running jobs continue, and jobs can be created."),
+            h("button", { type: "button", key: "pause", onclick: pause }, "Pause the workspace…"),
+          ],
       ),
       !byKey() &&
       h(
