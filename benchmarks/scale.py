@@ -238,6 +238,23 @@ def status(side: Side) -> float:
     return side.ask("GET", f"{side.jobs}/{next(side.job_ids)}/status")[0]
 
 
+def explain(side: Side) -> float:
+    return side.ask("GET", f"{side.jobs}/{next(side.job_ids)}/explain")[0]
+
+
+def explain_pending(side: Side) -> float:
+    """Of the last one in the queue of its type."""
+    body = {**side.new(), "workspace_id": side.workspace_id, "priority": "low"}
+    _, job = side.ask("POST", side.jobs, body)
+    seconds, _ = side.ask("GET", f"{side.jobs}/{job['job_id']}/explain")
+    side.forget([job["job_id"]])
+    return seconds
+
+
+def job_types(side: Side) -> float:
+    return side.ask("GET", f"{side.workspace}/job-types")[0]
+
+
 def stats(side: Side) -> float:
     return side.ask("GET", f"{side.workspace}/stats")[0]
 
@@ -282,6 +299,9 @@ ACTIONS: dict[str, Action] = {
     DEEP: deep_page,
     ERRORS: errors,
     "status": status,
+    "explain": explain,
+    "explain a pending job": explain_pending,
+    "job types": job_types,
     "create": create,
     "claim 1, report": claimed(1),
     "claim 100, report": claimed(100),
