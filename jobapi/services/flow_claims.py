@@ -62,6 +62,10 @@ TRY_AGAIN_SECONDS = 0.003
 HEADS = 300
 """How many jobs a claim of many looks at for each type and priority, if it has so many keys."""
 
+HEADS_AT_ONCE = 1_000
+LEAST_HEADS = 10
+"""How many it looks at in all, but at least ``LEAST_HEADS`` of each type and priority, or key."""
+
 
 def is_alive(moment: Any) -> ColumnElement[bool]:
     """That a pending job has not expired."""
@@ -245,7 +249,9 @@ class _Heads:
         }
 
     def _read(self, heads: ForEach, rows: list[dict[str, Any]]) -> list[Candidate]:
-        return [Candidate(*row) for row in heads.all(self._session, rows, self._given)]
+        most = max(LEAST_HEADS, HEADS_AT_ONCE // max(1, len(rows)))
+        bounded = [{**row, "most": min(row["most"], most)} for row in rows]
+        return [Candidate(*row) for row in heads.all(self._session, bounded, self._given)]
 
 
 _HEAD = {
