@@ -99,6 +99,7 @@ def test_shortcuts_work_and_are_listed(page: Page, demo: Service) -> None:
     for text in ("Next row", "Select the row", "Create a job", "Errors"):
         expect(dialog.get_by_text(text, exact=True)).to_be_visible()
     page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
     page.keyboard.press("j")
     expect(rows(page).nth(0).get_by_role("link")).to_be_focused()
     page.keyboard.press("j")
@@ -106,7 +107,14 @@ def test_shortcuts_work_and_are_listed(page: Page, demo: Service) -> None:
     expect(rows(page).nth(1).get_by_role("checkbox")).to_be_checked()
     page.keyboard.press("k")
     expect(rows(page).nth(0).get_by_role("link")).to_be_focused()
-    for keys, heading in (("ge", "Errors"), ("ga", "Activity"), ("go", "Overview"), ("gj", "Jobs")):
+    for keys, heading in (
+        ("gt", "Job types"),
+        ("gr", "Workers"),
+        ("ge", "Errors"),
+        ("ga", "Activity"),
+        ("go", "Overview"),
+        ("gj", "Jobs"),
+    ):
         for key in keys:
             page.keyboard.press(key)
         expect(page.get_by_role("heading", level=1, name=heading)).to_be_visible()
