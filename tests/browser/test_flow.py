@@ -227,6 +227,39 @@ def test_add_a_type_sets_it_up_before_its_first_job(page: Page, demo: Service) -
     assert settings_of(worker, "report")["max_running"] == 2
 
 
+def test_type_that_a_url_cannot_name_has_no_actions(page: Page, demo: Service) -> None:
+    worker = Worker(demo)
+    worker.create(1)
+    for name in (".", ".."):
+        worker.create(1, job_type=name)
+    log_in(page, demo, "/1/job-types")
+    expect(rows(page)).to_have_count(3)
+    # A browser would send POST /workspace/1/job-types/../pause to /workspace/1/pause.
+    expect(page.get_by_role("button", name="Pause")).to_have_count(1)
+    expect(page.get_by_role("button", name="Edit")).to_have_count(1)
+    page.get_by_role("button", name="Add a job type…").click()
+    page.get_by_role("dialog").get_by_label("Type", exact=True).fill("..")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(field(page, "Type")).to_contain_text("cannot have settings")
+
+
+def test_job_page_explains_in_the_words_of_the_service(page: Page, demo: Service) -> None:
+    worker = Worker(demo)
+    (job,) = worker.create()
+    worker.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "disk full"})
+    (scheduled,) = worker.create(job_type="later", scheduled_at="2040-01-01T00:00:00Z")
+    (failed,) = worker.fail("Traceback:\n  x\nValueError: bad row", job_type="mail")
+    log_in(page, demo, f"/1/jobs/{job['job_id']}")
+    reasons = page.locator(".explained").get_by_role("listitem")
+    expect(reasons.first).to_contain_text("etl is paused: disk full")
+    worker.call("POST", f"/workspace/1/jobs/{job['job_id']}/cancel", {"reason": "wrong file"})
+    expect(reasons).to_have_text("demo cancelled it: wrong file")
+    page.goto(f"{demo.url}/dashboard/1/jobs/{scheduled['job_id']}")
+    expect(reasons.first).to_have_text("It is scheduled for 1 Jan 2040, 00:00:00 UTC.")
+    page.goto(f"{demo.url}/dashboard/1/jobs/{failed['job_id']}")
+    expect(reasons).to_have_text("demo (worker w-1) reported a failure.")
+
+
 @pytest.mark.parametrize(("role", "pauses"), [("viewer", False), ("member", True)])
 def test_actions_on_types_depend_on_the_role(
     browser: Any, demo: Service, role: str, pauses: bool

@@ -322,10 +322,12 @@ export default async function job({ id, rest: name, signal, go, may }) {
   }
 
   // The sentence of a reason, with the reader's time zone and the names of users and API keys.
-  function sentence({ code, detail, actor }) {
+  function sentence({ code, detail, actor, reason }) {
     const [kind, n] = (actor || "").split(":");
     const by = n && who({ worker: null, user_id: null, key_id: null, [`${kind}_id`]: Number(n) }, names(id));
-    const text = detail
+    // The error of a failed job is shown above, with its lines.
+    const error = state.job.status === "failed" && reason ? `: ${[...reason].slice(0, 500).join("")}` : "";
+    const text = (error ? detail.replace(error, () => ".") : detail)
       .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/g, (time) => moment(time))
       .replace(new RegExp(`^${kind} ${n}\\b`, "i"), (id) => by || id);
     const flow = ["type-paused", "at-capacity", "key-at-capacity", "rate-limited"].includes(code);

@@ -180,7 +180,7 @@ export default async function jobTypes({ id, query, signal, may }) {
       may("member") &&
         cell(
           "",
-          h(
+          hasAddress(type.job_type) && h(
             "span",
             { class: "buttons" },
             type.paused ? button("Resume", resume) : button("Pause", pause),
@@ -318,10 +318,14 @@ function changes(old, fields) {
 
 const numberOf = (node) => (node.value.trim() === "" ? null : whole(node.value.trim()));
 
+// Browsers resolve these names in URLs, even if they are encoded: a request would be about the workspace.
+const hasAddress = (type) => type !== "." && type !== "..";
+
 function nameOf(text) {
   if (!/^[A-Za-z0-9_.:-]{1,100}$/.test(text)) {
     throw wrong("job_type", "1 to 100 letters, digits, _ . : or -");
   }
+  if (!hasAddress(text)) throw wrong("job_type", "A type with this name cannot have settings.");
   return text;
 }
 
