@@ -444,6 +444,9 @@ class Client(Connection):
 
 def _path(workspace_id: int, *parts: str | int) -> str:
     names = [quote(str(part), safe=":") for part in parts]
+    if not {".", ".."}.isdisjoint(names):
+        # The path would lead to another resource.
+        raise ValueError("'.' and '..' are not names.")
     return "/".join(["/workspace", str(workspace_id), *names])
 
 

@@ -16,8 +16,10 @@ from ..errors import JobApiError
 from .documents import Document
 from .labels import Labelled
 
-JOB_TYPE_PATTERN = r"[A-Za-z0-9_.:\-]{1,100}"
-JOB_TYPE_RULE = "Use 1 to 100 letters, digits and the characters _ . : -"
+# Not "." or "..": clients resolve them in a path, so a pause of the type ".." would arrive as that
+# of the workspace.
+JOB_TYPE_PATTERN = r"(?!\.{1,2}$)[A-Za-z0-9_.:\-]{1,100}"
+JOB_TYPE_RULE = "Use 1 to 100 letters, digits and the characters _ . : - (but not . or .. alone)"
 DEFAULT_MAX_RETRIES = 3
 MAX_RETRIES_LIMIT = 100
 

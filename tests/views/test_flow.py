@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from jobapi.client import Client
+from jobapi.errors import JobTypeNotFound
 from jobapi.rules.roles import Role
+from jobapi.services import job_types
 from jobapi.store import tables
 
 from ..factories import Desk
@@ -477,3 +480,15 @@ def test_filters_by_key(desk: Desk) -> None:
     ):
         assert desk.get(f"?{query}").json["pagination"]["total"] == number, query
     assert desk.get(f"/{one['job_id']}").json["concurrency_key"] == "a"
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_name_that_clients_resolve_in_a_path_is_no_job_type(desk: Desk, name: str) -> None:
+    body = {"job_type": name, "workspace_id": desk.workspace_id}
+    assert desk.post(json=body).status_code == 422
+    assert desk.post("/batch", json={"jobs": [body]}).status_code == 422
+    with pytest.raises(JobTypeNotFound), desk.world.transaction() as tx:
+        job_types.pause(tx, desk.workspace_id, name, None)
+    with pytest.raises(ValueError, match="not names"):
+        Client("http://localhost", token="t").pause_job_type(desk.workspace_id, name)
+    assert desk.create(job_type="..a")["job_type"] == "..a"
