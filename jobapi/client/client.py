@@ -355,9 +355,13 @@ class Client(Connection):
         """Hand out jobs of a workspace again."""
         return Workspace.from_json(self._post(_path(workspace_id, "resume")))
 
-    def workers(self, workspace_id: int) -> Iterator[WorkerInfo]:
-        """Iterate over the workers that have claimed jobs within the last day, by name."""
-        pages = self._pages(_path(workspace_id, "workers"), {"limit": 100})
+    def workers(self, workspace_id: int, *, state: str | None = None) -> Iterator[WorkerInfo]:
+        """Iterate over the workers that have claimed jobs within the last day, by name.
+
+        With ``state``, only those that are ``live``, or ``gone``.
+        """
+        only = {} if state is None else {"state": state}
+        pages = self._pages(_path(workspace_id, "workers"), {"limit": 100, **only})
         return map(WorkerInfo.from_json, pages)
 
     # Events

@@ -5,9 +5,15 @@ from __future__ import annotations
 from marshmallow import fields
 
 from ..rules.workers import WorkerState
-from .base import Pagination
+from .base import Pagination, PagingQuery
 from .fields import Choice, Time, doc
 from .rendering import Response
+
+
+class WorkerListQuery(PagingQuery):
+    """The state and page of a list of workers."""
+
+    state = Choice(WorkerState, metadata=doc("Only workers in this state."))
 
 
 class Worker(Response):

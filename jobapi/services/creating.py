@@ -49,6 +49,7 @@ from ..store.transactions import transactional
 from . import counts, flow
 from .changing import MAX_TRIES, change
 from .job_rows import COLUMNS
+from .settling import lock
 from .unique_keys import exists, find_live
 
 MAX_JOB_TYPES = 1000
@@ -60,8 +61,6 @@ QUEUE_FULL_SECONDS = 5
 _DEFAULTED = ("priority", "max_retries", "timeout_seconds")
 # A job that is due later than that cannot expire a year later, in the calendar that Python has.
 _LATEST_DUE = datetime(9998, 1, 1, tzinfo=UTC)
-
-LIVE_STATUSES = (JobStatus.PENDING, JobStatus.RUNNING)
 
 _UNLESS_LIVE: Any = {
     "index_elements": [column.name for column in LIVE.columns],
@@ -192,7 +191,7 @@ def _insert_unique(
         live = find_live(session, workspace_id, [key])
         if live:
             found = resolve(live[key])
-            if found.status in LIVE_STATUSES:
+            if not JobStatus(found.status).ended:
                 return Created(found, existing=True)
             continue
         _check_room(session, workspace_id, who.flow, {job_type: 1})
@@ -304,14 +303,22 @@ def _submit_unique(
         # Another create came first with a key.
     else:
         raise Unavailable("Too many requests are creating jobs with these keys. Try again.")
+    choices = [item.get("on_conflict") or OnConflict.KEEP for item in items]
+    replaced = {
+        live[key].job_id
+        for row, on_conflict in zip(rows, choices, strict=True)
+        if on_conflict is OnConflict.REPLACE and (key := _type_and_key(row)) in live
+    }
+    if len(replaced) > 1:
+        # In one order, whatever the order of the request: or two batches wait for each other.
+        lock(session, workspace_id, replaced)
     answers = []
     now_live: dict[Any, Job] = {**live, **{_type_and_key(row): row for row in made.values()}}
-    for number, (item, row) in enumerate(zip(items, rows, strict=True)):
+    for number, (on_conflict, row) in enumerate(zip(choices, rows, strict=True)):
         if number in made:
             answers.append(Created(row))
             continue
         key = _type_and_key(row)
-        on_conflict = item.get("on_conflict") or OnConflict.KEEP
         now_live[key] = _resolve(session, row, on_conflict, who, now_live[key])
         answers.append(Created(now_live[key], existing=True))
     return answers

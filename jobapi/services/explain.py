@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, literal, or_, select, union_all
 
-from ..rules import lifecycle
+from ..rules import causes, lifecycle
 from ..rules.events import EventKind
 from ..rules.flow import Flow
 from ..rules.jobs import CurrentJob, JobStatus, Priority
@@ -35,6 +35,9 @@ must have to be used."""
 
 SAMPLE = 100
 """Of how many of the newest jobs of each priority the durations are taken."""
+
+OVERDUE_SECONDS = 1
+"""How much longer than usual a job must have run to be overdue."""
 
 LEAST_SAMPLE = 3
 """With fewer durations than that there is too little history."""
@@ -91,7 +94,7 @@ def _end(job: CurrentJob) -> Reason:
     code = status.label
     if kind in (EventKind.LEASE_EXPIRED, EventKind.TIMED_OUT):
         code = EventKind(kind).label.replace("_", "-")
-    why = job.error
+    why = None if job.error is None else causes.cause(job.error)
     if status is JobStatus.CANCELLED:
         given = (job.result or {}).get("cancelled_reason")
         why = given if isinstance(given, str) else None
@@ -102,11 +105,12 @@ def _end(job: CurrentJob) -> Reason:
         "failed": f"{by}{worker} reported a failure",
         "cancelled": f"{by} cancelled it",
         "lease-expired": "its worker stopped reporting, and the lease expired",
-        "timed-out": f"its attempt ran longer than {job.timeout_seconds} seconds",
+        "timed-out": f"its attempt ran longer than {_seconds(job.timeout_seconds or 0)}",
     }[code]
     again = ""
     if status is JobStatus.FAILED and job.attempt > 1:
-        again = f" It was attempt {job.attempt}, after {job.retry_count} retries."
+        retries = "1 retry" if job.retry_count == 1 else f"{job.retry_count} retries"
+        again = f" It was attempt {job.attempt}, after {retries}."
     detail = f"{what[0].upper()}{what[1:]}{'.' if not why else f': {why[:500]}'}{again}"
     return Reason(code, detail, {"actor": job.changed_by, "at": job.completed_at, "reason": why})
 
@@ -122,7 +126,8 @@ def _running(session: Executor, job: CurrentJob, live: int) -> Explanation:
     took = _durations(session, job)
     ran = (now - started_at).total_seconds()
     usual = _rank(took, 0.95) if len(took) >= LEAST_SAMPLE else job.estimated_duration
-    if usual is not None and ran > usual and not job.prefetched:
+    # Clocks and rounding must not make a job overdue that took as long as usual.
+    if usual is not None and ran > usual + OVERDUE_SECONDS and not job.prefetched:
         reasons.append(
             Reason(
                 "overdue",
@@ -223,7 +228,8 @@ def _blocking(session: Executor, job: CurrentJob, settings: Flow) -> Iterator[Re
         ).first()
         bucket = None if row is None or row.rate_starts is None else bucket_of(row)
         if bucket is not None and bucket.left(job.now) < 1:
-            rate = f"{bucket.starts:,} jobs of its type may start in {bucket.seconds:,} seconds"
+            starts = "1 job" if bucket.starts == 1 else f"{bucket.starts:,} jobs"
+            rate = f"{starts} of its type may start in {_seconds(bucket.seconds)}"
             until = {"until": bucket.next_at(job.now)}
             yield Reason("rate-limited", f"{rate} (rate_limit), and as many have.", until)
 
@@ -387,12 +393,13 @@ def _rate(session: Executor, job: CurrentJob, took: list[float]) -> tuple[float 
         came = throughput.read(
             session, job.workspace_id, span, since, only_job_types=[job.job_type]
         )
-        starts = [each for each in came if each.status == JobStatus.RUNNING and each.n > 0]
-        number = sum(each.n for each in starts)
+        begun = [each for each in came if each.status == JobStatus.RUNNING and each.n > 0]
+        number = sum(each.n for each in begun)
         if number >= least:
-            first = min(each.at for each in starts)
+            first = min(each.at for each in begun)
             found = number / max(1.0, (job.now - first).total_seconds())
-            basis = f"{number:,} starts of this type within {length // 60} minutes."
+            starts = "1 start" if number == 1 else f"{number:,} starts"
+            basis = f"{starts} of this type within {length // 60} minutes."
             break
     if len(took) >= LEAST_SAMPLE:
         # If workers were idle, they could have started more.
@@ -400,7 +407,8 @@ def _rate(session: Executor, job: CurrentJob, took: list[float]) -> tuple[float 
         by_running = running / max(0.001, statistics.fmean(took))
         if by_running > found:
             found = by_running
-            basis = f"{running:,} running jobs of this type, and how long the last ones took."
+            which = "1 running job" if running == 1 else f"{running:,} running jobs"
+            basis = f"{which} of this type, and how long the last ones took."
     if not found:
         return None, "Too little history: no job of this type has started within an hour."
     return found, basis
@@ -437,7 +445,10 @@ def _too_little(took: list[float]) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:,.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
+    if seconds == 1:
+        return "1 second"
+    exact = seconds >= 10 or seconds == int(seconds)
+    return f"{seconds:,.0f} seconds" if exact else f"{seconds:.1f} seconds"
 
 
 def _time(moment: datetime) -> str:

@@ -80,8 +80,8 @@ def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> A
         return None
     if rated and buckets[name].left(job.now) < 1:
         raise RateLimited(
-            f"Of the job type {name}, {settings.rate_starts:,} jobs may start in "
-            f"{settings.rate_seconds:,} seconds (rate_limit)."
+            f"The job type {name} may start {settings.rate_starts:,} jobs in "
+            f"{settings.rate_seconds:,} seconds (rate_limit), and as many have started."
         )
     slots = free_slots(session, ws, {name: settings.max_running}, 1)
     if slots.get(name) == []:
@@ -109,4 +109,5 @@ def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> A
 
 
 def _full(what: str, limit: int | None, setting: str) -> AtCapacity:
-    return AtCapacity(f"As many jobs of {what} are running as may run: {limit:,} ({setting}).")
+    number = "1 job" if limit == 1 else f"{limit:,} jobs"
+    return AtCapacity(f"{number} of {what} may run at the same time ({setting}), and as many do.")

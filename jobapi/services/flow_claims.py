@@ -62,6 +62,9 @@ TRY_AGAIN_SECONDS = 0.003
 HEADS = 300
 """How many jobs a claim of many looks at for each type and priority, if it has so many keys."""
 
+SPARE_SLOTS = 100
+"""How many free slots more than wanted a claim offers to lock: others may hold some of them."""
+
 HEADS_AT_ONCE = 1_000
 LEAST_HEADS = 10
 """How many it looks at in all, but at least ``LEAST_HEADS`` of each type and priority, or key."""
@@ -119,6 +122,7 @@ def _find(session: Executor, flow: Flow, wanted: Wanted) -> Found:
     keyed = [name for name in names if flow.of(name).keyed]
     rated = [name for name in names if flow.of(name).rate_starts is not None]
     standing = stand(session, ws, keyed, rated, now)
+    keyed = [name for name in keyed if name in standing.rows]
     busy = len(standing.buckets) < len(rated)
     room = Room(
         limit,
@@ -137,7 +141,8 @@ def _find(session: Executor, flow: Flow, wanted: Wanted) -> Found:
             ripen(session, ws, keyed, now)
         lanes = walk(session, flow, ws, standing.rows, keyed, limit=limit, now=now)
     limited = first_keys(flow, lanes, limit)
-    mine, missed = lock(session, ws, slots, limited, limit)
+    offered = {name: numbers[: limit + SPARE_SLOTS] for name, numbers in slots.items()}
+    mine, missed = lock(session, ws, offered, limited, limit)
     busy = busy or missed
     room.slots = {name: mine.slots[name] for name in slots}
     room.key_slots = free_key_slots(session, flow, ws, mine.keys)

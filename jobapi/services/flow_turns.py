@@ -46,7 +46,8 @@ def stand(
     rows: list[AnyRow] = []
     if rated:
         rows += _standing(dialect, locked=True).all(session, {**given, "names": rated})
-    buckets = {row.job_type: bucket_of(row) for row in rows}
+    # A limit may have been removed since the settings were read. It waits for the next try.
+    buckets = {row.job_type: bucket_of(row) for row in rows if row.rate_starts is not None}
     if others := sorted({*keyed} - buckets.keys()):
         rows += _standing(dialect, locked=False).all(session, {**given, "names": others})
     return Standing({row.job_type: row for row in rows}, buckets)

@@ -15,7 +15,7 @@ from ..rules.flow import Bucket, TypeSettings
 from ..rules.jobs import JOB_TYPE_PATTERN, JobStatus
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor
-from ..store.paging import no_cursor, read_cursor, write_cursor
+from ..store.paging import slice_by_name
 from ..store.tables import job_types
 from ..store.transactions import IN_ORDER, plan_without, transactional
 from . import counts, events, flow, stats, workers
@@ -65,15 +65,9 @@ def page(
     names = sorted(counts.job_types(session, workspace_id) | settings.keys())
     if only_job_types is not None:
         names = [name for name in names if name in only_job_types]
-    start = ((page or 1) - 1) * limit
-    if cursor is not None:
-        last = read_cursor(cursor)
-        if len(last) != 1 or not isinstance(last[0], str):
-            raise no_cursor()
-        start = sum(1 for name in names if name <= last[0])
-    shown = names[start : start + limit]
-    more = write_cursor([shown[-1]]) if shown and start + limit < len(names) else None
-    return TypePage(_doing(session, workspace_id, shown, settings), len(names), more)
+    shown = slice_by_name(names, lambda name: (name,), limit=limit, page=page, cursor=cursor)
+    found = _doing(session, workspace_id, shown.rows, settings)
+    return TypePage(found, len(names), shown.next_cursor)
 
 
 def get(session: Executor, workspace_id: int, job_type: str) -> JobType:
@@ -159,7 +153,6 @@ def change(
     changes: Mapping[str, Any],
     *,
     actor: str | None = None,
-    kind: EventKind = EventKind.JOB_TYPE_CHANGED,
 ) -> None:
     """Change settings of a type; None returns one to its default. Creates the settings.
 
@@ -191,7 +184,15 @@ def change(
     if not _RATE.isdisjoint(changed):
         rate = {"starts": values["rate_starts"], "seconds": values["rate_seconds"]}
         data["rate_limit"] = None if rate["starts"] is None else rate
+    kind = _kind(changed)
     events.note(session, workspace_id, kind, actor=actor, data=data, job_type=job_type)
+
+
+def _kind(changed: Mapping[str, Any]) -> EventKind:
+    """The event of a change, whichever request makes it."""
+    if "paused" not in changed:
+        return EventKind.JOB_TYPE_CHANGED
+    return EventKind.JOB_TYPE_PAUSED if changed["paused"] else EventKind.JOB_TYPE_RESUMED
 
 
 def pause(
@@ -204,8 +205,7 @@ def pause(
 ) -> None:
     """Let claims hand out no jobs of a type. Raises ``JobTypeNotFound`` as ``change`` does."""
     changes = {"paused": True, "paused_reason": reason}
-    kind = EventKind.JOB_TYPE_PAUSED
-    change(session, workspace_id, job_type, changes, actor=actor, kind=kind)
+    change(session, workspace_id, job_type, changes, actor=actor)
 
 
 def resume(
@@ -213,8 +213,7 @@ def resume(
 ) -> None:
     """Let claims hand out jobs of a type again. Raises ``JobTypeNotFound`` as ``change`` does."""
     changes = {"paused": False, "paused_reason": None}
-    kind = EventKind.JOB_TYPE_RESUMED
-    change(session, workspace_id, job_type, changes, actor=actor, kind=kind)
+    change(session, workspace_id, job_type, changes, actor=actor)
 
 
 def _values(before: TypeSettings, changes: Mapping[str, Any]) -> dict[str, Any]:

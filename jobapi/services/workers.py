@@ -15,7 +15,7 @@ from ..rules.workers import WorkerState
 from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.moving import not_moving
-from ..store.paging import no_cursor, read_cursor, write_cursor
+from ..store.paging import slice_by_name
 from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import api_keys, jobs, users, workers
@@ -115,35 +115,36 @@ def page(
     session: Executor,
     workspace_id: int,
     *,
+    state: WorkerState | None = None,
     only_job_types: Sequence[str] | None = None,
     limit: int,
     page: int | None = None,
     cursor: str | None = None,
 ) -> WorkerPage:
-    """A page of the workers seen within a day. Call it in a ``snapshot``.
+    """A page of the workers seen within a day, with ``state`` if given. Call it in a ``snapshot``.
 
     With ``only_job_types``, those that ask for one of these types or for all, and their jobs of
     these types. Raises ``ValidationFailed`` for an invalid cursor.
     """
     now = session.execute(select(DbNow())).scalar_one()
     running, fresh = _running(session, workspace_id, now, only_job_types)
+
+    def state_of(row: AnyRow) -> WorkerState:
+        is_live = row.last_seen_at > now - LIVE or (row.name, row.actor) in fresh
+        return WorkerState.LIVE if is_live else WorkerState.GONE
+
     rows = [
         row
         for row in _since(session, workspace_id, now - KEPT)
-        if only_job_types is None or _asks_for(row, only_job_types)
+        if (only_job_types is None or _asks_for(row, only_job_types))
+        and state in (None, state_of(row))
     ]
-    start = ((page or 1) - 1) * limit
-    if cursor is not None:
-        last = read_cursor(cursor)
-        if len(last) != 2 or not all(isinstance(part, str) for part in last):
-            raise no_cursor()
-        start = sum(1 for row in rows if (row.name, row.actor) <= (last[0], last[1]))
-    shown = rows[start : start + limit]
+    shown = slice_by_name(rows, _name_and_actor, limit=limit, page=page, cursor=cursor)
     found = [
         Worker(
             name=row.name,
             actor=row.actor,
-            state=WorkerState.LIVE if _is_live(row, now, fresh) else WorkerState.GONE,
+            state=state_of(row),
             job_types=row.job_types
             if only_job_types is None or row.job_types is None
             else [name for name in row.job_types if name in only_job_types],
@@ -151,12 +152,9 @@ def page(
             first_seen_at=row.first_seen_at,
             last_seen_at=row.last_seen_at,
         )
-        for row in shown
+        for row in shown.rows
     ]
-    more = start + limit < len(rows)
-    return WorkerPage(
-        found, len(rows), write_cursor([shown[-1].name, shown[-1].actor]) if more else None
-    )
+    return WorkerPage(found, len(rows), shown.next_cursor)
 
 
 def _since(session: Executor, workspace_id: int, since: datetime) -> Sequence[AnyRow]:
@@ -167,15 +165,15 @@ def _since(session: Executor, workspace_id: int, since: datetime) -> Sequence[An
         .limit(MAX_WORKERS)
     )
     # In the order of Python, in which cursors compare.
-    return sorted(session.execute(recent).all(), key=lambda row: (row.name, row.actor))
+    return sorted(session.execute(recent).all(), key=_name_and_actor)
+
+
+def _name_and_actor(row: AnyRow) -> Name:
+    return row.name, row.actor
 
 
 def _asks_for(row: AnyRow, job_types: Iterable[str]) -> bool:
     return row.job_types is None or not set(row.job_types).isdisjoint(job_types)
-
-
-def _is_live(row: AnyRow, now: datetime, fresh: set[Name]) -> bool:
-    return row.last_seen_at > now - LIVE or (row.name, row.actor) in fresh
 
 
 def _running(

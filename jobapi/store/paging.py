@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -50,6 +50,36 @@ def read_cursor(cursor: str) -> list[Any]:
 def no_cursor() -> ValidationFailed:
     """The refusal of an invalid cursor."""
     return ValidationFailed({"cursor": ["Invalid cursor. Pass `next_cursor` unchanged."]})
+
+
+class Slice(NamedTuple):
+    """A part of a sequence, and the cursor of the next one."""
+
+    rows: Sequence[Any]
+    next_cursor: str | None
+
+
+def slice_by_name(
+    rows: Sequence[Any],
+    name_of: Callable[[Any], tuple[str, ...]],
+    *,
+    limit: int,
+    page: int | None = None,
+    cursor: str | None = None,
+) -> Slice:
+    """Page ``page``, from 1, of rows sorted by ``name_of``, or those after ``cursor``.
+
+    Raises ``ValidationFailed`` for an invalid cursor.
+    """
+    start = ((page or 1) - 1) * limit
+    if cursor is not None:
+        last = read_cursor(cursor)
+        if not all(isinstance(part, str) for part in last):
+            raise no_cursor()
+        start = sum(1 for row in rows if name_of(row) <= tuple(last))
+    shown = rows[start : start + limit]
+    more = write_cursor(name_of(shown[-1])) if shown and start + limit < len(rows) else None
+    return Slice(shown, more)
 
 
 def fetch_page(

@@ -114,7 +114,7 @@ def resume_job_type(caller: Caller, workspace_id: int, job_type: str) -> Any:
 
 @blp.operation(WORKERS, summary="List workers", errors=(404,))
 @guard(Role.VIEWER)
-@blp.arguments(PagingQuery, location="query")
+@blp.arguments(worker_schemas.WorkerListQuery, location="query")
 @blp.response(200, worker_schemas.WorkerList)
 def list_workers(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """List the workers that have claimed jobs within the last day, by name.

@@ -641,43 +641,32 @@ def test_workers_are_listed_with_what_they_run(desk: Desk, client: Client) -> No
     client.create(w, "a")
     client.claim(w, job_types=["a", "b"], worker="w1")
     client.claim(w, worker="w2")
-    one, two = client.workers(w)
+    one, two = client.workers(w, state="live")
+    assert list(client.workers(w, state="gone")) == []
     assert (one.name, one.state, one.running) == ("w1", "live", 1)
     assert (one.job_types, two.job_types) == (["a", "b"], None)
     assert one.actor == f"user:{desk.user.id}"
     assert one.first_seen_at <= one.last_seen_at
 
 
-EXPLANATION = {
-    "job_id": "job_x",
-    "status": "pending",
-    "reasons": [
-        {"code": "at-capacity", "detail": "5 of 5 jobs are running.", "max_running": 5},
-        {"code": "behind-others", "detail": "12 jobs come first."},
-    ],
-    "ahead": 12,
-    "ahead_is_capped": False,
-    "live_workers": 3,
-    "estimated_start_at": "2024-01-15T10:00:00Z",
-    "estimated_completion_at": None,
-    "estimate_basis": "The median of the last 100 durations.",
-}
-
-
-def test_explanation_has_reasons_with_the_fields_of_their_code() -> None:
-    network = httpx2.MockTransport(
-        lambda request: httpx2.Response(
-            200 if request.url.path == "/workspace/1/jobs/job_x/explain" else 404, json=EXPLANATION
-        )
-    )
-    with Client("http://service", token="x", transport=network) as client:
-        found = client.explain(1, "job_x")
-    assert [reason.code for reason in found.reasons] == ["at-capacity", "behind-others"]
-    assert [reason.data for reason in found.reasons] == [{"max_running": 5}, {}]
-    assert found.estimated_start_at == datetime(2024, 1, 15, 10, tzinfo=UTC)
-    assert (found.ahead, found.estimated_completion_at) == (12, None)
-    assert found.to_json() == EXPLANATION
+def test_explanation_has_reasons_with_the_fields_of_their_code(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    client.set_job_type(w, "a", max_running=1)
+    client.create_many(w, [{"job_type": "a"}] * 3)
+    client.claim(w, worker="w1")
+    *_, last = client.jobs(w, status="pending", sort="created_at", order="asc")
+    found = client.explain(w, last.job_id)
+    assert [(reason.code, reason.data) for reason in found.reasons] == [
+        ("at-capacity", {"limit": 1}),
+        ("behind-others", {"ahead": 1}),
+    ]
+    assert (found.status, found.ahead, found.ahead_is_capped) == ("pending", 1, False)
+    assert found.live_workers == 1
+    assert found.estimated_completion_at is None
+    assert found.to_json() == desk.get(f"/{last.job_id}/explain").json
     assert found == Explanation(**{f.name: getattr(found, f.name) for f in fields(found)})
+    with pytest.raises(errors.JobNotFound):
+        client.explain(w, "job_x")
 
 
 def test_errors_of_failed_jobs_and_a_retry_of_their_group(desk: Desk, client: Client) -> None:

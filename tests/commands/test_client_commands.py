@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -198,55 +196,24 @@ def test_list_jobs_by_keys_and_expiry(client: Client, terminal: Terminal) -> Non
     assert terminal.run("jobs", "list", "--expires-after", "today").exit_code == 2
 
 
-EXPLANATION = {
-    "job_id": "job_x",
-    "status": "pending",
-    "reasons": [
-        {"code": "at-capacity", "detail": "5 of 5 jobs are running.", "max_running": 5},
-        {"code": "behind-others", "detail": "More than 10,000 jobs come first."},
-    ],
-    "ahead": 10000,
-    "ahead_is_capped": True,
-    "live_workers": 3,
-    "estimated_start_at": "2024-01-15T10:00:00Z",
-    "estimated_completion_at": None,
-    "estimate_basis": "median duration of 100 jobs",
-}
-
-
-@pytest.fixture
-def explaining() -> Iterator[Terminal]:
-    """A server that knows one explanation."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/workspace/1/jobs/job_x/explain"
-            problem = {"type": "urn:jobapi:problem:job-not-found", "detail": "Job not found"}
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(json.dumps(EXPLANATION if found else problem).encode())
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Terminal(f"http://127.0.0.1:{server.server_port}", "x")
-        server.shutdown()
-        thread.join()
-
-
-def test_explain_job_prints_reasons_and_estimates(explaining: Terminal) -> None:
-    assert explaining.lines("jobs", "explain", "job_x") == [
-        "job_x pending",
-        "  at-capacity    5 of 5 jobs are running.",
-        "  behind-others  More than 10,000 jobs come first.",
-        "  jobs ahead: 10000+",
-        "  live workers: 3",
-        "  estimated start: 2024-01-15 10:00:00",
-        "  estimate: median duration of 100 jobs",
+def test_explain_job_prints_reasons_and_estimates(client: Client, terminal: Terminal) -> None:
+    client.set_job_type(1, "a", max_running=1)
+    client.create_many(1, [{"job_type": "a"}] * 3)
+    client.claim(1)
+    *_, job = client.jobs(1, status="pending", sort="created_at", order="asc")
+    lines = terminal.lines("jobs", "explain", job.job_id)
+    full = "1 job of its type may run at the same time (max_running), and as many do."
+    assert lines[:5] == [
+        f"{job.job_id} pending",
+        f"  at-capacity    {full}",
+        "  behind-others  1 job of its type comes first.",
+        "  jobs ahead: 1",
+        "  live workers: 1",
     ]
-    assert explaining.json("jobs", "explain", "job_x") == [EXPLANATION]
-    unknown = explaining.run("jobs", "explain", "job_y")
-    assert (unknown.exit_code, unknown.stderr) == (1, "Error: Job not found\n")
+    assert lines[-2].startswith("  estimated start: 20")
+    assert lines[-1].startswith("  estimate: 1 start of this type within 60 minutes.")
+    (answer,) = terminal.json("jobs", "explain", job.job_id)
+    assert answer["reasons"] == client.explain(1, job.job_id).to_json()["reasons"]
+    unknown = terminal.run("jobs", "explain", "job_y")
+    assert unknown.exit_code == 1
+    assert unknown.stderr.startswith("Error: ")

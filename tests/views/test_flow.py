@@ -13,7 +13,7 @@ from sqlalchemy import update
 from jobapi.client import Client
 from jobapi.errors import JobTypeNotFound
 from jobapi.rules.roles import Role
-from jobapi.services import job_types
+from jobapi.services import flow, job_types
 from jobapi.store import tables
 
 from ..factories import Desk
@@ -178,6 +178,21 @@ def test_workers(desk: Desk) -> None:
     assert len(names) == 2
 
 
+def test_workers_are_filtered_by_state(desk: Desk) -> None:
+    for name in ("there", "gone"):
+        claimed(desk, 1, worker=name)
+    c = tables.workers.c
+    with desk.world.transaction() as tx:
+        past = datetime.now(UTC) - timedelta(minutes=5)
+        tx.execute(update(tables.workers).where(c.name == "gone").values(last_seen_at=past))
+    path = f"/workspace/{desk.workspace_id}/workers"
+    for state, name in (("live", "there"), ("gone", "gone")):
+        answer = desk.call("GET", f"{path}?state={state}").json
+        assert [each["name"] for each in answer["data"]] == [name]
+        assert answer["pagination"]["total"] == 1
+    assert desk.call("GET", f"{path}?state=here").status_code == 422
+
+
 # Waiting claims
 
 
@@ -294,6 +309,15 @@ def test_changes_of_settings_are_events(desk: Desk) -> None:
         ("workspace_resumed", None, user),
     ]
     assert found[0]["data"] == {"max_running": 5}
+
+
+def test_pause_by_patch_is_an_event_of_the_same_kind(desk: Desk) -> None:
+    settings(desk, paused=True, paused_reason="deploy")
+    settings(desk, paused_reason="longer")
+    settings(desk, paused=False, max_running=3)
+    found = desk.call("GET", f"/workspace/{desk.workspace_id}/events?order=asc").json["data"]
+    kinds = [each["kind"] for each in found]
+    assert kinds == ["job_type_paused", "job_type_changed", "job_type_resumed"]
 
 
 def test_key_sees_and_pauses_only_its_types(desk: Desk) -> None:
@@ -466,6 +490,47 @@ def test_creates_with_one_unique_key_at_once_make_one_job(desk: Desk) -> None:
             ids = set(pool.map(create, range(8)))
         assert len(ids) == 1
         desk.post(f"/{ids.pop()}/cancel")
+
+
+def test_batches_that_replace_the_same_jobs_in_opposite_order_do_not_deadlock(desk: Desk) -> None:
+    gate = threading.Barrier(2)
+    keys = [f"k{n:02}" for n in range(60)]
+
+    def replace(order: list[str]) -> None:
+        client = desk.world.app.test_client()
+        headers = {"Authorization": f"Bearer {desk.token}"}
+        for number in range(5):
+            given = {"on_conflict": "replace", "metadata": {"from": order[0], "number": number}}
+            items = [{"job_type": "t", "unique_key": key, **given} for key in order]
+            gate.wait(20)
+            response = client.post(desk.jobs_path + "/batch", json={"jobs": items}, headers=headers)
+            assert response.status_code in (200, 201), response.text
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(replace, [keys, keys[::-1]]))
+    assert desk.get("?status=pending").json["pagination"]["total"] == len(keys)
+
+
+REMOVED = dict.fromkeys(("rate_starts", "rate_seconds", "tokens", "tokens_at"))
+
+
+def test_claim_survives_a_rate_limit_that_is_removed_meanwhile(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(desk, rate_limit={"starts": 5, "seconds": 1}, max_running_per_key=1)
+    desk.create(concurrency_key="a")
+    load = flow.load
+
+    def load_then_remove(*given: Any) -> Any:
+        found = load(*given)
+        given[0].execute(update(tables.job_types).values(REMOVED))
+        return found
+
+    monkeypatch.setattr(flow, "load", load_then_remove)
+    assert claimed(desk) == []
+    monkeypatch.undo()
+    settings(desk, max_running_per_key=None)
+    assert len(claimed(desk)) == 1
 
 
 def test_filters_by_key(desk: Desk) -> None:

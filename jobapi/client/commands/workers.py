@@ -71,7 +71,7 @@ def _load(target: str) -> Worker:
 @as_json
 def workers_command(client: Client, workspace_id: int, live: bool, as_json: bool) -> None:
     """List the workers that have claimed jobs within the last day, by name."""
-    found = [each for each in client.workers(workspace_id) if not live or each.state == "live"]
+    found = list(client.workers(workspace_id, state="live" if live else None))
     if as_json:
         for each in found:
             print_answer(each, as_json, "")

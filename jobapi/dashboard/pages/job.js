@@ -306,7 +306,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
       pending && found.ahead !== null &&
       ["Jobs ahead", `${found.ahead_is_capped ? "more than " : ""}${number(found.ahead)}`],
       !ended && found.live_workers !== null &&
-      ["Live workers of this type", link(`/${id}/workers`, {}, number(found.live_workers))],
+      ["Live workers of this type", link(`/${id}/workers?state=live`, {}, number(found.live_workers))],
       pending && found.estimated_start_at && ["Estimated start", wholeTime(found.estimated_start_at)],
       !ended && found.estimated_completion_at && ["Estimated end", wholeTime(found.estimated_completion_at)],
     ].filter(Boolean));
@@ -325,9 +325,9 @@ export default async function job({ id, rest: name, signal, go, may }) {
   function sentence({ code, detail, actor, reason }) {
     const [kind, n] = (actor || "").split(":");
     const by = n && who({ worker: null, user_id: null, key_id: null, [`${kind}_id`]: Number(n) }, names(id));
-    // The error of a failed job is shown above, with its lines.
-    const error = state.job.status === "failed" && reason ? `: ${[...reason].slice(0, 500).join("")}` : "";
-    const text = (error ? detail.replace(error, () => ".") : detail)
+    // The error of a failed job is shown above.
+    const shown = state.job.status === "failed" && reason ? detail.replace(`: ${reason}`, () => ".") : detail;
+    const text = shown
       .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ/g, (time) => moment(time))
       .replace(new RegExp(`^${kind} ${n}\\b`, "i"), (id) => by || id);
     const flow = ["type-paused", "at-capacity", "key-at-capacity", "rate-limited"].includes(code);

@@ -3,7 +3,7 @@
 import { get, workspacePath } from "../api.js";
 import { count, number, time, zone } from "../format.js";
 import { every, heard } from "../live.js";
-import { cell, empty, pager, table, who } from "../parts.js";
+import { cell, empty, link, pager, table, who } from "../parts.js";
 import { names } from "../names.js";
 import { h } from "../render.js";
 import { update } from "../state.js";
@@ -14,7 +14,9 @@ const TYPES = 6;
 
 /** @param {import("../state.js").Context} context */
 export default async function workers({ id, query, signal }) {
-  const path = workspacePath(id, `/workers?limit=${LIMIT}&page=${Number(query.get("page")) || 1}`);
+  const live = query.get("state") === "live";
+  const page = Number(query.get("page")) || 1;
+  const path = workspacePath(id, `/workers?limit=${LIMIT}&page=${page}${live ? "&state=live" : ""}`);
   const state = { found: await get(path, { signal }) };
 
   const row = (worker) =>
@@ -52,7 +54,10 @@ export default async function workers({ id, query, signal }) {
       h(
         "p",
         { class: "hint" },
-        "Workers that have claimed jobs within the last day. A worker is live while it claims, waits for jobs or holds a lease.",
+        "Workers that have claimed jobs within the last day. A worker is live while it claims, waits for jobs or holds a lease. ",
+        live
+          ? link(`/${id}/workers`, {}, "Show all workers")
+          : link(`/${id}/workers?state=live`, {}, "Show only live workers"),
       ),
       state.found.data.length
         ? [
@@ -71,7 +76,7 @@ export default async function workers({ id, query, signal }) {
             { class: "workers" },
           ),
         ]
-        : empty("No worker has claimed jobs within the last day."),
+        : empty(live ? "No worker is live." : "No worker has claimed jobs within the last day."),
       pager(`/${id}/workers`, query, state.found.pagination),
     ],
   };
