@@ -1,4 +1,4 @@
-"""A process that starts and ends jobs in a hurry: ``python -m tests.services.claimers URL …``."""
+"""Processes that start and end jobs in a hurry: ``python -m tests.services.claimers URL …``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import random
 import sys
 import time
 from collections import Counter
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from jobapi.rules.leases import Backoff
 from jobapi.services import flow_slots
 from jobapi.store import tables
 from jobapi.store.statement import Statement
+from jobapi.store.transactions import transaction
 
 BACKOFF = Backoff(0.01, 0.05)
 
@@ -42,6 +45,7 @@ class Claimer:
         self.chance = random.Random(seed)
         self.limit = limit
         self.held: list[tuple[str, str | None]] = []
+        self.ended: list[str] = []
         self.counts: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -56,17 +60,37 @@ class Claimer:
                 self.held.append((job_id, None))
                 self.counts["started"] += 1
             return
-        limit = self.chance.choice([1, 2, self.limit])
         token = queue.new_lease_token()
-        got = queue.claim(self.connection, 1, lease_token=token, limit=limit, worker="w")
-        self.held += [(job.job_id, token) for job in got]
+        lost = self.chance.random() < 0.05
+        limit = 1 if lost else self.chance.choice([1, 2, self.limit])
+        got = queue.claim(
+            *(self.connection, 1),
+            lease_token=token,
+            limit=limit,
+            lease_seconds=1 if lost else 60,
+            worker="w",
+        )
         self.counts["started"] += len(got)
+        if lost:
+            # As if this worker had died: the lease expires.
+            self.counts["lost"] += len(got)
+        else:
+            self.held += [(job.job_id, token) for job in got]
+
+    def tidy(self) -> None:
+        """Take back jobs whose lease has expired, and delete one that has ended."""
+        with transaction(self.connection):
+            self.counts["expired"] += len(queue.reap(self.connection, backoff=BACKOFF).ended)
+        if self.ended:
+            jobs.delete(self.connection, 1, self.ended.pop())
+            self.counts["deleted"] += 1
 
     def end(self) -> None:
         """End one of the jobs, hand it back or let it fail."""
         job_id, token = self.held.pop(self.chance.randrange(len(self.held)))
         if self.chance.random() < 0.15:
             jobs.cancel(self.connection, 1, job_id)
+            self.ended.append(job_id)
         elif token is None:
             jobs.edit(self.connection, 1, job_id, {"status": JobStatus.SUCCESS})
         else:
@@ -86,31 +110,39 @@ class Claimer:
         while self.held or (time.monotonic() < end and not stop.exists()):
             stopping = stop.exists() or time.monotonic() >= end
             ends = bool(self.held) and (stopping or self.chance.random() < 0.5)
+            act = self.tidy if self.chance.random() < 0.1 else self.end if ends else self.start
             try:
-                (self.end if ends else self.start)()
+                act()
             except JobApiError as refusal:
                 self.counts[type(refusal).__name__] += 1
             time.sleep(self.chance.random() * 0.02)
 
 
-def main(url: str, folder: str, seed: int, limit: int, mode: str) -> None:
-    """Run a claimer in this process, and print what it did."""
-    if mode == "no locks":
-        flow_slots._LOCKING = LOCKS_NOTHING
+def run(seed: int, *, url: str, folder: Path, limit: int) -> Counter[str]:
+    """Run one claimer in this process; returns what it did."""
     app = create_app(
         {
             "JOBAPI_DATABASE_URL": url,
             "JOBAPI_SECRET_KEY": "s" * 40,
-            "JOBAPI_INSTANCE_PATH": folder,
+            "JOBAPI_INSTANCE_PATH": str(folder),
             "JOBAPI_MAINTENANCE_ENABLED": False,
         }
     )
     with app.extensions["jobapi"].engine.connect() as connection:
         claimer = Claimer(connection, seed, limit)
-        claimer.run(Path(folder) / "stop")
-    print(json.dumps(claimer.counts))
+        claimer.run(folder / "stop")
+    return claimer.counts
+
+
+def main(url: str, folder: str, number: str, limit: str, mode: str) -> None:
+    """Run claimers in processes of their own, and print what they did."""
+    if mode == "no locks":
+        flow_slots._LOCKING = LOCKS_NOTHING
+    # Forked, so that only one process imports the service.
+    with get_context("fork").Pool(int(number)) as pool:
+        one = partial(run, url=url, folder=Path(folder), limit=int(limit))
+        print(json.dumps(sum(pool.map(one, range(int(number)), chunksize=1), Counter())))
 
 
 if __name__ == "__main__":
-    URL, FOLDER, SEED, LIMIT, MODE = sys.argv[1:]
-    main(URL, FOLDER, int(SEED), int(LIMIT), MODE)
+    main(*sys.argv[1:])
