@@ -175,14 +175,40 @@ def wakes(url: str, other: str, token: str, workspace_id: int) -> None:
             free(job)
             thread.join()
             took.append(got[0] - began)
-            for status in ("running", "pending"):
-                for left in client.jobs(workspace_id, status=status, job_type=job_type):
-                    client.cancel(workspace_id, left.job_id)
+            end_all(client, workspace_id, job_type)
         print(
             f"freed by {name}: median {statistics.median(took) * 1000:.0f} ms,"
             f" at most {max(took) * 1000:.0f} ms after the request began",
             flush=True,
         )
+
+
+def wakes_by_expiry(url: str, other: str, token: str, workspace_id: int) -> None:
+    """How long after a lease was found to have expired a claim in another process gets a job."""
+    client, waiting = Client(url, token=token), Client(other, token=token)
+    job_type = "expires"
+    client.set_job_type(workspace_id, job_type, max_running=1)
+    took = []
+    for _ in range(10):
+        client.create_many(workspace_id, [{"job_type": job_type, "max_retries": 0}] * 2)
+        (lost,) = client.claim(workspace_id, job_types=[job_type], lease_seconds=5)
+        (job,) = waiting.claim(workspace_id, job_types=[job_type], wait_seconds=30)
+        (event,) = client.events(workspace_id, job_id=lost.job_id, kind=["lease_expired"])
+        started_at = client.get(workspace_id, job.job_id).started_at
+        assert started_at is not None
+        took.append((started_at - event.at).total_seconds())
+        end_all(client, workspace_id, job_type)
+    print(
+        f"freed by expiry of a lease: median {statistics.median(took) * 1000:.0f} ms,"
+        f" at most {max(took) * 1000:.0f} ms after the end of the attempt",
+        flush=True,
+    )
+
+
+def end_all(client: Client, workspace_id: int, job_type: str) -> None:
+    for status in ("running", "pending"):
+        for left in client.jobs(workspace_id, status=status, job_type=job_type):
+            client.cancel(workspace_id, left.job_id)
 
 
 def estimates(database: str, workspace_id: int, folder: Path) -> None:
@@ -275,6 +301,7 @@ def main() -> None:
                 flood(plain, url, token, workspace_id)
             if not only or "wakes" in only:
                 wakes(url, f"http://127.0.0.1:{other}", token, workspace_id)
+                wakes_by_expiry(url, f"http://127.0.0.1:{other}", token, workspace_id)
         if not only or "estimates" in only:
             estimates(database, workspace_id, Path(folder))
 
