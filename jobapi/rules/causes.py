@@ -22,7 +22,7 @@ _READ = 8_000
 _MAX_LINE = 1_000
 """How much of the line with the cause is normalized, in characters.
 
-More than ``MAX_CAUSE``: a cut through what is replaced would make a group of its own.
+More than ``MAX_CAUSE``, because a cut through an id or a number would change the group.
 """
 
 _TRACEBACK = "\nTraceback (most recent call last):"
@@ -40,12 +40,12 @@ _PARTS = [
     for pattern, placeholder in (
         (r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b", "<uuid>"),
         (r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b", "<email>"),
-        # An apostrophe within a word begins no quoted text.
+        # An apostrophe within a word does not begin a quoted text.
         (r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|`[^`]*`|“[^”]*”|«[^»]*»", "<text>"),
         (r"\b[a-z][a-z0-9+.-]*://\S+", "<url>"),
         (r"(?<![\w<])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:,;)]+[\\/])*[^\s\\/:,;)]+", "<path>"),
         (r"\b\w+_[0-9a-fA-F]{16,}\b", "<id>"),
-        # As numbers, because an id may have only digits, and a number may be long.
+        # Long ids become <n> like numbers, because an id may consist of digits only.
         (r"\b(?:0x[0-9a-fA-F]+|(?=[a-fA-F]*\d)[0-9a-fA-F]{8,})\b", "<n>"),
         (r"\d+(?:[.,:]\d+)*", "<n>"),
     )
@@ -77,8 +77,8 @@ def _line(error: str) -> str:
         return roots[-1].removeprefix(_CAUSED_BY).strip()
     is_stack = len(lines) > 1 and lines[-1].lstrip().startswith("at ")
     if unindented and (is_python or is_stack):
-        # Java and JavaScript write the exception first. After the frames of Python the lines of
-        # its message follow, of which the first says most.
+        # Java and JavaScript write the exception first. In Python the message follows the frames,
+        # and its first line says the most.
         return unindented[0].strip()
     return (unindented or lines)[-1].strip()
 

@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch of one value by another (RFC 7396, section 2)."""
+    """Apply a JSON Merge Patch to a value (RFC 7396, section 2)."""
     if not isinstance(patch, dict):
         return patch
     merged = dict(target) if isinstance(target, dict) else {}
@@ -28,11 +28,11 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def compose_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One merge patch that does what two do one after the other; None if no single one does.
+    """One merge patch with the effect of two in a row; None if no single patch has it.
 
-    A null stays in it, for it removes what the target has. None: ``second`` puts an
-    object where ``first`` puts something else, or removes it. In a single patch that
-    object would be merged with the target's.
+    Nulls are kept, because they remove members of the target. There is no single patch
+    if ``second`` sets an object where ``first`` sets another kind of value or removes the
+    member: a single patch would merge that object with the target's.
     """
     composed = dict(first)
     for name, value in second.items():
@@ -45,7 +45,7 @@ def compose_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
     return composed
 
 
-# The escape, and not a backslash before a text that looks like it.
+# Matches the escape itself, but not an escaped backslash that is followed by ``u0000``.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 MAX_DOCUMENT_BYTES = 1024 * 1024
 """How large a job's stored ``metadata`` and ``result`` may grow, each, as JSON."""
@@ -61,11 +61,11 @@ def limit_documents(values: Mapping[str, Any]) -> None:
 
 
 def wrong_document(document: Any) -> str | None:
-    """Why a document cannot be stored; None where it can."""
+    """Why a document cannot be stored; None if it can."""
     text = orjson.dumps(document)
     if len(text) > MAX_DOCUMENT_BYTES:
         return f"It would be larger than {MAX_DOCUMENT_BYTES} bytes as JSON."
-    # Postgres keeps it, and then cannot read it.
+    # Postgres stores it in a column of type json, but queries that read the value then fail.
     if b"\\u0000" in text and _NUL.search(text):
         return "It must not contain the character U+0000."
     return None

@@ -60,7 +60,7 @@ JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 
 
 def name_of(xid: int, number: int) -> str:
-    """The public id of an event, of the transaction and the number that it has in the log."""
+    """The public id of an event, made of its transaction's number and its own."""
     return f"{xid}-{number}"
 
 
@@ -89,4 +89,4 @@ class Event(Protocol):
     worker: str | None
     """Name of the worker, if the job ran before or runs after."""
     data: Document | None
-    """What the kind says besides, see ``docs/events.md``."""
+    """More data, by kind: see ``docs/events.md``."""

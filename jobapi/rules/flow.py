@@ -31,7 +31,7 @@ class TypeSettings:
     max_running: int | None = None
     max_running_per_key: int | None = None
     rate_starts: int | None = None
-    """So many starts in ``rate_seconds``."""
+    """How many jobs may start in ``rate_seconds``."""
     rate_seconds: int | None = None
     max_pending: int | None = None
     start_within_seconds: int | None = None
@@ -50,7 +50,7 @@ class TypeSettings:
 
     @property
     def is_limited(self) -> bool:
-        """Whether a leased job takes something that another worker could use."""
+        """Whether a leased job takes a slot or a token that another worker could use."""
         return (
             self.max_running is not None
             or self.max_running_per_key is not None
@@ -80,7 +80,7 @@ class Flow:
     paused: bool = False
     paused_reason: str | None = None
     ageing_seconds: int | None = None
-    """How many seconds of waiting a level of priority is worth; None: any number."""
+    """How many seconds of waiting make up for one level of priority; None: no time does."""
     types: Mapping[str, TypeSettings] = field(default_factory=dict)
     """The types that have settings, by name."""
 
@@ -105,7 +105,10 @@ UNGOVERNED = Flow()
 
 
 class Bucket(NamedTuple):
-    """A token bucket: each start takes a token, and ``starts`` of them flow in in ``seconds``."""
+    """A token bucket: each start takes a token, and ``starts`` tokens are added in ``seconds``.
+
+    It holds at most ``starts`` tokens.
+    """
 
     starts: int
     seconds: int
@@ -119,11 +122,11 @@ class Bucket(NamedTuple):
         return min(float(self.starts), self.tokens + passed * self.starts / self.seconds)
 
     def take(self, n: int, now: datetime) -> Bucket:
-        """The bucket after ``n`` starts, of which there must be as many tokens."""
+        """The bucket after ``n`` starts; it must have had that many tokens."""
         return self._replace(tokens=max(0.0, self.left(now) - n), at=max(self.at, now))
 
     def next_at(self, now: datetime) -> datetime:
-        """When there is a whole token."""
+        """When the next job may start: as soon as there is a whole token."""
         missing = 1 - self.left(now)
         if missing <= 0:
             return now
@@ -137,9 +140,9 @@ def free_numbers(most: int, running: Sequence[int | None]) -> list[int]:
 
     ``running`` has the number of each running job: None if it started before there was a limit, and
     numbers above ``most`` from before the limit was lowered. These count, too. For example, with a
-    limit of 5 and running jobs without a number and with number 4, the free numbers are 1, 2 and 3.
-    Claims that see different states may each use their numbers: together they stay within the
-    limit, because a number that is free in one state and not in another is used only once.
+    limit of 5, a running job without a number and one with number 4, the free numbers are 1, 2 and
+    3. Concurrent claims may see different states. Together they still stay within the limit,
+    because a number can be used only once.
     """
     used = set(running)
     free = (number for number in range(1, most + 1) if number not in used)
@@ -160,7 +163,7 @@ class Candidate(NamedTuple):
     due_at: datetime
     suspect: bool
     bytes: int
-    """The size of its JSON, at most."""
+    """An upper bound of the size of its JSON."""
 
 
 class Start(NamedTuple):
@@ -193,7 +196,8 @@ class Room:
     limited: Collection[str] = ()
     """The types that have limits."""
     most_limited: int = 0
-    """After so many jobs, none of these types is started: others may begin it sooner."""
+    """Once the claim has this many jobs, it starts no more of these types: they would only be
+    prefetched, and another worker may begin them sooner."""
 
     def take(self, job: Candidate) -> Start | None:
         """Start a job if there is room for it."""
@@ -215,8 +219,11 @@ def choose(
     Within a type and priority, keys take turns: the first jobs of all keys come first, in the order
     of the keys' places, then their second ones. Types are merged by due time. So that turns do not
     lose to due times, the n-th job of a type and priority counts as due when the n-th oldest of
-    them is. A suspect job is started alone. The jobs fit into ``room.max_bytes`` together, unless
-    the first one alone is larger.
+    them is. For example, the key a has jobs due at 1 and 2, the key b has one due at 3: they start
+    in the order a, b, a, and compete with other types as if they were due at 1, 2 and 3.
+
+    A suspect job is started alone. The jobs fit into ``room.max_bytes`` together, unless the first
+    one alone is larger.
     """
     in_order = sorted(
         _in_turns(candidates), key=lambda of: urgency(of[1].priority, of[0], ageing_seconds)
@@ -241,7 +248,7 @@ def choose(
 
 
 def _in_turns(candidates: Iterable[Candidate]) -> Iterable[tuple[datetime, Candidate]]:
-    """Each with the due time by which it competes with other types."""
+    """The candidates in turns, each with the due time by which it competes with other types."""
     lanes: defaultdict[Lane, list[Candidate]] = defaultdict(list)
     for job in candidates:
         lanes[job.job_type, job.priority].append(job)
@@ -260,7 +267,7 @@ def _in_turns(candidates: Iterable[Candidate]) -> Iterable[tuple[datetime, Candi
 def urgency(
     priority: int, due_at: datetime, ageing_seconds: int | None
 ) -> tuple[float, datetime | int]:
-    """Sorts jobs by the order of claims; ties go by creation."""
+    """A sort key for the order of claims, the first job first. The caller breaks ties."""
     if ageing_seconds is None:
         return -priority, due_at
     return due_at.timestamp() - priority * ageing_seconds, -priority

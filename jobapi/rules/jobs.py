@@ -104,7 +104,7 @@ _CREATE_AND_EDIT = SetBy.CREATE | SetBy.EDIT
 
 
 class Job(Protocol):
-    """A row of the jobs table. A row that was read to decide on has no ``metadata``."""
+    """A row of the jobs table. A row that was read only for a decision has no ``metadata``."""
 
     id: int
     """Number in the order of creation. Never shown."""
@@ -177,7 +177,7 @@ class Job(Protocol):
     suspect: Annotated[bool, Field(default=False)]
     """Whether its last lease expired before the attempt began: it is leased alone next time."""
     run_id: str | None
-    """What began the attempt, by the name that it gave itself."""
+    """The run that began the attempt, by the id that it chose for itself."""
     concurrency_key: Annotated[str | None, Field(_CREATE_AND_EDIT)]
     """Jobs of one type and key share its limit, and take turns with other keys: ``rules.flow``."""
     unique_key: Annotated[str | None, Field(_CREATE_AND_EDIT)]
@@ -197,7 +197,8 @@ class Job(Protocol):
     last_edited: str | None
     """The names of the fields that the last change edited, with spaces between."""
     last_event_version: int | None
-    """The version that these two describe. An older one: the service before them changed it."""
+    """The version that ``last_event`` and ``last_edited`` describe. If it is not ``version``, the
+    last change was made by an older release, which does not write them."""
 
 
 class CurrentJob(Job, Protocol):
@@ -214,7 +215,7 @@ FIELDS: Mapping[str, Field] = {
 
 
 def fields_set_by(who: SetBy) -> tuple[str, ...]:
-    """The names of the fields that may be set so."""
+    """The names of the fields that ``who`` may set."""
     return tuple(name for name, field in FIELDS.items() if who in field.set_by)
 
 
@@ -262,14 +263,14 @@ class JobEdit(PendingFields, WorkFields, total=False):
 
 
 class ReportFields(WorkFields, total=False):
-    """What the holder of a lease says of its job."""
+    """What the holder of a lease reports about its job."""
 
     status: JobStatus
-    """``running`` (the default), ``pending`` (hands it back), ``success`` or ``failed``."""
+    """``running`` (the default), ``pending`` (releases it), ``success`` or ``failed``."""
     begun: bool | None
     """Whether the attempt has begun, where it did not begin with the claim."""
     run_id: str | None
-    """Name of the run that begins the attempt; another run is refused."""
+    """Id of the run that begins the attempt; another run is refused."""
     retryable: bool
     """Whether a failure may be retried; by default it may."""
     retry_after: int

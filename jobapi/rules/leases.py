@@ -1,7 +1,7 @@
 """The rules of leases and attempts: what a report, or silence, does to a job. Pure, no I/O.
 
-Like in ``lifecycle``, every function takes the job as it is and the time as the database tells
-it, and returns the ``Change``.
+As in ``lifecycle``, every function takes the current job and the database's time, and returns the
+``Change``.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TIMED_OUT = "timed out"
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before an automatic retry: longer each time, spread by chance."""
+    """How long to wait before an automatic retry: exponential backoff with jitter."""
 
     first_seconds: float
     max_seconds: float
 
     def delay(self, retry: int, chance: float) -> timedelta:
-        """The wait before retry number ``retry`` (from 1); ``chance`` is from 0 up to 1."""
+        """The wait before retry ``retry`` (from 1); ``chance``, from 0 to 1, gives the jitter."""
         # 2**40 seconds are more than any limit.
         longest = min(self.max_seconds, self.first_seconds * 2 ** min(retry - 1, 40))
         return timedelta(seconds=longest * (0.5 + chance / 2))
@@ -52,10 +52,10 @@ def report(
     chance: float,
     now: datetime,
 ) -> Change:
-    """Apply what the holder of a lease says of its job.
+    """Apply what the holder of a lease reports about its job.
 
-    No status, or ``running``, renews the lease for its own time from now;
-    ``pending`` hands the job back; ``success`` and ``failed`` end the attempt,
+    No status, or ``running``, renews the lease for ``lease_seconds`` from now;
+    ``pending`` releases the job; ``success`` and ``failed`` end the attempt,
     and ``failed`` is retried if ``max_retries`` and ``retryable`` allow it.
     A prefetched job's attempt begins with ``begun``, with any of ``WORK_FIELDS``
     or with its end. Raises ``LeaseLost`` if the token is not that of the
@@ -91,7 +91,7 @@ def _renew(job: Job, said: ReportFields, values: JobColumns, now: datetime) -> C
         begun = True
         values |= {"prefetched": False, "started_at": now, "has_begun": True}
         if job.timeout_seconds is not None and job.reap_at is not None:
-            # The timeout runs from here. The reaper finds out by itself that a lease was renewed.
+            # The timeout runs from here.
             values["reap_at"] = min(job.reap_at, now + timedelta(seconds=job.timeout_seconds))
     is_renewal = not values
     if begun and said.get("run_id") is not None:
@@ -103,12 +103,12 @@ def _renew(job: Job, said: ReportFields, values: JobColumns, now: datetime) -> C
 
 
 def expire(job: Job, *, backoff: Backoff, chance: float, now: datetime) -> Change:
-    """End the attempt of a job whose lease, or whose time, has run out.
+    """End the attempt of a job whose lease or ``timeout_seconds`` has run out.
 
-    If the lease was renewed, the reaper is to look again later. A change without values if there
-    is nothing to do yet. With a lease, it is retried like a failure; without one, it fails,
-    because no worker would retry it. An attempt that has not begun costs no retry: its job goes
-    back as a suspect, which may have killed its worker.
+    If the lease was renewed, the change only postpones ``reap_at``. If there is nothing to do yet,
+    the change has no values. A job with a lease is retried like after a failure; one without a
+    lease fails, because no worker would retry it. An attempt that has not begun costs no retry: its
+    job goes back to pending as a suspect, because it may have killed its worker.
     """
     if not allows("reschedule", job.status) or job.reap_at is None or job.reap_at > now:
         return Change({})
@@ -160,9 +160,9 @@ def _fail_attempt(
 
 
 def ended_attempt(job: Job, change: Change, now: datetime) -> Attempt | None:
-    """The attempt that a change of a job ends; None if it ends none, or with success.
+    """The attempt that a change of a job ends; None if it ends none, or ends it with success.
 
-    A success is in the job's own row, which does not change any more.
+    A successful attempt stays in the job's own row, which does not change any more.
     """
     outcome = change.outcome
     if outcome is None or outcome is Outcome.SUCCESS:

@@ -1,7 +1,7 @@
 """The life of a job: its states, and what each verb changes. Pure, no I/O.
 
-Every function takes the job as it is and the time as the database tells it, and returns the
-``Change``. ``docs/lifecycle.md`` draws the same table.
+Every function takes the current job and the database's time, and returns the ``Change``.
+``docs/lifecycle.md`` shows the same table.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Transition(NamedTuple):
     """What a verb does to a job's status."""
 
     allowed: frozenset[JobStatus]
-    """The statuses in which a job takes the verb."""
+    """The statuses in which the verb is allowed."""
     target: JobStatus
     """The status that follows."""
     event: EventKind | None = None
@@ -89,8 +89,8 @@ TRANSITIONS: Mapping[str, Transition] = {
 }
 
 
-# The verb that an edit of `status` means. None leads to pending: going back is
-# a retry, which counts, and not an edit.
+# The verb that an edit of `status` means. No edit leads to pending: that takes a retry,
+# which is counted.
 EDIT_VERBS = {
     JobStatus.RUNNING: "start",
     JobStatus.SUCCESS: "succeed",
@@ -98,23 +98,24 @@ EDIT_VERBS = {
     JobStatus.CANCELLED: "cancel",
 }
 
-# What may be edited while the job is pending, with what null means there.
+# The fields that may be edited while the job is pending, each with the value that null stands for.
 PENDING_FIELDS: Mapping[str, Any] = {
     name: FIELDS[name].default for name in fields_set_by(SetBy.EDIT)
 }
-# What only the holder of a lease can say of an attempt.
+# The fields that only the holder of a lease can set.
 LEASE_FIELDS = ("begun", "run_id")
+# The fields that a create with `on_conflict: replace` changes in the live job.
 REPLACED = ("priority", "metadata", "scheduled_at")
 WORK_FIELDS = fields_set_by(SetBy.WORK)
 
 
 def allows(verb: str, status: int) -> bool:
-    """Whether a job in this status takes this verb."""
+    """Whether a verb is allowed for a job in this status."""
     return status in TRANSITIONS[verb].allowed
 
 
 def allowed_from(verb: str) -> str:
-    """The statuses that take this verb, for a sentence: ``failed or cancelled``."""
+    """The statuses in which a verb is allowed, for a sentence: ``failed or cancelled``."""
     return " or ".join(s.label for s in STATUS_ORDER if allows(verb, s))
 
 
@@ -124,7 +125,7 @@ def due_at(queued_at: datetime, scheduled_at: datetime | None) -> datetime:
 
 
 def actual_duration(due: datetime, end: datetime) -> int | None:
-    """Whole seconds from when the job was due to its end; None if never due."""
+    """Whole seconds from when the job was due to its end; None if it ended before it was due."""
     return None if end < due else int((end - due).total_seconds())
 
 
@@ -142,7 +143,7 @@ def cancel(job: Job, *, reason: str | None, now: datetime) -> Change:
 def retry(job: Job, *, reason: str | None, now: datetime) -> Change:
     """Put a failed or cancelled job back to pending, due now.
 
-    A caller's retry is never refused for its count. Raises ``JobNotRetryable``.
+    A caller's retry may exceed ``max_retries``, which is then raised. Raises ``JobNotRetryable``.
     """
     _check("retry", "retried", job, JobNotRetryable)
     verb = TRANSITIONS["retry"]
@@ -167,7 +168,7 @@ def retry(job: Job, *, reason: str | None, now: datetime) -> Change:
 
 
 def expire(job: Job, now: datetime) -> Change:
-    """Cancel a job that was not started in time; a change without values if it must not."""
+    """Cancel a pending job that has expired. The change has no values if it has not."""
     if job.status != JobStatus.PENDING or not has_expired(job, now):
         return Change({})
     return cancel(job, reason=EXPIRED_REASON, now=now)
@@ -190,9 +191,9 @@ def check_expiry(
 
 
 def replace(job: Job, given: Mapping[str, Any], now: datetime) -> Change:
-    """Give a pending job what a create with its ``unique_key`` and ``replace`` says.
+    """Update a pending job from a create with its ``unique_key`` and ``on_conflict: replace``.
 
-    That is ``metadata``, ``priority`` and ``scheduled_at``; all else stays.
+    ``metadata``, ``priority`` and ``scheduled_at`` are replaced; all else stays.
     """
     values = cast(JobColumns, {name: given[name] for name in REPLACED})
     edited = tuple(name for name in REPLACED if _differs(job, values, name))
@@ -263,7 +264,7 @@ def _edit_pending(job: Job, changes: JobEdit, status: JobStatus, now: datetime) 
             f"The job is {status.label}; {', '.join(names)} can be changed only "
             "while it is pending."
         )
-    # The names are columns, and the schemas have judged the values.
+    # The names are columns, and the schemas have checked the values.
     values = cast(
         JobColumns,
         {name: PENDING_FIELDS[name] if given[name] is None else given[name] for name in names},
@@ -298,13 +299,13 @@ def _reschedule(job: Job, values: JobColumns, now: datetime) -> None:
 def _differs(job: Job, values: Mapping[str, Any], name: str) -> bool:
     before, after = getattr(job, name), values[name]
     if isinstance(after, dict | list):
-        # Python takes 1, 1.0 and true for the same; JSON does not.
+        # In Python, 1 == 1.0 == True. As JSON they differ.
         return before is None or orjson.dumps(before) != orjson.dumps(after)
     return bool(before != after)
 
 
 def _check_work(job: Job, changes: JobEdit, target: JobStatus | None) -> None:
-    """Refuse what only the holder of the lease may say, or what no state allows."""
+    """Refuse changes that the job's state forbids, or that only the lease's holder may make."""
     status = JobStatus(job.status)
     work = [name for name in WORK_FIELDS if name in changes]
     if work and target is None and status is not JobStatus.RUNNING:
@@ -389,7 +390,7 @@ def end(job: Job, verb: str, now: datetime) -> Change:
     _, status, event, outcome = TRANSITIONS[verb]
     started_at = job.started_at
     if started_at is None or (job.prefetched and status is not JobStatus.CANCELLED):
-        # A report of the end that comes first is also the beginning.
+        # If the first report is the end, the attempt begins with it.
         started_at = now
     values: JobColumns = {
         "status": status,
@@ -401,7 +402,7 @@ def end(job: Job, verb: str, now: datetime) -> Change:
     if job.status == JobStatus.PENDING:
         if status is JobStatus.CANCELLED:
             return Change(values, event)
-        # The caller has done it without a word before: that is an attempt.
+        # The caller did the work without starting the job first: that counts as an attempt.
         values |= {"attempt": job.attempt + 1, "worker": None}
     return Change(values, event, outcome)
 

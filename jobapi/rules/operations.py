@@ -1,4 +1,4 @@
-"""Operations: an action on many jobs, and where it stands."""
+"""Operations: an action on many jobs, and its status."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Action(Labelled):
 
     @property
     def takes(self) -> list[JobStatus]:
-        """The statuses of the jobs to which it can be done."""
+        """The statuses of the jobs to which the action can be applied."""
         takes = ENDED if self is Action.DELETE else TRANSITIONS[self.label][0]
         return [status for status in STATUS_ORDER if status in takes]
 
 
 class OperationStatus(Labelled):
-    """Where an operation stands."""
+    """The status of an operation."""
 
     RUNNING = 0
     FINISHED = 1

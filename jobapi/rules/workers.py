@@ -6,8 +6,8 @@ from .labels import Labelled
 
 
 class WorkerState(Labelled):
-    """Whether a worker is there."""
+    """Whether a worker is alive."""
 
     LIVE = 0
-    """It is claiming, waiting for jobs, or holding a lease that is alive."""
+    """It is claiming, waiting for jobs, or holding a lease that has not expired."""
     GONE = 1
