@@ -198,7 +198,7 @@ class Job(Protocol):
     """The names of the fields that the last change edited, with spaces between."""
     last_event_version: int | None
     """The version that ``last_event`` and ``last_edited`` describe. If it is not ``version``, the
-    last change was made by an older release, which does not write them."""
+    last change was made without them: by hand, or by an older release."""
 
 
 class CurrentJob(Job, Protocol):

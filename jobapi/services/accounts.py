@@ -50,7 +50,10 @@ REFRESH_GRACE = timedelta(seconds=30)
 """How long an exchanged refresh token may be reused, because its response may have been lost."""
 
 MAX_REPLACED = 100
+"""How many exchanged refresh tokens a session remembers."""
+
 EXPIRED_PER_ATTEMPT = 100
+"""How many expired counters of failed logins one attempt deletes at most."""
 
 # Argon2id with a setting that OWASP's Password Storage Cheat Sheet recommends:
 # 19 MiB, 2 passes, 1 lane. It takes some 30 ms.
@@ -148,7 +151,7 @@ def host_id(user: object) -> str | None:
 
 
 def _flag(user: object, name: str) -> object:
-    # A method in older versions of Flask-Login.
+    # In older versions of Flask-Login these are methods.
     value = getattr(user, name, None)
     return value() if callable(value) else value
 
@@ -160,8 +163,8 @@ _REPR = re.compile(r" at 0x[0-9a-fA-F]+>")
 def host_username(user: object) -> str:
     """The name of the user row for a host application's user.
 
-    Names of other users cannot contain its colon. ``user`` is what ``host_id``
-    takes. Raises ``ValueError`` if no user is logged in.
+    It contains a colon, which the names of other users cannot. ``user`` is what
+    ``host_id`` takes. Raises ``ValueError`` if no user is logged in.
     """
     found = host_id(user)
     if found is None:
@@ -252,9 +255,9 @@ def _keep_an_administrator(session: Executor, user_id: int) -> None:
 def check_current_password(
     session: Executor, user_id: int, password: str, attempts: Attempts | None
 ) -> str:
-    """Verify the current password of a user who changes it; returns its hash.
+    """Verify a user's current password before a change of it; returns the stored hash.
 
-    Failures count towards the limits of logins, so this is no way around them.
+    Failures count towards the limits of logins, so these cannot be bypassed here.
     Raises ``ValidationFailed``, ``TooManyRequests``.
     """
     user = get_user(session, user_id)
@@ -295,7 +298,10 @@ def _hash(password: str) -> str:
 
 
 def _verify(password_hash: str | None, password: str) -> bool:
-    """Check a password. It takes equally long without a hash, so that time tells nothing.
+    """Whether a password matches a hash.
+
+    Without a hash the check takes as long, so that the time does not reveal whether the user
+    exists.
 
     Older hashes were made from the password as it was typed, in any Unicode form.
     """
@@ -357,7 +363,10 @@ class _Limit(NamedTuple):
 
 
 def _count_attempt(session: Executor, username: str, attempts: Attempts) -> dict[str, datetime]:
-    """Count an attempt; returns the counted subjects, each with the begin of its minute."""
+    """Count an attempt; returns the subjects that were counted, each with the start of its minute.
+
+    A subject is the hash of a username, an address, or both. Raises ``TooManyRequests``.
+    """
     limits = {
         _subject(attempts.address, username): _Limit(
             attempts.per_name_and_address, "for this username from your address"
@@ -412,6 +421,7 @@ def _refuse(over: Sequence[AnyRow], limits: Mapping[str, _Limit], now: datetime)
 
 
 def _take_back(session: Executor, counted: Mapping[str, datetime]) -> None:
+    """Undo ``_count_attempt``, except for counters that have begun a new minute since."""
     if not counted:
         return
     c = login_failures.c
@@ -432,8 +442,8 @@ def log_in(
 ) -> Login:
     """Verify a name and a password and start a login session.
 
-    See ``authenticate`` and ``open_session``. There is no session if, during the
-    verification, the password was changed or the user was disabled.
+    See ``authenticate`` and ``open_session``. No session is started if the password was
+    changed or the user was disabled during the verification.
     """
     user = authenticate(session, username, password, attempts)
     login = _open_session(session, user.id, lifetime, user.password_hash)
@@ -464,7 +474,7 @@ class Login(NamedTuple):
     """The id of its current refresh token."""
 
     seconds: float
-    """Until its maximum lifetime ends."""
+    """Seconds until the maximum lifetime of the session ends."""
 
 
 def open_session(session: Executor, user_id: int, lifetime: timedelta) -> Login:
@@ -493,8 +503,8 @@ def _open_session(
     }
     values = [literal(value, sessions.c[name].type) for name, value in row.items()]
     same = true() if password_hash is None else users.c.password_hash == password_hash
-    # The lock orders this against a change of the password and against disabling the user:
-    # if they come first, there is no session; otherwise they wait, and end it.
+    # The lock orders this against a change of the password and against disabling the user. If
+    # such a change comes first, no session is opened; otherwise it waits, and ends the session.
     opened = session.execute(
         insert(sessions)
         .from_select(

@@ -1,4 +1,4 @@
-"""Apply a rule to one job, in one statement that changes the version it was decided on."""
+"""Apply a rule to one job, with optimistic locking by the job's version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .job_rows import COLUMNS, not_found
 from .unique_keys import exists, find_live
 
 MAX_TRIES = 50
-"""How often a change is decided on again that another one was in the way of."""
+"""How often a change is tried if other changes of the job keep coming first."""
 
 
 def get(session: Executor, workspace_id: int, job_id: str) -> CurrentJob:
@@ -41,7 +41,7 @@ def get(session: Executor, workspace_id: int, job_id: str) -> CurrentJob:
 
 
 def changed_since() -> PreconditionFailed:
-    """The refusal of a change to another version than the job's."""
+    """The error for a change that was requested for another version of the job."""
     return PreconditionFailed(
         "The job has changed since you read it. Read it again and decide again."
     )
@@ -66,7 +66,11 @@ def change(
 
     The rule decides on one version, and the UPDATE that writes its change applies to that version
     only. If another change came first, the job is read and the rule decides again. A job that is
-    started takes a slot and a token.
+    started takes a slot and a token, if its type has limits.
+
+    Raises ``JobNotFound``, ``PreconditionFailed`` if ``if_match`` refuses the version, the errors
+    of the rule and of ``flow_admission.admit``, ``JobExists``, and ``Unavailable`` after
+    ``MAX_TRIES``.
     """
     for _ in range(MAX_TRIES):
         if job is None:

@@ -33,8 +33,8 @@ def claim(
 ) -> Claim:
     """Claim as ``queue.claim`` does, or return the leases that an earlier claim got for ``key``.
 
-    Those are returned that have not ended. ``body`` is the request that the key was sent with.
-    A claim that got nothing is not kept: repeated, it may get something. Raises
+    Leases that have ended since are left out. ``body`` is the request that the key was sent with.
+    A claim that got no job is not remembered, so repeating it may get one. Raises
     ``RequestInProgress`` and ``IdempotencyKeyReused``.
     """
     mark = idempotency.fingerprint("claim_jobs", body)

@@ -22,19 +22,23 @@ from ..store.transactions import BY_KEY, transactional
 from . import throughput
 
 FOLD_AT_ONCE = 10_000
-"""How many changes are folded in one transaction at most."""
+"""How many changes one transaction compacts at most."""
 
 KIND = ("workspace_id", "status", "job_type", "priority")
+"""The columns that identify a bucket."""
+
 _COUNTED = (*KIND, "n")
 
 Conditions = Callable[[Any], Sequence[Any]]
-"""What to count: given columns with the names of a kind, the conditions on them."""
+"""Which buckets to count: a function from a bucket's columns to the conditions on them."""
 
 
 def _of(table: Any) -> list[Any]:
     return [table.c[name] for name in _COUNTED]
 
 
+# A bucket's count is the sum of its rows in both tables: the counts, and the changes that are not
+# compacted yet.
 _NOW = union_all(select(*_of(job_counts)), select(*_of(job_count_changes))).subquery("counted")
 
 
@@ -65,7 +69,7 @@ def of_workspaces(
 def totals(session: Executor) -> list[AnyRow]:
     """How many jobs each workspace has in each status: ``workspace_id``, ``status``, ``n``.
 
-    Of a workspace that has none there is a row without a status.
+    A workspace without jobs has one row, whose status is None.
     """
     n: Any = cast(func.coalesce(func.sum(_NOW.c.n), 0), BigInteger)
     query = (
@@ -140,9 +144,10 @@ def job_types(session: Executor, workspace_id: int) -> set[str]:
 
 @transactional(planner=BY_KEY)
 def fold(session: Executor) -> int:
-    """Fold the oldest changes into counts and flow; returns how many, ``FOLD_AT_ONCE`` at most.
+    """Compact the oldest changes into the counts and the throughput; returns how many.
 
-    In one transaction, so that a sum finds each change in one of the two tables.
+    These are ``FOLD_AT_ONCE`` at most. One transaction moves them, so that a sum over both tables
+    finds each change exactly once.
     """
     oldest = select(job_count_changes.c.id).order_by(job_count_changes.c.id).limit(FOLD_AT_ONCE)
     gone = session.execute(
@@ -154,7 +159,7 @@ def fold(session: Executor) -> int:
     for *kind, n, _, _ in gone:
         sums[tuple(kind)] += n
     throughput.add(session, gone)
-    # In one order, so that two who fold never wait for each other in a circle.
+    # Always in the same order, so that concurrent compactions cannot deadlock.
     rows = [dict(zip(_COUNTED, (*kind, n), strict=True)) for kind, n in sorted(sums.items()) if n]
     if rows:
         session.execute(_add(dialect_name(session)), records(session, rows))
@@ -172,7 +177,7 @@ def _add(dialect: str) -> Any:
     source = record_source(dialect, {name: job_counts.c[name].type for name in _COUNTED})
     added = insert_or_ignore(dialect, job_counts).from_select(
         list(_COUNTED),
-        # SQLite takes ON CONFLICT for a join's without a WHERE in between.
+        # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
         select(*_of(source)).where(literal(1) == 1),
     )
     return added.on_conflict_do_update(
@@ -181,10 +186,10 @@ def _add(dialect: str) -> Any:
 
 
 def check(session: Executor, workspace_id: int) -> list[AnyRow]:
-    """Count the jobs of a workspace, and put right what does not agree; returns that.
+    """Count the jobs of a workspace and correct the buckets that are wrong; returns these.
 
-    Each row is a kind, with ``n``: how many there are more than was thought.
-    One statement, so that writers need not be kept away.
+    Each row is a bucket, with ``n``: by how much its count was too low. This is one statement, so
+    writers need not be locked out.
     """
     kind = [jobs.c[name] for name in KIND]
     counted = select(*kind, func.count().label("n")).group_by(*kind)

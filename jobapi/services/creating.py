@@ -59,7 +59,7 @@ QUEUE_FULL_SECONDS = 5
 """The ``Retry-After`` of a create that a full queue refused."""
 
 _DEFAULTED = ("priority", "max_retries", "timeout_seconds")
-# A job that is due later than that cannot expire a year later, in the calendar that Python has.
+# After this due time, adding the longest ``start_within_seconds`` could exceed Python's calendar.
 _LATEST_DUE = datetime(9998, 1, 1, tzinfo=UTC)
 
 _UNLESS_LIVE: Any = {
@@ -113,21 +113,21 @@ class Creation(TypedDict, total=False):
     traceparent: str | None
     """The creator's W3C trace context, for the worker; an invalid one counts as None."""
     flow_version: int | None
-    """The workspace's."""
+    """The ``flow_version`` of the workspace."""
 
 
 class RequestAndCreation(JobRequest, Creation, total=False):
-    """Both together."""
+    """The keyword arguments of ``create``."""
 
 
 def create(session: Executor, workspace_id: int, **given: Unpack[RequestAndCreation]) -> Job:
     """Create a job, due now or when it is scheduled.
 
-    ``given`` are ``created_by``, ``job_type`` and, if wanted, ``priority``, ``metadata``,
-    ``scheduled_at`` and the others of ``JobRequest`` and ``Creation``. Durations are in seconds,
-    times need an offset. In a host's own session the job exists once the host commits. With a
-    ``unique_key`` that a live job has, that job is returned instead (``submit`` tells). Raises
-    ``ValidationFailed``, ``QueueFull``, ``JobExists``.
+    ``given`` has ``created_by``, ``job_type`` and any other fields of ``JobRequest`` and
+    ``Creation``, such as ``priority``, ``metadata`` and ``scheduled_at``. Durations are in seconds;
+    times need a UTC offset. In a host's own session the job exists once the host commits. If a live
+    job has the ``unique_key``, that job is returned instead (``submit`` says which of the two it
+    is). Raises ``ValidationFailed``, ``QueueFull``, ``JobExists``.
     """
     return submit(session, workspace_id, **given).job
 
@@ -156,7 +156,7 @@ def submit(session: Executor, workspace_id: int, **given: Unpack[RequestAndCreat
 
 
 class _Who(NamedTuple):
-    """What ``Creation`` says, with its defaults."""
+    """A ``Creation`` with its defaults filled in, and the workspace's flow control."""
 
     created_by: int
     now: datetime
@@ -199,12 +199,12 @@ def _insert_unique(
         made = statement.first(session, {name: values[name] for name in _CREATED})
         if made is not None:
             return Created(made)
-        # Another create came first; or its job has ended by now.
+        # Another create with this key came first. Its job may even have ended by now.
     raise Unavailable("Too many requests are creating jobs with this unique_key. Try again.")
 
 
 def _resolve(session: Executor, wanted: Job, on_conflict: OnConflict, who: _Who, live: Job) -> Job:
-    """What a create does if there is a live job with its ``unique_key``."""
+    """Apply ``on_conflict`` to the live job that has the ``unique_key`` of a create."""
     if on_conflict is OnConflict.KEEP:
         return live
     if on_conflict is OnConflict.REFUSE or live.status == JobStatus.RUNNING:
@@ -223,7 +223,7 @@ def _resolve(session: Executor, wanted: Job, on_conflict: OnConflict, who: _Who,
 def _let_keys_take_turns(
     session: Executor, workspace_id: int, settings: Flow, rows: Sequence[Job]
 ) -> None:
-    """Before a type has its first job with a key: claims have to look for such jobs."""
+    """Mark types that get their first job with a key, so that claims look for such jobs."""
     names = {
         row.job_type
         for row in rows
@@ -255,10 +255,10 @@ def _check_room(
 def create_many(
     session: Executor, workspace_id: int, items: Sequence[JobRequest], **given: Unpack[Creation]
 ) -> list[Job]:
-    """Create jobs, all or none; each item is as ``create`` takes it.
+    """Create jobs, all or none. Each item has the fields that ``create`` takes.
 
     Returns the jobs' rows in the same order; new ones have no ``id``. Raises ``ValidationFailed``,
-    naming the item as ``jobs.0``, ``QueueFull`` and ``JobExists``.
+    which names the item (``jobs.0``), ``QueueFull`` and ``JobExists``.
     """
     return [made.job for made in submit_many(session, workspace_id, items, **given)]
 
@@ -286,7 +286,11 @@ def _submit_unique(
     items: Sequence[JobRequest],
     rows: Sequence[Job],
 ) -> list[Created]:
-    """Create those whose ``unique_key`` no live job has, and the first of several with one key."""
+    """Create jobs of which at least one has a ``unique_key``.
+
+    Of several items with the same type and key, the first creates the job, unless a live job has
+    the key already. ``_resolve`` then applies the others to that job.
+    """
     made: dict[int, Job] = {}
     for _ in range(MAX_TRIES):
         first: dict[Any, int] = {}
@@ -300,7 +304,7 @@ def _submit_unique(
         made |= {number: rows[number] for number in missing if rows[number].job_id in inserted}
         if len(inserted) == len(new):
             break
-        # Another create came first with a key.
+        # Another create came first with one of the keys.
     else:
         raise Unavailable("Too many requests are creating jobs with these keys. Try again.")
     choices = [item.get("on_conflict") or OnConflict.KEEP for item in items]
@@ -338,7 +342,7 @@ def _insert_all(
 ) -> set[str]:
     """Insert jobs in one statement; returns the ids of those that were inserted.
 
-    With ``unless_live``, those are left out whose ``unique_key`` a live job has.
+    With ``unless_live``, jobs whose ``unique_key`` a live job has are left out.
     """
     dialect = dialect_name(session)
     # Each item sends only what differs between the jobs.
@@ -350,8 +354,8 @@ def _insert_all(
         if row.due_at == who.now:
             del item["due_at"]
     if unless_live and dialect == "postgresql":
-        # Two who insert the same keys must insert them in the same order, or each may wait for the
-        # other. The ids keep the order of the request.
+        # Concurrent requests must insert the same keys in the same order, or they could deadlock.
+        # Explicit ids keep the order of the request.
         numbers = session.execute(_NEXT_IDS, {"n": len(rows)}).scalars()
         for item, number in zip(varying, sorted(numbers), strict=True):
             item["id"] = number
@@ -399,7 +403,7 @@ def _insert_many(dialect: str, *, unless_live: bool) -> Statement[AnyRow]:
         "queued_at": now,
         "due_at": func.coalesce(item.due_at, now),
     }
-    # SQLite takes ON CONFLICT for a join's without a WHERE in between.
+    # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
     rows = select(*values.values()).where(true())
     if not unless_live:
         return Statement[AnyRow](
@@ -420,9 +424,9 @@ def new_rows(
     settings: Flow = UNGOVERNED,
     ids: Sequence[str] | None = None,
 ) -> list[Job]:
-    """The rows of jobs that ``create_many`` makes of ``items``, with new ``ids`` or these.
+    """The rows that ``create_many`` inserts for ``items``, with the given ``ids`` or new ones.
 
-    Raises ``ValidationFailed``, naming the item as ``jobs.0``.
+    Raises ``ValidationFailed``, which names the item (``jobs.0``).
     """
     rows = []
     for number, item in enumerate(items):
@@ -470,14 +474,14 @@ def _new_row(
 
 
 def _trace_context(text: str | None) -> str | None:
-    # A trace is worth no refusal.
+    # An invalid trace context is no reason to refuse a job.
     return text if text is not None and _TRACEPARENT.fullmatch(text) else None
 
 
 def _check_job_types(
     session: Executor, workspace_id: int, job_types: Sequence[str], field: str
 ) -> None:
-    """Refuse a type too many: lists and totals are kept for each (``ValidationFailed``)."""
+    """Refuse types beyond ``MAX_JOB_TYPES`` (``ValidationFailed``): totals are kept for each."""
     engine = session.engine if isinstance(session, Connection) else session.get_bind()
     known = _known_job_types.setdefault(engine, {}).get(workspace_id, set())
     if known.issuperset(job_types):
@@ -494,7 +498,7 @@ def _check_job_types(
     _known_job_types[engine][workspace_id] = known
 
 
-# What has been looked up once; another process may add as many meanwhile, which
-# does no harm: it is a limit, not a promise.
+# A cache of each workspace's types, by engine. Another process may add types in the meantime, so
+# the limit can be exceeded a little, which is harmless.
 _known_job_types: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 _MAX_KNOWN = 1000

@@ -5,15 +5,14 @@ Deletions and all other events are written here.
 
 Why streams have positions, and why these are more than a number: Postgres numbers a
 transaction when it first writes, but transactions commit in any order. A stream that has
-sent an event of transaction 9 does not know whether 7 and 8 will still commit events. To wait
-for them would delay all streams for as long as anybody leaves a transaction open, in any
-database of the server; to go on by number would miss their events. So a position names the
-older transactions that are still open (``gaps``). That makes a stream exact from its first
-event on: ``begin`` is one query, and costs no more than a start that repeats or misses events.
-A transaction may have more events than one batch, so a position can lie inside of one
-(``sent``). And ``resume`` refuses a position that is ahead of the server: a replica that
-took over, or a backup, may lack transactions whose numbers are then given to others, and the
-stream would miss their events without a sign.
+sent an event of transaction 9 does not know whether 7 and 8 will still commit events. Waiting
+for them would delay all streams for as long as any client leaves a transaction open, in any
+database of the server; going on by number would miss their events. So a position names the
+older transactions that are still open (``gaps``). ``begin`` finds them in one query, so that a
+stream is exact from its first event on. A transaction may have more events than fit into one
+batch, so a position can lie inside a transaction (``sent``). And ``resume`` refuses a position
+that is ahead of the server: a replica that took over, or a restored backup, may lack
+transactions whose numbers are then used again, and the stream would silently miss their events.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from ..store.tables import events, workspaces
 from ..store.transactions import IN_ORDER, plan_without, transactional
 
 MAX_COUNTED = 10_000
-"""Up to how many events are counted."""
+"""The total of a list of events is counted up to this number."""
 
 LOOKED_AT = 100_000
 """How many events of a workspace are read for one page at most."""
@@ -63,7 +62,7 @@ MAX_GAPS = 500
 """How many older transactions may be open at a position; with more, later events are delayed."""
 
 MAX_NAME = 8_000
-"""How long the name of a position may be, in characters."""
+"""The maximum length of the name of a position, in characters."""
 
 _LAST_NUMBER = "SELECT seq FROM sqlite_sequence WHERE name = 'jobapi_events'"
 _NAME = re.compile(
@@ -78,8 +77,8 @@ _NOTED = ("workspace_id", "xid", "at", "kind", "job_id", "job_type", "from_statu
 class EventFilters:
     """Filters of events. An event must match all that are given.
 
-    ``owner`` says whether the reader is an owner. Others see events of jobs only, and no kind
-    that only a newer version knows: it may be about members or keys.
+    ``owner`` says whether the reader is an owner. Others see only events of jobs of the kinds
+    that this version knows: an unknown kind may be about members or keys.
     """
 
     kind: Sequence[EventKind] = ()
@@ -89,7 +88,7 @@ class EventFilters:
     owner: bool = False
 
     def conditions(self, c: Any) -> list[ColumnElement[bool]]:
-        """On the columns of the table, or of a part of it."""
+        """The filters as SQL; ``c`` are the columns of the table, or of a subquery of it."""
         found: list[ColumnElement[bool]] = []
         if self.kind:
             found.append(c.kind.in_(self.kind))
@@ -103,7 +102,7 @@ class EventFilters:
         return found
 
     def matches(self, event: Event) -> bool:
-        """The same, of an event that has been read."""
+        """Whether an event that has been read matches."""
         return (
             (not self.kind or event.kind in self.kind)
             and self.job_id in (None, event.job_id)
@@ -125,7 +124,7 @@ class Snapshot(NamedTuple):
 
     @property
     def numbered(self) -> bool:
-        """Whether equal snapshots see the same rows."""
+        """Whether transactions have numbers, so that equal snapshots see the same rows."""
         return self.xmax > 1
 
     def below(self, xid: int) -> tuple[int, ...]:
@@ -136,10 +135,9 @@ class Snapshot(NamedTuple):
 class Position(NamedTuple):
     """Which events of a workspace have been read.
 
-    That is all up to and including the event (``xid``, ``id``), but nothing of
-    the transactions in ``gaps``, which were under way when that was read. Of
-    one of them, which has ended meanwhile, the events up to ``sent`` (its
-    ``xid``, and an ``id``) have been read, too.
+    These are all events up to and including (``xid``, ``id``), except those of the
+    transactions in ``gaps``, which were still open then. Of one of these, which has
+    ended since, the events up to ``sent`` (its ``xid`` and an ``id``) have been read, too.
 
     Example: transactions 7, 8 and 9 write at the same time, and 9 commits first.
     After its event 31 the position is (9, 31) with the gaps 7 and 8. When 7 has
@@ -220,7 +218,7 @@ def note(
     data: Mapping[str, Any] | None = None,
     job_type: str | None = None,
 ) -> None:
-    """Note what happened to a workspace's members, keys or settings, with the change itself."""
+    """Record a change of a workspace's members, keys or settings, in its transaction."""
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
         insert(events).values(
@@ -236,9 +234,9 @@ def note(
 
 
 def note_deleted(session: Executor, gone: Sequence[Job], *, actor: str | None) -> None:
-    """Note the deletion of jobs, in its transaction.
+    """Record the deletion of jobs, in its transaction.
 
-    ``gone`` have ``workspace_id``, ``job_id``, ``job_type`` and ``status``; no more is read.
+    Only ``workspace_id``, ``job_id``, ``job_type`` and ``status`` of the jobs are read.
     """
     if not gone:
         return
@@ -267,7 +265,7 @@ def _xid(session: Executor) -> Any:
 
 
 def _number(xid: Any) -> Any:
-    # There is no shorter way.
+    # Postgres has no direct cast from xid8 to bigint.
     return cast(cast(xid, Text), BigInteger)
 
 
@@ -282,13 +280,15 @@ def page(
 ) -> EventPage:
     """``limit`` events, the newest first unless ``order`` is ``asc``, and their number.
 
-    If few match, there may be fewer although ``next_cursor`` leads to more. Call it in a
-    snapshot. Raises ``ValidationFailed`` for an invalid cursor.
+    One call reads ``LOOKED_AT`` events at most, so if few match, the page may be short although
+    ``next_cursor`` leads to more. Call it in a snapshot. Raises ``ValidationFailed`` for an
+    invalid cursor.
     """
     plan_without(session, IN_ORDER)
     c = events.c
     mine = [c.workspace_id == workspace_id]
-    # What happens to one job happens one after the other, so that its index has the order.
+    # Changes of one job are serialized, so the ids of its events have their order, and so does
+    # the index on the job.
     keys = [c.id] if filters.job_id is not None else [c.xid, c.id]
     if filters.job_id is not None:
         mine.append(c.job_id == filters.job_id)
@@ -417,7 +417,7 @@ def after(
     for event in above:
         gaps = end.gaps if event.xid == end.xid else seen.below(event.xid)
         if len(gaps) > MAX_GAPS:
-            # Wait until some of those have ended.
+            # Wait until some of these transactions have ended.
             return Found(found, end, more=False)
         end = Position(event.xid, event.id, gaps)
         found.append((event, end))
@@ -479,7 +479,7 @@ def delete_old(session: Executor, workspace_id: int, days: int, *, limit: int) -
 
 
 def kept(session: Executor, workspace_id: int | None = None) -> list[tuple[int, int]]:
-    """The workspaces, or the given one, that delete old events, with the number of days."""
+    """The workspaces, or the given one, with a limited retention of events: ids and days."""
     some = select(workspaces.c.id, workspaces.c.keep_events).where(
         workspaces.c.keep_events.is_not(None), NOT_MOVING
     )

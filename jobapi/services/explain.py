@@ -24,23 +24,23 @@ from . import counts, flow, job_lists, throughput, workers
 from .flow_turns import bucket_of
 
 MAX_AHEAD = 10_000
-"""Up to how many jobs ahead are counted."""
+"""Jobs ahead are counted up to this number."""
 
 MAX_KEYS = 1_000
-"""Up to how many keys that take turns are counted."""
+"""Keys that take turns are counted up to this number."""
 
 WINDOWS = ((60, 600, 20), (60, 3600, 1))
-"""Where starts are counted: the length of its spans, its own, in seconds, and how many starts it
-must have to be used."""
+"""The windows in which starts are counted: the length of a span and of the window, in seconds, and
+how many starts there must be. The first window that has enough is used."""
 
 SAMPLE = 100
-"""Of how many of the newest jobs of each priority the durations are taken."""
+"""How many of the newest successful jobs of each priority the durations are taken from."""
 
 OVERDUE_SECONDS = 1
 """How much longer than usual a job must have run to be overdue."""
 
 LEAST_SAMPLE = 3
-"""With fewer durations than that there is too little history."""
+"""With fewer durations than this there is too little history for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Explanation:
     estimated_start_at: datetime | None = None
     estimated_completion_at: datetime | None = None
     estimate_basis: str
-    """What the estimates were made of, or why there are none."""
+    """What the estimates are based on, or why there are none."""
 
 
 def explain(session: Executor, job: CurrentJob, *, flow_version: int | None = None) -> Explanation:
@@ -258,14 +258,14 @@ def _count_running(session: Executor, job: CurrentJob, key: str | None, most: in
 def _ahead(session: Executor, job: CurrentJob, settings: Flow) -> int:
     """How many jobs of its type are likely to start first, up to one more than ``MAX_AHEAD``.
 
-    They come before it in the order of claims. If keys take turns, of those with its priority only
-    as many count as there are keys for each job of its own key up to itself.
+    They come before it in the order of claims. If keys take turns and n jobs of its own key come
+    first, it starts in round n + 1: until then each key starts n + 1 jobs of its priority at most.
     """
     ageing = settings.ageing_seconds
     same = _before(session, job, job.priority, job.due_at)
     if job.concurrency_key is not None:
         own = _before(session, job, job.priority, job.due_at, key=job.concurrency_key)
-        # Others may be younger, and have their turn first nevertheless.
+        # Jobs of other keys may be younger and still have their turn first.
         keys = _number_of_keys(session, job, settings.of(job.job_type).max_running_per_key)
         same = min(_of_priority(session, job), (own + 1) * keys - 1)
     ahead = same
@@ -288,7 +288,10 @@ def _before(
     *,
     key: str | None = None,
 ) -> int:
-    """How many pending jobs of its type and a priority are due before a moment."""
+    """How many pending jobs of its type and a priority are due before ``due_at``.
+
+    Of those due at that moment, the ones created before it count.
+    """
     c = jobs.c
     before = or_(c.due_at < due_at, and_(c.due_at == due_at, c.id < job.id))
     which = [c.due_at <= due_at, before]
@@ -298,7 +301,7 @@ def _before(
 
 
 def _of_priority(session: Executor, job: CurrentJob) -> int:
-    """How many others with its priority are due when it is."""
+    """How many other pending jobs with its priority are due by the time it is."""
     when = jobs.c.due_at <= max(job.now, job.due_at)
     return _count_pending(session, job, job.priority, [when, jobs.c.id != job.id])
 
@@ -314,7 +317,7 @@ def _count_pending(
         c.priority == priority,
         *which,
     )
-    # In two indexes.
+    # Jobs with a key and without one are in two indexes.
     parts = [
         pending.where(has_key).order_by(c.due_at).limit(MAX_AHEAD + 1).subquery().select()
         for has_key in (c.concurrency_key.is_(None), c.concurrency_key.is_not(None))
@@ -324,9 +327,9 @@ def _count_pending(
 
 
 def _number_of_keys(session: Executor, job: CurrentJob, most: int | None) -> int:
-    """How many keys take turns with its own, up to ``MAX_KEYS``: a look-up for each.
+    """How many keys take turns, including its own, up to ``MAX_KEYS``: one index lookup for each.
 
-    They have jobs with its priority, of which one may start: fewer than ``most`` run.
+    These keys have due jobs with its priority, and fewer than ``most`` running jobs.
     """
     c = jobs.c
     first = (
@@ -361,7 +364,7 @@ def _number_of_keys(session: Executor, job: CurrentJob, most: int | None) -> int
 def _estimate(
     session: Executor, job: CurrentJob, blocking: Collection[Reason], ahead: int, live: int
 ) -> tuple[datetime | None, datetime | None, str]:
-    """When it will start and end, and what that was made of."""
+    """When it will start and end, and what this is based on."""
     codes = {reason.code for reason in blocking}
     if codes & {"workspace-paused", "type-paused"}:
         return None, None, "None, because it is unknown when the pause will end."
@@ -386,7 +389,7 @@ def _estimate(
 
 
 def _rate(session: Executor, job: CurrentJob, took: list[float]) -> tuple[float | None, str]:
-    """How many jobs of the type start in a second."""
+    """How many jobs of the type start per second (None: unknown), and what this is based on."""
     found, basis = 0.0, ""
     for span, length, least in WINDOWS:
         since = throughput.begin_of(job.now - timedelta(seconds=length), span)

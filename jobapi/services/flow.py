@@ -1,7 +1,7 @@
-"""The flow control of a workspace, as claims, creates and reports need it: read once, and kept.
+"""The flow control of a workspace, as claims, creates and reports need it: read once and cached.
 
-``workspaces.flow_version`` is a new random number with each change, so what a process has read
-under a version stays right for as long as a request finds that version. 0 means that the workspace
+``workspaces.flow_version`` gets a new random number with each change, so what a process has read
+under a version stays valid for as long as requests find that version. 0 means that the workspace
 has never had any settings: then nothing needs to be read.
 """
 
@@ -37,7 +37,7 @@ class Now(NamedTuple):
 
 
 def now_in(session: Executor, workspace_id: int) -> Now:
-    """Read both, for a caller who knows neither."""
+    """Read the time and the version, for a caller that has not read them."""
     row = session.execute(
         select(DbNow().label("now"), _VERSION.label("version")), {"workspace": workspace_id}
     ).one()
@@ -45,7 +45,7 @@ def now_in(session: Executor, workspace_id: int) -> Now:
 
 
 def load(session: Executor, workspace_id: int, version: int | None) -> Flow:
-    """The flow control of a workspace; ``version`` is what its row says, None: look it up."""
+    """The flow control of a workspace. ``version`` is its ``flow_version``; None: look it up."""
     if version is None:
         version = now_in(session, workspace_id).flow_version
     if version == 0:
@@ -102,7 +102,7 @@ def settings_of(row: Any) -> TypeSettings:
 def bump(session: Executor, workspace_id: int) -> None:
     """Give the flow control a new version, in the transaction of its change.
 
-    First of all: it locks the workspace's row, so that changes are made one after the other.
+    Call it before anything else: it locks the workspace's row, which serializes the changes.
     """
     session.execute(
         update(workspaces)
@@ -113,9 +113,10 @@ def bump(session: Executor, workspace_id: int) -> None:
 
 @transactional()
 def let_keys_take_turns(session: Executor, workspace_id: int, names: Iterable[str]) -> None:
-    """Note that these types have jobs with a ``concurrency_key``, before there is the first.
+    """Mark types as having jobs with a ``concurrency_key``, before the first one is created.
 
-    In a session in a transaction, others who do the same for a type wait for that to end.
+    If the caller has a transaction open, other changes of the flow control of the workspace wait
+    until it ends.
     """
     dialect = dialect_name(session)
     bump(session, workspace_id)

@@ -1,4 +1,4 @@
-"""Starts of single jobs outside a claim, by an edit: they take slots and tokens, too."""
+"""Start single jobs outside a claim, by an edit. They take slots and tokens as claims do."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from .flow_slots import free_key_slots, free_slots, lock
 from .flow_turns import stand
 
 TRIES = 20
-"""How often a start is tried that others are in the way of: its caller does not come back."""
+"""How often a start is tried while other requests hold locks that it needs. More often than a claim
+is, because a worker repeats its claims anyway."""
 
 TRY_AGAIN_SECONDS = 0.003
 
 
 class Admission:
-    """That a job may be started outside a claim, and with which slots."""
+    """Permission to start a job outside a claim, and the slots that it gets."""
 
     def __init__(
         self, job: CurrentJob, slot: int | None, key_slot: int | None, bucket: Bucket | None
@@ -32,7 +33,7 @@ class Admission:
         self._bucket = bucket
 
     def take_token(self, session: Executor) -> None:
-        """Take the token of the start; the bucket is locked."""
+        """Take the token of the start. ``admit`` has locked the bucket."""
         if self._bucket is None:
             return
         bucket = self._bucket.take(1, self._job.now)
@@ -47,7 +48,9 @@ class Admission:
 
 
 def admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> Admission:
-    """Find and lock what the start of one job takes; ``key`` is its concurrency key.
+    """Find and lock the slots and the token for the start of one job.
+
+    ``key`` is its concurrency key.
 
     Call it in a transaction. Raises ``WorkspacePaused``, ``TypePaused``, ``AtCapacity`` or
     ``RateLimited``.
@@ -72,7 +75,7 @@ def _paused(what: str, reason: str | None) -> str:
 
 
 def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> Admission | None:
-    """None if another start holds what this one would take."""
+    """Try once; None if another request holds a lock that this start needs."""
     name, settings, ws = job.job_type, flow.of(job.job_type), job.workspace_id
     rated = [name] if settings.rate_starts is not None else []
     buckets = stand(session, ws, [], rated, job.now).buckets
@@ -96,7 +99,7 @@ def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> A
     if free == [] or len(mine.keys) < len(keys):
         return None
     if free is not None:
-        # Free before it was locked; it has to be free now.
+        # The slot was free before it was locked. It may have been taken since.
         current = free_slots(session, ws, {name: settings.max_running}, 1)[name]
         if free[0] not in current:
             return None

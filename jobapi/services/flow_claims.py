@@ -1,19 +1,21 @@
 """Claims of job types with flow control: limits, keys that take turns, rates.
 
-A claim that wants only types without such settings is one statement (``queue.claim``). This is the
-way of all others. In one transaction it
+A claim that wants only types without such settings is one statement (``queue.claim``). All others
+come here. In one transaction a claim
 
-1. reads where the types stand, and locks those with a rate limit (``flow_turns.stand``);
+1. reads the turns and tokens of the types, and locks those with a rate limit
+   (``flow_turns.stand``);
 2. finds free slots, and the keys whose turn it is (``flow_turns.walk``: from the key that was
-   served last, each step is a look-up in an index, so it costs neither the number of keys nor of
+   served last, one index lookup per step, so the cost does not grow with the number of keys or
    jobs);
 3. locks the slots and keys with a limit that it may use (``flow_slots.lock``);
-4. reads the first jobs of each key (``_Heads``), now that nobody else can start some of them;
+4. reads the first jobs of each key (``_Heads``), now that no other claim can start jobs of a locked
+   key;
 5. chooses among these (``rules.flow.choose``) and starts them, each with its slot (``_start``);
-6. notes who had a turn, and takes the tokens (``flow_turns.note``).
+6. records which keys had a turn, and takes the tokens (``flow_turns.note``).
 
-Nothing here waits: what another claim has locked is left to it, and looked for once more if nothing
-else was found.
+No step waits for a lock: slots, keys and jobs that another claim has locked are skipped. If nothing
+else was found, the claim tries again a moment later, up to ``TRIES`` times.
 """
 
 from __future__ import annotations
@@ -55,23 +57,25 @@ from .job_rows import COLUMNS, answer_bytes
 from .leasing import leased_columns
 
 TRIES = 3
-"""How often a claim looks that found nothing but what others had locked."""
+"""How often a claim is tried while all that it finds is locked by others."""
 
 TRY_AGAIN_SECONDS = 0.003
 
 HEADS = 300
-"""How many jobs a claim of many looks at for each type and priority, if it has so many keys."""
+"""How many jobs of a type and priority a claim reads at most, shared among the keys. It reads at
+least one job of each key."""
 
 SPARE_SLOTS = 100
 """How many free slots more than wanted a claim offers to lock: others may hold some of them."""
 
 HEADS_AT_ONCE = 1_000
 LEAST_HEADS = 10
-"""How many it looks at in all, but at least ``LEAST_HEADS`` of each type and priority, or key."""
+"""How many jobs one query of a claim reads at most. Each key, and each type and priority, may still
+have ``LEAST_HEADS`` of them."""
 
 
 def is_alive(moment: Any) -> ColumnElement[bool]:
-    """That a pending job has not expired."""
+    """The condition that a pending job has not expired."""
     return or_(jobs.c.expires_at.is_(None), jobs.c.expires_at > moment, jobs.c.has_begun)
 
 
@@ -83,7 +87,7 @@ class Wanted(NamedTuple):
     limit: int
     now: datetime
     prefetch: int = 0
-    """How many of ``limit`` must not be of types with limits."""
+    """How many of ``limit`` are prefetched, and so must not be of types with limits."""
 
 
 class Found(NamedTuple):
@@ -151,7 +155,7 @@ def _find(session: Executor, flow: Flow, wanted: Wanted) -> Found:
     candidates = [*heads.without_key(names, lanes), *heads.of_keys(lanes)]
     starts = choose(candidates, room, ageing_seconds=flow.ageing_seconds)
     if starts:
-        # Jobs that run one after the other must not seem to overlap.
+        # Read the time after the locks were taken, or jobs that share a slot would seem to overlap.
         now = session.execute(select(DbNow())).scalar_one()
     return Found(starts, now, standing, busy)
 
@@ -168,7 +172,7 @@ def _names(session: Executor, flow: Flow, wanted: Wanted) -> list[str]:
 
 @cache
 def _pending_types() -> Statement[AnyRow]:
-    """The types that have pending jobs without a key: a look-up in the index for each."""
+    """The types that have pending jobs without a key: one index lookup for each."""
     first = (
         select(jobs.c.job_type)
         .where(jobs.c.workspace_id == WORKSPACE, PENDING, jobs.c.concurrency_key.is_(None))
@@ -184,8 +188,9 @@ def _pending_types() -> Statement[AnyRow]:
 class _Heads:
     """Reads the first due jobs of types and keys, and locks them.
 
-    Only the first job of a key that runs one at a time may be started, so these are locked when
-    they are started (``_start``): if somebody is changing the first one, its key has to wait.
+    A key whose jobs run one at a time (a *serial* key) must start its first job, even if another
+    transaction is changing that one. SKIP LOCKED would return the second job instead, so the first
+    jobs of serial keys are read without a lock, and locked when they are started (``_start``).
     """
 
     def __init__(self, session: Executor, flow: Flow, wanted: Wanted, room: Room) -> None:
@@ -196,7 +201,7 @@ class _Heads:
         self._given = {"given_workspace_id": wanted.workspace_id, "now": wanted.now}
 
     def without_key(self, names: Iterable[str], lanes: Mapping[Lane, Sequence[str]]) -> Any:
-        """Jobs without a key; ``lanes`` has the turns of the types that have keys, too."""
+        """The first jobs without a key. ``lanes`` are the turns of types that also have keys."""
         keyed = {name for name, _ in lanes}
         rows = []
         for name in names:
@@ -221,7 +226,7 @@ class _Heads:
                 if limit != 1:
                     shared.append(self._row(name, priority, key, place, len(keys)))
                     continue
-                # Its first job may have another priority than that at which the key was found.
+                # Its first job may have another priority than the one at which it was found.
                 for each in Priority:
                     there = key in lanes.get((name, each), ())
                     row = self._row(
@@ -305,7 +310,7 @@ _OF_SERIAL_KEY = ForEach(_HEAD, lambda of: _head(of, _has_key(of), locked=False)
 def _start(
     session: Executor, found: Found, *, begin: bool, given: Mapping[str, Any]
 ) -> Sequence[Job]:
-    """Start the jobs that were found. One that somebody is changing at this moment is left out."""
+    """Start the jobs that were found, except those that another transaction is changing."""
     rows = [
         {
             "id": each.job.id,
@@ -346,7 +351,7 @@ def _starting(dialect: str, *, begin: bool) -> Statement[Job]:
             .with_for_update(of=at, skip_locked=True)
             .lateral("lockable")
         )
-        # The slot was free before it was locked. It has to be free now.
+        # The slot was free before it was locked. It may have been taken since.
         is_taken = exists().where(
             other.c.workspace_id == WORKSPACE,
             other.c.job_type == row.job_type,

@@ -1,11 +1,11 @@
 """The slots of job types and keys with limits: which are free, and locks on them.
 
-That limits hold is ensured twice. Who starts a job locks its slot and its key first, and then, in
-another statement, reads what runs: a statement that both locks and reads would see the state before
-it got the lock. And unique indexes on the slots of running jobs refuse what did not take the locks.
+Limits are enforced twice. A start first locks a slot and the key, and then, in another statement,
+reads which jobs are running: a statement that both locks and reads would see the state from before
+it got the lock. And unique indexes on the slots of running jobs reject a start without these locks.
 SQLite has one writer at a time, and needs no locks.
 
-A job keeps its slot until its status changes: nothing has to be freed.
+A job holds its slot only while its status is ``running``, so slots need not be freed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import jobs
 
-# As the indexes have them: Postgres uses a partial index for a prepared statement, and SQLite for
-# any, only if the number is in its text.
+# The statuses as literals, as in the conditions of the partial indexes. With a parameter, Postgres
+# would not use such an index for a prepared statement, and SQLite for none.
 PENDING: ColumnElement[bool] = jobs.c.status == literal_column("0")
 RUNNING: ColumnElement[bool] = jobs.c.status == literal_column("1")
 
@@ -46,7 +46,7 @@ WORKSPACE: Any = bindparam("given_workspace_id", type_=Integer)
 def free_slots(
     session: Executor, workspace_id: int, limits: Mapping[str, int | None], most: int
 ) -> dict[str, list[int]]:
-    """The free slots of the types that have a limit."""
+    """The free slots of the types that have a limit; types without one are left out."""
     limited = {name: limit for name, limit in limits.items() if limit is not None}
     rows = [{"name": name, "max_running": limit} for name, limit in limited.items()]
     running: dict[str, list[int | None]] = {name: [] for name in limited}
@@ -92,7 +92,7 @@ def lock(
     ]
     spaces: dict[str, dict[int, KeyOf]] = {}
     for job_type, key in keys:
-        # Two keys with the same number are locked together, which does no harm.
+        # Keys with the same hash share a lock. At worst, one of them waits for the next claim.
         number = _number("key", workspace_id, job_type, key)
         spaces.setdefault(f"key {job_type}", {})[number] = job_type, key
     rows += [
@@ -117,12 +117,12 @@ def lock(
 
 
 def _number(*names: Any) -> int:
-    """A number for an advisory lock of Postgres, which has 32 bits."""
+    """A hash of names as the 32-bit number of an advisory lock of Postgres."""
     digest = hashlib.blake2b("\0".join(map(str, names)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
-# A function that locks must not be run for more rows than wanted: LIMIT ends it.
+# The function locks each row that it is called for. LIMIT stops at the number that is wanted.
 _LOCKING = Statement[AnyRow](
     text(
         """
@@ -144,7 +144,7 @@ _LOCKING = Statement[AnyRow](
 def free_key_slots(
     session: Executor, flow: Flow, workspace_id: int, keys: Sequence[KeyOf]
 ) -> dict[KeyOf, list[int]]:
-    """The free numbers of keys with a limit, which are locked."""
+    """The free slots of keys that have a limit. The caller has locked the keys."""
     if not keys:
         return {}
     rows = [{"job_type": job_type, "key": key} for job_type, key in keys]

@@ -1,4 +1,9 @@
-"""Where the claims of job types stand: whose turn it is among their keys, and their tokens."""
+"""The turns of the keys of job types, and the tokens of types with a rate limit.
+
+A job with a key is *ripe* once a claim, or the create or edit that made it so, saw that it is due.
+Only ripe jobs are in the index that finds the next key, so a key whose jobs are all scheduled for
+later costs claims nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +25,27 @@ from ..store.tables import job_types, jobs
 from .flow_slots import PENDING, WORKSPACE
 
 RIPENED_AT_ONCE = 500
-"""How many jobs with a key one claim takes into the turns when they become due."""
+"""How many jobs with a key that have become due one claim marks as ripe."""
 
 SPARE_KEYS = 4
-"""How many keys more than wanted a claim looks at: others may hold some of them."""
+"""How many more keys than it needs a claim looks for: other claims may have locked some."""
 
 NOW: Any = bindparam("now", type_=jobs.c.due_at.type)
 
 
 class Standing(NamedTuple):
-    """Where types stand that have keys or a rate limit."""
+    """The turns and tokens of types that have keys or a rate limit."""
 
     rows: Mapping[str, AnyRow]
     """Their rows in the table of job types."""
     buckets: Mapping[str, Bucket]
-    """The token buckets that are locked; others hold those that are missing."""
+    """The token buckets, locked. Buckets that other claims have locked are missing."""
 
 
 def stand(
     session: Executor, workspace_id: int, keyed: list[str], rated: list[str], now: datetime
 ) -> Standing:
-    """Where keyed types stand, and the buckets of rated ones, except those that others hold."""
+    """Read the turns of ``keyed`` types, and lock the buckets of ``rated`` ones that are free."""
     given = {"given_workspace_id": workspace_id, "now": now}
     dialect = dialect_name(session)
     rows: list[AnyRow] = []
@@ -79,7 +84,7 @@ def _standing(dialect: str, *, locked: bool) -> Statement[AnyRow]:
 
 
 def ripen(session: Executor, workspace_id: int, names: list[str], now: datetime) -> None:
-    """Let jobs with a key take part in the turns that have become due."""
+    """Let jobs with a key that have become due take part in turns."""
     given = {"given_workspace_id": workspace_id, "now": now, "names": names}
     _ripening(dialect_name(session)).all(session, given)
 
@@ -105,7 +110,7 @@ def _ripening(dialect: str) -> Statement[AnyRow]:
 
 
 def first_keys(flow: Flow, lanes: Mapping[Lane, Sequence[str]], limit: int) -> list[KeyOf]:
-    """The keys with a limit that come first, up to a few more than wanted."""
+    """The first keys with a limit in the order of priorities and turns, a few more than wanted."""
     places = [
         (-priority, place, job_type, key)
         for (job_type, priority), keys in lanes.items()
@@ -164,10 +169,11 @@ WHERE may_start = 1 ORDER BY step
 """
 """Visit keys in turn, one step each, until enough are found that may start a job.
 
-It begins behind the key that was served last (``turn``). After the last key come the jobs without
-a key, then the first key, up to the turn. A row tells what became of the one before: ``found``
-counts those that may start. The others are full, and there are no more of them than running jobs,
-or expired.
+It begins after the key that was served last (``turn``). After the last key come the jobs without
+a key (the key ''), then the first key, and so on up to ``turn``. ``found`` counts the keys before
+a row's own that may start a job, so whether a key may start one shows in the next row. All other
+keys that are visited have only expired jobs, or are at their limit: there are no more of these than
+running jobs.
 """
 
 _LANES = {
@@ -222,7 +228,7 @@ def walk(
 def note(
     session: Executor, workspace_id: int, standing: Standing, starts: Sequence[Start], now: datetime
 ) -> None:
-    """Note whose turn it was, and take the tokens of the starts."""
+    """Record the keys that were served last, and take the tokens of the starts."""
     served: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for (job_type, priority), key in turns_after(starts).items():
         served[job_type][str(int(priority))] = key
@@ -255,7 +261,7 @@ def _noting(dialect: str) -> Statement[AnyRow]:
     noted: Any = source
     if dialect == "postgresql":
         at = job_types.alias("at")
-        # Another claim that is noting its own turns at this moment is as good.
+        # If another claim is recording its own turns at this moment, those do as well.
         lockable = (
             select(at.c.job_type)
             .where(at.c.workspace_id == WORKSPACE, at.c.job_type == source.c.job_type)

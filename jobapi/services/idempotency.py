@@ -1,7 +1,7 @@
-"""Requests that are safe to repeat: the answer to a key is kept, and given again.
+"""Idempotency keys: the answer to a request is stored under its key, and returned again.
 
-What is kept is written in the transaction of what was asked for, so that there
-is an answer where it was done and none where it was not.
+It is stored in the transaction of the work, so there is an answer if and only if the
+work was committed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from ..store.statement import Statement
 from ..store.tables import idempotency_keys
 
 KEPT = timedelta(hours=24)
+"""How long an answer is stored."""
+
 MAX_KEY_LENGTH = 255
 FORGET_AT_ONCE = 1000
 
 
 def fingerprint(operation: str, body: Any) -> str:
-    """The same for the same request, however its JSON was written."""
+    """A hash of a request. It does not depend on how the JSON was formatted."""
     text = orjson.dumps([operation, body], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     return hashlib.sha256(text).hexdigest()
 
@@ -34,12 +36,11 @@ def fingerprint(operation: str, body: Any) -> str:
 def recall(
     session: Executor, workspace_id: int, caller: str, key: str, fingerprint: str
 ) -> str | None:
-    """The answer that is kept for a key, or None: then the caller does it, and remembers.
+    """The answer that is stored for a key; None: do the work, and call ``remember``.
 
-    To be called in the transaction in which it is done. Raises
-    ``RequestInProgress`` where another does it at this moment (SQLite lets only
-    one write at a time, and waits instead), ``IdempotencyKeyReused`` where the
-    key was for something else.
+    Call it in the transaction of the work. Raises ``RequestInProgress`` if another
+    request with the key is under way (SQLite has one writer at a time, and waits
+    instead), and ``IdempotencyKeyReused`` if the key was sent with another request.
     """
     if dialect_name(session) == "postgresql":
         name = hashlib.sha256(f"{workspace_id} {caller} {key}".encode()).digest()
@@ -72,7 +73,7 @@ def remember(
     answer: str,
     now: datetime,
 ) -> None:
-    """Keep the answer to a key for a day from ``now``, the database's time."""
+    """Store the answer to a key for a day from ``now``, the database's time."""
     _REMEMBER.all(
         session,
         {

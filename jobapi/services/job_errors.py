@@ -19,14 +19,14 @@ from . import counts
 from .job_filters import HAS_FAILED
 
 MAX_COUNTED = 10_000
-"""Up to how many jobs of a group are counted."""
+"""The jobs of a group are counted up to this number."""
 
 LEAST_COUNTED = 100
 COUNTED_AT_ONCE = 200_000
-"""The same for all larger groups together, but at least ``LEAST_COUNTED`` for each."""
+"""How many jobs of all larger groups are counted, but at least ``LEAST_COUNTED`` of each."""
 
 MAX_GROUPS = 1_000
-"""Among how many groups those with the most jobs are chosen."""
+"""The groups with the most jobs are chosen from at most this number of groups."""
 
 _SAMPLES = ("job_id", "second", "third")
 """The jobs of a group that are named."""
@@ -71,9 +71,9 @@ def groups(
 ) -> ErrorGroups:
     """The ``limit`` groups with the most jobs, the largest first; ``job_types`` () means all.
 
-    Groups with as many jobs are sorted by their newest failure. The cost has a bound: no more than
-    ``most_groups`` groups are found, and some ``most_at_once`` of their entries in an index are
-    counted, up to ``most_jobs`` of each. Call it in a ``snapshot``.
+    Groups of equal size are sorted by their newest failure. The cost is bounded: it finds at most
+    ``most_groups`` groups, and counts about ``most_at_once`` of their index entries, up to
+    ``most_jobs`` of each. Call it in a ``snapshot``.
     """
     types = _failed_types(session, workspace_id, job_types, only_job_types)
     if not types:
@@ -166,7 +166,7 @@ def _counted(
     most_jobs: int,
     most_at_once: int,
 ) -> list[_Counted]:
-    """Count the jobs of these groups: of each a few, and of those that have more their share."""
+    """Count up to ``LEAST_COUNTED`` jobs of each group, and of larger ones up to their share."""
     few = _count(session, workspace_id, found, min(most_jobs, LEAST_COUNTED))
     large = [
         {"job_type": each.job_type, "error_group": each.error_group}

@@ -30,9 +30,9 @@ from ..store.tables import jobs
 class Filters:
     """Filters of a list. A job must match all that are given.
 
-    What ends in ``_after`` includes its moment, what ends in ``_before`` excludes it.
-    ``error_group`` means jobs that have failed. ``error`` is a part of the error's text, in any
-    case. ``metadata`` maps paths of keys, ``a.b``, to the text of a value.
+    Filters that end in ``_after`` include their moment; those that end in ``_before`` exclude it.
+    ``error_group`` matches only failed jobs. ``error`` is a part of the error's text; case does not
+    matter. ``metadata`` maps paths of keys, ``a.b``, to the text of a value.
     """
 
     status: Sequence[JobStatus] = ()
@@ -75,7 +75,8 @@ class Filters:
         if self.error_group:
             conditions += [HAS_FAILED, jobs.c.error_group.in_(self.error_group)]
         if self.error is not None:
-            # Letters by the locale of the database take twice as long, and SQLite has only A to Z.
+            # Ignore the case of A to Z only, as SQLite does. All letters of the database's locale
+            # would take twice as long.
             error = jobs.c.error if dialect == "sqlite" else collate(jobs.c.error, "C")
             conditions.append(error.icontains(self.error, autoescape=True))
         for column, keys in (
@@ -96,13 +97,13 @@ class Filters:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Self:
-        """The filters that ``to_json`` made this of."""
+        """The filters from the JSON of ``to_json``."""
         moments = {name: datetime.fromisoformat(kept[name]) for name in _MOMENTS & kept.keys()}
         return cls(**{**kept, **moments})
 
 
 HAS_FAILED: ColumnElement[bool] = jobs.c.status == literal_column(str(int(JobStatus.FAILED)))
-"""As the index on error groups has it: SQLite uses a partial index for literals only."""
+"""With a literal, as in the index on error groups: otherwise SQLite does not use the index."""
 
 CREATED = ("created_after", "created_before")
 UPDATED = ("updated_after",)
@@ -134,7 +135,7 @@ _CONTENT: Any = literal_column(
 
 
 def indexed_metadata(workspace_id: int, metadata: Mapping[str, str]) -> ColumnElement[bool]:
-    """Whether a job of a workspace has this metadata, in a form that the index answers."""
+    """Whether a job of a workspace has this metadata, as a condition that uses the index."""
     conditions = [
         or_(
             *(

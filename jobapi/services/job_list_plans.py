@@ -28,17 +28,17 @@ are read in the order of change.
 them in order and takes a page. For example, ``status=failed&limit=50`` in a workspace with 20 types
 and 3 priorities has at most 60 buckets of failed jobs: 51 entries of each are read, one more than
 wanted, to know whether there is a next page; the newest 51 of these 3,060 are taken. With more than
-``MAX_MERGED`` buckets, ``SCAN`` instead.
+``MAX_MERGED`` buckets, ``SCAN`` is used instead.
 
 ``SORT``: SQLite finds the jobs by an index or sorts them all.
 
 ``LOOKUP``: an index finds up to ``MAX_COUNTED`` jobs by their ids, error groups or metadata, which
-are filtered and sorted. If there are more, ``SCAN`` instead.
+are filtered and sorted. If there are more, ``SCAN`` is used instead.
 
 ``SCAN``: the next ``MAX_SCANNED`` jobs in the order of the list are read and filtered. If the page
-is not full then, it ends early, and its cursor continues after the last job that was read. By
-start, all running jobs are read and sorted: they are few, and an index on their start would have
-to be written by each claim.
+is not full then, it ends early, and its cursor continues after the last job that was read. For a
+list by ``started_at``, all running jobs are read and sorted: they are few, and each claim would
+have to write an index on their start.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ from .job_order import Order
 from .job_rows import Scope
 
 MAX_COUNTED = 10_000
-"""Up to how many matches are counted if the count table does not have the total."""
+"""Matches are counted up to this number if the count table does not have the total."""
 
 MAX_SCANNED = 100_000
 """How many jobs, or entries of an index, are read for one page at most."""
@@ -90,10 +90,10 @@ MAX_RANGES = 20_000
 """How many ranges are scanned at most."""
 
 MAX_LOOKUPS = 100
-"""In how many workspaces at most the metadata index is used."""
+"""The metadata index is used for lists of at most this number of workspaces."""
 
 FEW = 2_000
-"""So many jobs are read whole and sorted, if no index has them in the order of the list."""
+"""Up to this number, all jobs are read and sorted if no index has the order of the list."""
 
 KEY = ("workspace_id", "id")
 """The columns by which a job is fetched."""
@@ -163,7 +163,7 @@ class Listing:
     """The filters and the order of a list, and the buckets and the index that it is read from.
 
     ``until`` is for an operation, which walks through the jobs created until then. It changes the
-    status of jobs meanwhile, so their buckets are taken in each status that is wanted.
+    status of jobs as it goes, so each bucket is assumed to have jobs in all wanted statuses.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Listing:
         return [Range(values, n) for values, n in sorted(sums.items())]
 
     def in_range(self, table: Any) -> list[ColumnElement[bool]]:
-        """The conditions on the jobs of a range of ``table``, which the index answers."""
+        """The conditions on the jobs of a range of ``table`` that the index can answer."""
         until = [] if self.until is None else [jobs.c.created_at <= self.until]
         same = [jobs.c[name] == table.c[name] for name in self.index.columns]
         return [*same, *until, *between(self.times)]
@@ -273,7 +273,7 @@ def exactly(
     """A page of a ``MERGE`` or ``SORT``. Raises ``ValidationFailed`` if it lies too deep."""
     order = listing.order
     if listing.is_counted and after is None and offset > total // 2:
-        # From the nearer end, so that the last page is as near as the first.
+        # Read from the nearer end, so that the last page costs as little as the first.
         limit = min(limit, total - offset)
         offset = total - offset - limit
         order = order.reverse
@@ -314,8 +314,8 @@ def _ranges_of_page(
     """The ranges of the ranks in which a page lies, and how many jobs of earlier ranks it skips.
 
     For example, the third page of 50 by priority, if 70 jobs have priority high and 900 normal:
-    the 70 are skipped, and the page lies in the ranges of the 900. This goes by the counts, so a
-    list with a time filter, whose matches they do not know, skips nothing and reads all ranges.
+    the 70 are skipped, and the page lies in the ranges of the 900. Skipping relies on the counts.
+    They do not know the matches of a time filter, so a list with one reads all ranges.
     """
     place = listing.index.columns.index(order.sort)
     needed: list[Range] = []
@@ -329,7 +329,7 @@ def _ranges_of_page(
             skipped += n
             continue
         needed += of_rank
-        # How many jobs of the cursor's own rank come after it is not known.
+        # It is unknown how many jobs of the cursor's own rank come after it.
         held += 0 if after is not None and rank == after[0] else n
         if listing.is_counted and limit is not None and held >= offset - skipped + limit:
             break
@@ -444,8 +444,8 @@ def _of_each(
 ) -> Select[Any]:
     """The first ``MAX_COUNTED`` jobs, and one more, for each of the records with these columns.
 
-    As constants these would be conditions for which a planner whose statistics do not know a new
-    workspace may take an index that begins with the workspace alone, and read all of its jobs.
+    The values are joined as records. As constants they could make a planner whose statistics do not
+    know a new workspace choose an index on the workspace alone, and read all of its jobs.
     """
     wanted = record_source("postgresql", {name: jobs.c[name].type for name in names})
     same = [jobs.c[name] == wanted.c[name] for name in names]
@@ -476,9 +476,9 @@ def _has_indexed_metadata(listing: Listing) -> ColumnElement[bool]:
 def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most: int) -> Matches:
     """The matches among the next ``most`` jobs.
 
-    On Postgres each range gives its share of ``most``. A range that has more jobs than its share
-    ends the scan at the last one that was read: another range's jobs beyond it are left for the
-    next page, because unread jobs might come before them.
+    On Postgres an equal share of ``most`` is read from each range. If a range has more jobs than
+    that, the scan ends at the last of them that was read: jobs of other ranges beyond it are left
+    for the next page, because unread jobs of this range may come before them.
     """
     order, index = listing.order, listing.index
     matches = [*listing.where, *listing.filters.rest(listing.dialect)]
@@ -498,7 +498,8 @@ def scanned(listing: Listing, after: Bound | None, offset: int, limit: int, most
         raise ValidationFailed(
             {"sort": ["There are too many buckets. Filter by workspace, status or job type."]}
         )
-    # In any other order, the few jobs of the buckets are all read and then sorted.
+    # If the index does not have the list's order, all jobs of the ranges are read and sorted. They
+    # are few: see ``FEW``.
     in_order = index.time == order.sort or order.is_ranked
     if order.is_ranked:
         _, ranges = _ranges_of_page(listing, order, ranges, after, 0, None)
@@ -601,7 +602,7 @@ def _check_few_running(listing: Listing) -> None:
 
 
 def too_deep() -> ValidationFailed:
-    """The refusal of a page that skips more than ``MAX_SCANNED`` jobs."""
+    """The error for a page that skips more than ``MAX_SCANNED`` jobs."""
     return ValidationFailed(
         {
             "page": [

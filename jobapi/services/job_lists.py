@@ -196,7 +196,7 @@ def _fetch(
     )
     shown: list[AnyRow] = []
     size = 0
-    # SQLite reads them one by one.
+    # SQLite returns rows as it finds them, so reading can stop early.
     with closing(session.execute(query, found.parameters)) as read:
         for row in read:
             size += row.bytes

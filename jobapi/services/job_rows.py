@@ -42,7 +42,7 @@ def fitting(query: Select[Any], order: Sequence[Any], most: Any) -> Select[Any]:
 
 
 def not_found() -> JobNotFound:
-    """The refusal for a job that does not exist, or belongs to another workspace."""
+    """The error for a job that does not exist, or belongs to another workspace."""
     return JobNotFound("Job not found in specified workspace")
 
 

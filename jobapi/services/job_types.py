@@ -1,4 +1,4 @@
-"""Job types as resources: their settings, and how they are doing."""
+"""Job types as resources: their settings, and their current load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAME = re.compile(JOB_TYPE_PATTERN)
 
 
 class JobType(NamedTuple):
-    """A job type: its settings, and how it is doing."""
+    """A job type: its settings, and its current load."""
 
     job_type: str
     settings: TypeSettings
@@ -85,7 +85,7 @@ def current(session: Executor, workspace_id: int, job_type: str) -> JobType:
 
 
 def not_found(job_type: str) -> JobTypeNotFound:
-    """The refusal for a type that has neither jobs nor settings."""
+    """The error for a type that has neither jobs nor settings."""
     if not _NAME.fullmatch(job_type):
         return JobTypeNotFound("There is no such job type in this workspace.")
     return JobTypeNotFound(f"The workspace has no jobs and no settings of the type {job_type}.")
@@ -154,14 +154,15 @@ def change(
     *,
     actor: str | None = None,
 ) -> None:
-    """Change settings of a type; None returns one to its default. Creates the settings.
+    """Change settings of a type; a setting of None returns to its default.
 
-    ``changes`` has settings by name, and ``rate_limit`` with ``starts`` and ``seconds``. Raises
-    ``JobTypeNotFound`` for an impossible name, and ``ValidationFailed``.
+    The type need not have settings, or jobs, before. ``changes`` has settings by name, and
+    ``rate_limit`` with ``starts`` and ``seconds``. Raises ``JobTypeNotFound`` for an impossible
+    name, and ``ValidationFailed``.
     """
     if not _NAME.fullmatch(job_type):
         raise not_found(job_type)
-    # First of all: it lets changes of a workspace come one after the other.
+    # Before anything is read, because it serializes the changes of a workspace.
     flow.bump(session, workspace_id)
     mine = (job_types.c.workspace_id == workspace_id) & (job_types.c.job_type == job_type)
     row = session.execute(select(job_types, DbNow().label("now")).where(mine)).first()
@@ -203,7 +204,7 @@ def pause(
     *,
     actor: str | None = None,
 ) -> None:
-    """Let claims hand out no jobs of a type. Raises ``JobTypeNotFound`` as ``change`` does."""
+    """Stop claims from starting jobs of a type. Raises ``JobTypeNotFound`` as ``change`` does."""
     changes = {"paused": True, "paused_reason": reason}
     change(session, workspace_id, job_type, changes, actor=actor)
 
@@ -211,13 +212,13 @@ def pause(
 def resume(
     session: Executor, workspace_id: int, job_type: str, *, actor: str | None = None
 ) -> None:
-    """Let claims hand out jobs of a type again. Raises ``JobTypeNotFound`` as ``change`` does."""
+    """Let claims start jobs of a type again. Raises ``JobTypeNotFound`` as ``change`` does."""
     changes = {"paused": False, "paused_reason": None}
     change(session, workspace_id, job_type, changes, actor=actor)
 
 
 def _values(before: TypeSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The new values of the settings that a merge patch has."""
+    """The new values of the settings that a merge patch contains."""
     values = {
         name: _DEFAULTS[name] if changes[name] is None else changes[name]
         for name in SETTINGS
@@ -231,7 +232,7 @@ def _values(before: TypeSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
             if changes["rate_limit"] is not None and values[f"rate_{name}"] is None:
                 raise ValidationFailed({f"rate_limit.{name}": ["Missing data for required field."]})
     if not values.get("paused", before.paused):
-        # A reason goes with the pause.
+        # The end of a pause clears its reason.
         if values.get("paused_reason") is not None:
             raise ValidationFailed({"paused_reason": ["Only together with paused."]})
         values["paused_reason"] = None
@@ -241,7 +242,7 @@ def _values(before: TypeSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _bucket(
     row: AnyRow | None, before: TypeSettings, changed: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """The token bucket after a change of the rate limit: a new one is full."""
+    """The columns of the token bucket after a change of the rate limit. A new bucket is full."""
     if _RATE.isdisjoint(changed):
         return {}
     starts = changed.get("rate_starts", before.rate_starts)

@@ -144,7 +144,7 @@ def revoke(session: Executor, workspace_id: int, key_id: int, *, actor: str | No
 
 
 def record_use(session: Executor, key_id: int, now: datetime) -> None:
-    """Record the use of a key, at most once a minute. On Postgres it waits for no lock."""
+    """Record the use of a key, at most once a minute. On Postgres it never waits for a lock."""
     c = api_keys.c
     due = (
         select(c.id)

@@ -1,4 +1,4 @@
-"""What the start of a leased attempt writes into a job, for the statements of claims."""
+"""The columns that a claim writes into a job."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from ..store.tables import jobs
 
 
 def leased_columns(*, begin: bool) -> dict[str, Any]:
-    """The columns that a claim sets; without ``begin``, only attempts at suspect jobs begin.
+    """The columns that a claim sets, as expressions for an UPDATE of jobs.
+
+    Without ``begin``, only the attempts at suspect jobs begin; other jobs are prefetched.
 
     Parameters: ``now``, ``given_lease_token``, ``given_lease_seconds``, ``given_lease_expires_at``,
     ``given_worker`` and ``actor``.

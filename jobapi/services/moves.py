@@ -1,4 +1,4 @@
-"""Moves a workspace to another database, a step at a time.
+"""Move a workspace to another database, a step at a time.
 
 Nothing in the source changes while it leaves (``store.moving``). In the target the workspace is
 hidden, like a deleted one, until it is complete. Each step may be repeated, so a move that was
@@ -10,13 +10,14 @@ interrupted continues when it is started again:
 4. ``show`` the copy, if it is equal to the original.
 5. ``hide`` the original, ``unguard`` the tables and ``release`` it to be deleted.
 
-Each run of the command has a name, which the hidden workspace carries. A step that writes into the
-target first locks this row (``hold``). So of two processes that move the same workspace only the
-one that began later goes on, and none of them touches a copy that has become visible.
+Each run of the command has a name, which it writes into the hidden workspace as its name. A step
+that writes into the target first locks this row, if it still has the name of the run (``hold``). So
+of two processes that move the same workspace only the one that began later continues, and neither
+touches a copy that has become visible.
 
-Ids of jobs, events and attempts are internal to a database and become new ones, in the same order.
-The id of the workspace stays. Users are matched by name and keys by their hash. Those that the
-target does not have are copied, with their ids if these are free; so are operations.
+Ids of jobs, events and attempts are internal to a database, so they get new ones, in the same
+order. The id of the workspace stays. Users are matched by name, and keys by their hash. Those that
+the target does not have are copied, with their ids if these are free; so are operations.
 """
 
 from __future__ import annotations
@@ -67,13 +68,13 @@ from ..store.transactions import IN_ORDER, atomic
 from . import counts
 
 AT_ONCE = 200
-"""How many rows are copied in one transaction: with documents of 1 MiB they fit into memory."""
+"""How many rows one transaction copies: few enough for memory, with documents of 1 MiB."""
 
 SMALL_AT_ONCE = 2_000
-"""The same for rows without such documents."""
+"""How many rows one transaction copies of tables without such documents."""
 
 NEAR = 1_000_000
-"""How far an id must be above those that the target has given out."""
+"""An id that the target will not assign soon is more than this above the last that it assigned."""
 
 After = tuple[Any, ...]
 """The key of the last row of a page; empty before the first page."""
@@ -90,12 +91,13 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     job_types: ("job_type",),
     workers: ("name", "actor"),
 }
-"""By what the rows of a workspace are read in pages; for all but keys, an index has this order."""
+"""The order in which the rows of a workspace are read in pages. All but ``api_keys`` have an index
+in this order."""
 
 COPIED = tuple(_KEYS)
 """The tables that are copied; attempts are copied with their jobs."""
 
-# What was copied of these is not known without comparing, so a new run copies them again.
+# Only for keys and jobs can a new run tell which rows were copied. It copies the others again.
 REPEATED = frozenset(COPIED) - {api_keys, jobs}
 
 _NEW_IDS = frozenset({jobs, events})
@@ -121,7 +123,7 @@ def find(session: Connection, workspace_id: int) -> AnyRow | None:
 
 
 def mark(source: Connection, workspace_id: int) -> None:
-    """Let requests and the maintenance leave a workspace alone. Raises ``CannotMove``."""
+    """Mark a workspace as leaving: requests and the maintenance skip it. Raises ``CannotMove``."""
     marked: Any = source.execute(
         update(workspaces)
         .where(
@@ -177,7 +179,7 @@ def _undone() -> CannotMove:
 
 
 def check_idle(source: Connection, workspace_id: int) -> None:
-    """Raise ``CannotMove`` if the workspace was deleted before it was guarded, or is not idle."""
+    """Raise ``CannotMove`` if the workspace has been deleted, or an operation is running."""
     row = find(source, workspace_id)
     if row is None or row.deleted_at is not None:
         raise missing(workspace_id)
@@ -189,7 +191,7 @@ def check_idle(source: Connection, workspace_id: int) -> None:
 
 
 def check_frozen(source: Connection, workspace_id: int) -> AnyRow:
-    """The row of a workspace in which nothing can change. Raises ``CannotMove`` for another."""
+    """The row of a workspace, if nothing in it can change. Raises ``CannotMove`` otherwise."""
     row = find(source, workspace_id)
     if row is None or row.move != LEAVING or not is_guarded(source, workspace_id):
         raise _undone()
@@ -197,7 +199,7 @@ def check_frozen(source: Connection, workspace_id: int) -> AnyRow:
 
 
 def hide(source: Connection, workspace_id: int) -> None:
-    """Delete the original, for requests; the maintenance deletes its rows after ``release``."""
+    """Mark the original as deleted. The maintenance deletes its rows after ``release``."""
     source.execute(
         update(workspaces)
         .where(workspaces.c.id == workspace_id, workspaces.c.deleted_at.is_(None))
@@ -206,10 +208,10 @@ def hide(source: Connection, workspace_id: int) -> None:
 
 
 def fold(source: Connection, workspace_id: int) -> bool:
-    """Add old changes of the counts to the throughput, unless the workspace has none of them.
+    """Compact changes of the counts, unless the workspace has none left.
 
-    Returns whether there may be more. Other workspaces go on writing, so this does not wait until
-    there are no changes at all.
+    Returns whether there may be more. Other workspaces still write such changes, so this does not
+    wait until there are none at all.
     """
     of_workspace = job_count_changes.c.workspace_id == workspace_id
     if source.execute(select(job_count_changes.c.id).where(of_workspace).limit(1)).first() is None:
@@ -252,7 +254,7 @@ def check_target(target: Connection, workspace: AnyRow) -> None:
 
 
 def prepare(source: Connection, target: Connection, workspace: AnyRow, run: str) -> None:
-    """Make the hidden workspace in the target, or take over one that is there.
+    """Create the hidden workspace in the target, or take over the one of an earlier run.
 
     Raises ``CannotMove`` as ``check_target`` does.
     """
@@ -277,7 +279,7 @@ def prepare(source: Connection, target: Connection, workspace: AnyRow, run: str)
 def hold(target: Connection, workspace_id: int, run: str) -> None:
     """Lock the hidden workspace until the end of the transaction.
 
-    Raises ``CannotMove`` if it is not hidden any more, or another run has taken it over.
+    Raises ``CannotMove`` if it is no longer hidden, or if another run has taken it over.
     """
     held = target.execute(
         select(workspaces.c.id)
@@ -293,7 +295,7 @@ def hold(target: Connection, workspace_id: int, run: str) -> None:
 
 
 def give_up(target: Connection, workspace: AnyRow) -> None:
-    """Let the maintenance of the target delete an incomplete copy.
+    """Have the maintenance of the target delete an incomplete copy.
 
     Raises ``CannotMove`` if the copy is complete.
     """
@@ -314,7 +316,7 @@ def forget(target: Connection, workspace_id: int, table: Table) -> bool:
     """Delete some rows of an incomplete copy; returns whether there may be more."""
     key = _key(table)
     if table is events and dialect_name(target) == "sqlite":
-        # Of an index that ends with the row's id, SQLite 3.40 finds no pair with that id.
+        # SQLite 3.40 does not look up pairs in an index that ends with the row's id.
         key = [events.c.id]
     mine = table.c.workspace_id == workspace_id
     some = select(*key).where(mine).limit(SMALL_AT_ONCE)
@@ -325,7 +327,7 @@ def forget(target: Connection, workspace_id: int, table: Table) -> bool:
 def show(source: Connection, target: Connection, workspace: AnyRow) -> None:
     """Make the copy visible. Raises ``CannotMove`` if it differs from the original.
 
-    To be called in one transaction with ``hold``.
+    Call it in one transaction with ``hold``.
     """
     there = _digests(
         source, workspace.id, lambda table, rows: _translate(source, target, table, rows)
@@ -348,7 +350,7 @@ def show(source: Connection, target: Connection, workspace: AnyRow) -> None:
 
 
 def copied(source: Connection, target: Connection, workspace_id: int) -> After:
-    """After which job of the source to continue."""
+    """The key of the last job of the source that has been copied: the copy continues after it."""
     c = jobs.c
     newest = (
         select(c.job_id)
@@ -365,7 +367,7 @@ def copied(source: Connection, target: Connection, workspace_id: int) -> After:
 def copy(
     source: Connection, target: Connection, workspace_id: int, table: Table, after: After
 ) -> After | None:
-    """Copy the rows of a table that follow; returns the key of the last, None at the end."""
+    """Copy the rows after a key; returns the key of the last one, None if there were none."""
     rows = _page(source, table, table.c.workspace_id == workspace_id, after)
     if not rows:
         return None
@@ -385,7 +387,7 @@ def copy(
 
 
 def _forget_creation(target: Connection, workspace_id: int) -> None:
-    """Delete what the target's triggers have written: these jobs were not created now."""
+    """Undo what the triggers wrote for the copied jobs: their events, and their throughput."""
     target.execute(delete(events).where(events.c.workspace_id == workspace_id))
     c = job_count_changes.c
     target.execute(
@@ -416,7 +418,7 @@ def _insert(target: Connection, table: Table, rows: Sequence[Mapping[str, Any]])
         if dialect_name(target) == "postgresql":
             target.execute(insert_records(target, table, names), records(target, alike))
         else:
-            # Its JSON functions do not read every floating-point number exactly.
+            # SQLite's JSON functions do not read every floating-point number exactly.
             target.execute(insert(table), alike)
 
 
@@ -437,11 +439,11 @@ def _after(columns: Sequence[Any], after: After) -> list[ColumnElement[bool]]:
 def _page(
     session: Connection, table: Table, mine: ColumnElement[bool], after: After
 ) -> Sequence[AnyRow]:
-    """The rows of a workspace that follow, in the order of the key."""
+    """The next page of a workspace's rows, in the order of the key."""
     key = _key(table)
     size = SMALL_AT_ONCE if table in (events, job_flow, memberships) else AT_ONCE
     query = select(table).where(mine, *_after(key, after)).order_by(*key).limit(size)
-    # Without this the planner might sort all that follows, again for each page.
+    # Without this the planner might sort all remaining rows again for each page.
     with atomic(session, planner=IN_ORDER if table in (jobs, events) else ()):
         return session.execute(query).all()
 
@@ -457,12 +459,12 @@ def _attempts(session: Connection, ids: Iterable[int]) -> Iterator[Sequence[AnyR
 
 
 def _values(row: AnyRow) -> dict[str, Any]:
-    # The names of columns are a subclass of str, which no JSON object takes.
+    # Column names are of a subclass of str, which orjson does not accept as keys.
     return {str(name): value for name, value in row._asdict().items()}
 
 
 class _Digest:
-    """Of rows in any order, because databases sort texts differently."""
+    """A digest of rows that does not depend on their order: databases sort texts differently."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -485,7 +487,7 @@ def _digests(
 ) -> dict[str, tuple[int, int]]:
     """A digest of all rows of a workspace for each table; equal for equal rows.
 
-    ``read`` makes values of rows, with the ids of the target.
+    ``read`` turns rows into values with the ids of the target.
     """
     found = {table: _Digest() for table in (*COPIED, attempts)}
     for table in COPIED:
@@ -518,7 +520,7 @@ class _Reference(NamedTuple):
     is_actor: bool = False
 
     def become(self, number: int) -> None:
-        """Name this user or key instead."""
+        """Refer to the user or key with this id instead."""
         self.document[self.name] = f"{self.kind}:{number}" if self.is_actor else number
 
 
@@ -539,7 +541,7 @@ def _references(values: dict[str, Any]) -> Iterator[_Reference]:
 def _translate(
     source: Connection, target: Connection, table: Table, rows: Sequence[AnyRow]
 ) -> list[dict[str, Any]]:
-    """Rows of the source as the target has them; users that it lacks are created."""
+    """Rows of the source with the ids of the target. Users that the target lacks are created."""
     translated = [_values(row) for row in rows]
     references = [each for values in translated for each in _references(values)]
     wanted: dict[str, set[int]] = {"user": set(), "key": set()}
@@ -551,11 +553,11 @@ def _translate(
         "key": _same_keys(source, target, wanted["key"]) if wanted["key"] else {},
     }
     for each in references:
-        # What refers to a user that was deleted stays as it is.
+        # References to users that were deleted stay as they are.
         each.become(ids[each.kind].get(each.id, each.id))
     if table is events:
         for values in translated:
-            # Before all events that the target writes.
+            # Orders them before all events that the target writes.
             values["xid"] = 0
     return translated
 
@@ -565,7 +567,7 @@ def _user_ids(source: Connection, target: Connection, wanted: set[int]) -> dict[
     ids = _users_by_name(target, [user.username for user in found])
     lacking = [user for user in found if user.username not in ids]
     for user in lacking:
-        # An administrator of one cell is not one of another.
+        # An administrator of one cell is not automatically one of another.
         values = {**_values(user), "is_admin": False}
         _drop_taken_ids(target, users, [values])
         target.execute(
@@ -596,7 +598,7 @@ def _key_ids(target: Connection, hashes: Sequence[str]) -> dict[str, int]:
 
 
 def _drop_taken_ids(target: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Leave the ids to the target of rows whose ids it uses, or will give out."""
+    """Remove ids that the target uses or will soon assign, so that it assigns new ones."""
     ids = [row["id"] for row in rows]
     taken = set(target.scalars(select(table.c.id).where(table.c.id.in_(ids))))
     for row in rows:
@@ -605,9 +607,9 @@ def _drop_taken_ids(target: Connection, table: Table, rows: Sequence[dict[str, A
 
 
 def _will_give_out(target: Connection, table: Table, number: int) -> bool:
-    """Whether the target will give out an id that it does not use yet.
+    """Whether the target will soon assign an id that it does not use yet.
 
-    SQLite gives out ids above the largest only, so a copied one is never given out again.
+    SQLite only assigns ids above the largest one, so it never assigns a copied id again.
     """
     if dialect_name(target) == "sqlite":
         return False
@@ -615,7 +617,7 @@ def _will_give_out(target: Connection, table: Table, number: int) -> bool:
 
 
 def _last_id(session: Connection, table: Table) -> int:
-    """The last id that the database has given out; before the first, the one below it."""
+    """The last id that the database has assigned; before the first, the one below it."""
     if dialect_name(session) == "sqlite":
         query = text("SELECT seq FROM sqlite_sequence WHERE name = :name")
     else:
@@ -627,7 +629,7 @@ def _last_id(session: Connection, table: Table) -> int:
 
 
 def start_ids(session: Connection, first: int) -> None:
-    """Let the ids of users, workspaces, keys and operations begin with ``first``.
+    """Start the ids of users, workspaces, keys and operations at ``first``.
 
     Raises ``CannotMove`` if there are rows with lower ids.
     """

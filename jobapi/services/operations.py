@@ -35,15 +35,14 @@ AT_ONCE = 500
 """How many jobs one transaction changes at most."""
 
 KEPT_DAYS = 30
-"""How long one that has ended can be read."""
+"""How long an operation that has ended can be read."""
 
 
 @transactional()
 def plan(session: Executor, workspace_id: int, action: Action, filters: Filters) -> dict[str, Any]:
-    """What an operation would be, and how many jobs it would concern at this moment.
+    """The columns of an operation that is not created, with the number of jobs that match now.
 
-    Raises ``ValidationFailed`` where none of the filter's statuses is one to which it can be
-    done.
+    Raises ``ValidationFailed`` if the action applies to none of the filter's statuses.
     """
     narrowed = _narrowed(action, filters)
     total, capped = job_lists.count(session, in_workspace(workspace_id), narrowed)
@@ -69,10 +68,10 @@ def create(
     actor: str | None = None,
     reason: str | None = None,
 ) -> AnyRow:
-    """Begin an operation and do the first part of it, which may be all.
+    """Begin an operation and do its first step, which may complete it.
 
-    It concerns the jobs that are there now. ``actor`` is who begins it, if not
-    ``created_by`` in person. Raises ``ValidationFailed`` as ``plan`` does.
+    It changes only jobs that exist now. ``actor`` is who begins it, by default the user
+    ``created_by``. Raises ``ValidationFailed`` as ``plan`` does.
     """
     values = plan(session, workspace_id, action, filters)
     now = session.execute(select(DbNow())).scalar_one()
@@ -107,7 +106,7 @@ def turn(session: Executor) -> int | None:
 
 @transactional(planner=BY_KEY, repeat_after=(LIVE,))
 def advance(session: Executor, operation_id: int) -> AnyRow | None:
-    """Do one step of an operation; None if it has ended, or another process is at it."""
+    """Do one step of an operation; None if it has ended, or another process is doing a step."""
     row = session.execute(
         select(operations)
         .where(
@@ -121,7 +120,7 @@ def advance(session: Executor, operation_id: int) -> AnyRow | None:
 
 
 def put_off(session: Executor, operation_id: int) -> None:
-    """Let all others have their turn first."""
+    """Move an operation behind all others that wait for their next step."""
     session.execute(
         update(operations)
         .where(operations.c.id == operation_id, not_moving(operations.c.workspace_id))
@@ -130,6 +129,7 @@ def put_off(session: Executor, operation_id: int) -> None:
 
 
 def _narrowed(action: Action, filters: Filters) -> Filters:
+    """The filters, limited to the statuses to which the action applies."""
     takes = action.takes
     statuses = [status for status in takes if not filters.status or status in filters.status]
     if not statuses:
@@ -144,7 +144,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     action = Action(operation.action)
     filters = _narrowed(action, Filters.from_json(operation.filter))
     scope = in_workspace(operation.workspace_id)
-    # What came after it began does not concern it.
+    # Jobs that were created after it began are left alone.
     walked = job_lists.walk(
         session, scope, filters, after=operation.place, until=operation.created_at, most=AT_ONCE
     )
@@ -171,7 +171,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
 def _act(
     session: Executor, operation: AnyRow, action: Action, filters: Filters, job_ids: list[str]
 ) -> tuple[int, int]:
-    """Do it to these jobs, where they still match; returns how many it was done to, and not."""
+    """Act on those of the jobs that still match; returns how many changed and were skipped."""
     matches = [*filters.bucket(jobs.c), *filters.rest(dialect_name(session))]
     found = lock(session, operation.workspace_id, job_ids, *matches)
     actor = operation.actor or f"user:{operation.created_by}"
@@ -211,7 +211,7 @@ def _act(
 def get(
     session: Executor, workspace_id: int, operation_id: int, *, actor: str | None = None
 ) -> AnyRow:
-    """One operation, if ``actor`` is given only of this actor. Raises ``OperationNotFound``."""
+    """One operation, with ``actor`` only if it is theirs. Raises ``OperationNotFound``."""
     query = select(operations).where(
         operations.c.workspace_id == workspace_id, operations.c.id == operation_id
     )
@@ -226,7 +226,7 @@ def get(
 def page(session: Executor, workspace_id: int, *, actor: str | None = None, **paging: Any) -> Page:
     """A workspace's operations, or those of one actor, the newest first.
 
-    ``paging`` as ``fetch_page`` has it.
+    ``paging``: see ``fetch_page``.
     """
     mine = [] if actor is None else [operations.c.actor == actor]
     return fetch_page(
@@ -260,7 +260,7 @@ def stop(session: Executor, workspace_id: int, operation_id: int) -> AnyRow:
 
 
 def forget(session: Executor) -> None:
-    """Delete what ended long ago."""
+    """Delete operations that ended more than ``KEPT_DAYS`` ago."""
     now = session.execute(select(DbNow())).scalar_one()
     session.execute(
         sql_delete(operations).where(

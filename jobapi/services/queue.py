@@ -1,9 +1,9 @@
-"""The verbs of workers: claim, report and release jobs. And the reaper of expired leases.
+"""The verbs of workers: claim, report and release jobs; and what the maintenance does to leases.
 
-Each takes a session and never commits it. On a connection in autocommit mode each runs in a
-transaction of its own, because the end of an attempt is written together with its job. Each
-sets the planner settings of Postgres that its statements need. The number of statements does not
-depend on the number of jobs.
+Each function takes a session and never commits it. On a connection in autocommit mode it runs in a
+transaction of its own, because the end of an attempt is written together with its job. It sets the
+planner settings of Postgres that its statements need. The number of statements does not depend on
+the number of jobs.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Answer(NamedTuple):
     ran: timedelta | None = None
     """How long the attempt had run, if the report ended it."""
     renewed: bool = False
-    """Whether the report was refused and renewed the lease nevertheless."""
+    """Whether the report was refused but renewed the lease."""
     frees_slot: bool = False
-    """Whether the report ended an attempt in whose place another job may start."""
+    """Whether the report ended an attempt that held a slot, so that another job may start."""
 
 
 class Reaped(NamedTuple):
@@ -117,13 +117,14 @@ def claim(
     """Lease up to ``limit`` due jobs, the most urgent first.
 
     The jobs become ``running``, and no other worker can claim them until ``lease_seconds`` after
-    ``now``, the database's time. ``job_types`` of None means all types. ``actor`` is who claims:
-    ``user:1``, ``key:1``. Attempts start at once, or with ``begin=False`` when a report says so. A
-    suspect job is leased alone, and its attempt always starts at once. The jobs of one claim take
-    at most ``MAX_BYTES`` together, unless the first one alone is larger. One statement finds and
-    leases them; it skips rows that are locked by other claims. Types with limits or keys are
-    claimed in several steps (``flow_claims``). ``prefetch`` is how many of ``limit`` the worker
-    cannot begin yet: none of these is of a type with a limit. ``flow_version`` is that of the
+    ``now``, the database's time. One statement finds and leases them; it skips rows that other
+    claims have locked. Types with limits or keys are claimed in several steps (``flow_claims``).
+
+    ``job_types`` of None means all types. Attempts begin at once, or with ``begin=False`` when a
+    report says so. A suspect job is leased alone, and its attempt always begins at once. The jobs
+    of one claim take at most ``MAX_BYTES`` together, unless the first one alone is larger.
+    ``prefetch`` is how many of ``limit`` the worker cannot begin yet: none of these is of a type
+    with a limit. ``actor`` is who claims: ``user:1``, ``key:1``. ``flow_version`` is that of the
     workspace, if the caller has just read it.
     """
     if now is None or flow_version is None:
@@ -173,7 +174,7 @@ def _claim(
     heads = []
     looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
     if ageing:
-        # Each level of priority is worth so many seconds of waiting.
+        # ``ageing`` seconds of waiting make up for one level of priority.
         worth = jobs.c.priority * bindparam("ageing", type_=Integer)
         looked_at += [SecondsAfter(jobs.c.due_at, -worth).label("aged"), jobs.c.priority]
     wanted = select(func.unnest(bindparam("job_types", type_=Texts)).label("job_type")).subquery()
@@ -194,7 +195,7 @@ def _claim(
             .with_for_update(skip_locked=True, of=jobs)
         )
         if typed and dialect == "postgresql":
-            # And one per type, so that a worker does not read past jobs of other types.
+            # And one subquery per type, so that a claim does not read past jobs of other types.
             of_type = head.lateral()
             heads.append(
                 select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
@@ -219,7 +220,7 @@ def _claim(
         place = select(
             queue.c.id,
             queue.c.suspect,
-            # With the same frame it is one pass.
+            # All three have the same frame, so that Postgres makes one pass.
             func.row_number().over(rows=(None, 0)).label("number"),
             func.first_value(queue.c.suspect).over(rows=(None, 0)).label("alone"),
             func.sum(queue.c.bytes).over(rows=(None, 0)).label("so_far"),
@@ -231,7 +232,7 @@ def _claim(
         update(jobs)
         .where(
             is_picked(dialect, jobs, picked, workspace_id=workspace, status=status),
-            # (On Postgres this would make the planner use the index of pending jobs.)
+            # Not on Postgres, where the planner would then use the index of pending jobs.
             jobs.c.status == status if dialect == "sqlite" else true(),
         )
         .values(**leased_columns(begin=begin), slot=None, key_slot=None)
@@ -308,7 +309,7 @@ def is_due(job: CurrentJob) -> bool:
 
 
 def holds_slot(job: Job) -> bool:
-    """Whether a job that runs, or ran a moment ago, holds a slot that another one may wait for."""
+    """Whether a job that runs, or has just ended, has a slot that another job may wait for."""
     return job.slot is not None or job.key_slot is not None
 
 
@@ -320,7 +321,7 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
     mine = select(*COLUMNS).where(
         jobs.c.workspace_id == workspace_id,
         jobs.c.lease_token == lease_token,
-        # For an index of the workspace; the index of the reaper has the jobs of all workspaces.
+        # So that an index of the workspace is used, not the reaper's, which has all workspaces.
         jobs.c.status == JobStatus.RUNNING,
     )
     order = (jobs.c.priority.desc(), jobs.c.due_at, jobs.c.id)
@@ -344,9 +345,9 @@ def report(
 
     A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes, or, if it could not
     be read, the error as ``refused``. A report that is refused for its content still renews the
-    lease. ``backoff`` is for types that have none of their own. ``actor`` is who reports.
-    Several reports on one job apply in their order. A final report
-    that is repeated with the token of the lease that it ended is accepted and changes nothing.
+    lease. Several reports on one job apply in their order. A final report that is repeated with the
+    token of the lease that it ended is accepted and changes nothing. ``backoff`` is for types that
+    have none of their own. ``actor`` is who reports.
     """
     answers: dict[int, Answer] = {}
 
@@ -367,7 +368,7 @@ def report(
     plain = success.plain(reports) if dialect_name(session) == "postgresql" else {}
     others = [n for n, each in enumerate(reports) if each["job_id"] not in plain]
     if others:
-        # These come first, because this locks the jobs of all reports in their order.
+        # These come first, because this locks the jobs of all reports, in the order of their ids.
         by_rules(others, also=plain.keys())
     if plain:
         ran = success.settle(
@@ -415,9 +416,10 @@ def judge(
     chance: Callable[[], float],
     flow_version: int | None = None,
 ) -> list[Answer]:
-    """Apply reports by the rules alone, see ``report``; lock the jobs ``also`` with theirs.
+    """Apply reports as ``report`` does, but without the fast path of ``success``.
 
-    The caller changes those later in the transaction.
+    The jobs of ``also`` are locked together with those of the reports, because the caller changes
+    them later in the transaction, and all locks must be taken in one order.
     """
     found = lock(session, workspace_id, {*also, *(each["job_id"] for each in reports)})
     settling = Settling(found, actor=actor)
@@ -539,7 +541,7 @@ def reap(
 
 @transactional()
 def expire(session: Executor, *, limit: int = REAP_AT_ONCE) -> bool:
-    """Cancel jobs that were not started in time, up to ``limit``; returns whether there are more.
+    """Cancel up to ``limit`` jobs that have expired; returns whether there may be more.
 
     Jobs that are locked by another transaction are left for the next time.
     """

@@ -28,7 +28,9 @@ _SETTLED = (*SettledColumns.__annotations__, "version", "updated_at", "changed_b
 def lock(
     session: Executor, workspace_id: int, job_ids: Collection[str], *conditions: ColumnElement[bool]
 ) -> Sequence[CurrentJob]:
-    """Lock the matching jobs of a workspace; returns their ``DECIDING`` columns and ``now``.
+    """Lock jobs of a workspace; returns their ``DECIDING`` columns and ``now``.
+
+    Jobs that do not exist, or do not match ``conditions``, are left out.
 
     Every transaction that changes several jobs locks them in the order of ``job_id``.
     """

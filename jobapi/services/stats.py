@@ -1,4 +1,4 @@
-"""How a workspace is doing, at a cost that the number of its jobs does not raise."""
+"""Statistics of a workspace, at a cost that does not grow with the number of its jobs."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ LEAST_SAMPLE = 10
 """The smallest share, however many types and priorities there are."""
 
 MAX_DUE = 10_000
-"""How many due jobs of a type and priority are counted if as many are not due yet."""
+"""How many due jobs of a type and priority are counted, if as many others are not due yet."""
 
 LEAST_DUE = 10
 DUE_AT_ONCE = 40_000
-"""The same for all types of a request together, but at least ``LEAST_DUE`` for each."""
+"""How many due jobs a request counts in all, but at least ``LEAST_DUE`` per type and priority."""
 
 TYPES_PER_WORKSPACE = 100
+"""How many job types of one workspace the metrics show at most."""
+
 TYPES_AT_ONCE = 1_000
-"""How many job types metrics show, for one workspace and in all."""
+"""How many job types the metrics show at most, in all workspaces together."""
 
 OfType = tuple[int, str | None]
 """A workspace and one of its job types."""
 
 WINDOWS = {"minute": (10, 60), "hour": (60, 3600), "day": (600, 24 * 3600)}
-"""The windows of the rates, each with the length of its spans and its own, in seconds."""
+"""The windows of the rates: the length of a span and of the window, in seconds."""
 
 RATES = {
     "queued": JobStatus.PENDING,
@@ -51,12 +53,12 @@ RATES = {
     "failed": JobStatus.FAILED,
     "cancelled": JobStatus.CANCELLED,
 }
-"""What is counted: jobs that came into these statuses."""
+"""The rates: each counts the jobs that entered this status."""
 
 
 @dataclass(frozen=True)
 class Durations:
-    """How long jobs ran, in seconds, over so many of the newest that succeeded."""
+    """How long the newest successful jobs ran; ``jobs`` is how many of them were read."""
 
     jobs: int
     median_seconds: float
@@ -72,9 +74,10 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True)
 class Stats:
-    """A workspace at one moment; by type those types that have jobs, or were asked for.
+    """The statistics of a workspace at one moment.
 
-    ``due`` and ``oldest_due`` (seconds) have only types of which jobs are due.
+    ``by_type`` has the types that have jobs, or were requested. ``due`` and ``oldest_due``
+    (seconds) have only types with due jobs.
     """
 
     at: datetime
@@ -93,13 +96,13 @@ def stats(
     only_job_types: Sequence[str] | None = None,
     wanted: Sequence[str] | None = None,
 ) -> Stats:
-    """How a workspace is doing. To be called in a ``snapshot``.
+    """The statistics of a workspace. Call it in a ``snapshot``.
 
-    ``wanted`` are the job types that were asked for, each of which the caller may
-    see; they are in the answer though they have no jobs.
+    ``wanted`` are the job types that were requested, all of which the caller may see.
+    They are in the answer even if they have no jobs.
 
-    The totals are exact; the rates are to a tenth of their window at most too
-    short; the durations are those of the newest jobs of each type and priority.
+    The totals are exact. The window of a rate may be up to one span too short. The
+    durations are those of the newest jobs of each type and priority.
     """
     only_job_types = only_job_types if wanted is None else wanted
     plan_without(session, IN_ORDER)
@@ -132,14 +135,16 @@ def stats(
 
 
 HISTORIES = {"hour": (60, 60, 60), "day": (600, 600, 144), "month": (600, 4 * 3600, 180)}
-"""The windows of the history: the span of the flow, that of a point, in seconds, and how many."""
+"""The windows of the history: the span of the throughput that is read and the length of a point,
+both in seconds, and the number of points."""
 
 
 @dataclass
 class Point:
-    """What came within a span of time that begins ``at``, and what there was at its end.
+    """How many jobs entered each status in an interval that begins ``at``.
 
-    ``seconds`` are those that the started ones had waited, and the others had run.
+    ``seconds`` is, by status, how long in total the started ones had waited, and the ended ones had
+    run. ``by_status`` is how many jobs there were at the end of the interval.
     """
 
     at: datetime
@@ -157,7 +162,7 @@ def history(
 ) -> list[Point]:
     """The history of the statistics, the oldest first. Call it in a ``snapshot``.
 
-    The last point is the span that is under way.
+    The last point is the current interval, which is not over.
     """
     span, length, number = HISTORIES[window]
     now = session.execute(select(DbNow())).scalar_one()
@@ -168,7 +173,7 @@ def history(
     for each in throughput.read(
         session, workspace_id, span, begins[-1], only_job_types=only_job_types
     ):
-        # A clock that runs ahead of the database's counts as now.
+        # Times ahead of the database's clock count as now.
         at = min(throughput.begin_of(each.at, length), last)
         points[at].came[each.status] += each.n
         points[at].seconds[each.status] += each.seconds
@@ -185,11 +190,11 @@ def history(
 
 
 def due(session: Executor, pending: Mapping[OfType, int], now: datetime) -> dict[OfType, Due]:
-    """How many of the pending jobs are due, by workspace and type. To be called in a ``snapshot``.
+    """How many of the pending jobs are due, by workspace and type. Call it in a ``snapshot``.
 
-    ``pending`` says how many there are in the same snapshot. Most of them are due, or few are: so
-    those that are not due yet are counted, a bounded number, and where there are more, those that
-    are.
+    ``pending`` has the number of pending jobs in the same snapshot. Usually nearly all of them are
+    due, or nearly none. So the jobs that are not due yet are counted first, up to a bound, and
+    subtracted. Only if a type has more of these, its due jobs are counted, again up to a bound.
     """
     some = {of: n for of, n in pending.items() if n}
     kinds = max(1, len(some) * len(Priority))
@@ -249,7 +254,7 @@ def oldest_due(session: Executor, some: Collection[OfType], now: datetime) -> di
 
 
 def _pending(query: Any, priority: Priority, of: Any) -> list[Any]:
-    """The pending jobs, in parts of which each is a range of an index."""
+    """A query of pending jobs, in parts that each read one range of an index."""
     same = [jobs.c[column.name] == column for column in of.c]
     pending = query.where(
         *same, jobs.c.status == JobStatus.PENDING, jobs.c.priority == priority
@@ -266,7 +271,7 @@ def _ask(
     head: Callable[[Priority, Any], Any],
     parameters: Mapping[str, Any],
 ) -> dict[OfType, list[Any]]:
-    """What ``head`` finds of each priority, for all workspaces and types in one statement."""
+    """The value of ``head`` for each priority, for all workspaces and types in one statement."""
     if not some:
         return {}
     names = ["workspace_id", "job_type"] if next(iter(some))[1] is not None else ["workspace_id"]
@@ -280,11 +285,11 @@ def _ask(
 
 
 class Backlog(NamedTuple):
-    """What the database knows: jobs by workspace and status, and what waits and runs.
+    """The load of all workspaces, for metrics: ``jobs`` by workspace and status.
 
-    ``oldest`` are the seconds for which a job of the workspace has been due. ``due`` and
-    ``running`` are jobs, ``live_workers`` those that claim them, by workspace and type, of which
-    ``omitted`` types are left out.
+    ``oldest`` is for how many seconds the oldest due job of a workspace has been due. ``due`` and
+    ``running`` are numbers of jobs, and ``live_workers`` of workers that claim them, by workspace
+    and type. ``omitted`` is how many types these three leave out.
     """
 
     jobs: Mapping[int, Mapping[JobStatus, int]]
@@ -349,7 +354,7 @@ def _durations(session: Executor, kinds: Sequence[AnyRow]) -> dict[str, Duration
 
 def _summary(seconds: Sequence[float]) -> Durations:
     def rank(share: float) -> float:
-        # The nearest rank: a duration that a job really had.
+        # The nearest rank, so that it is the duration of an actual job.
         return round(seconds[math.ceil(share * len(seconds)) - 1], 3)
 
     return Durations(len(seconds), rank(0.5), rank(0.95))

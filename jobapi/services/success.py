@@ -1,16 +1,16 @@
 """The fast path for reports of success: one statement, in which Postgres applies the rules.
 
-Its twin is the way of every other report: ``rules.leases.report`` and ``rules.lifecycle.end``,
-written by ``settling.Settling``. Both must leave the same rows and give the same answers;
+All other reports take the general path: ``rules.leases.report`` and ``rules.lifecycle.end`` decide,
+and ``settling.Settling`` writes. Both paths must leave the same rows and give the same answers;
 ``tests/services/test_success.py`` runs one table of cases through both.
 
 It exists for speed. Most reports say that a job succeeded, and nothing else. The rules have to
 read and lock the jobs, decide on them in Python and send every column back. Here one UPDATE does
 the same: a call with 100 reports takes about half the time, a call with one about two thirds.
 
-Its limits: Postgres only (SQLite has no round trip to save); reports that ``plain`` lets through;
-jobs that are as the statement's conditions want them. The rules judge everything else, so all
-refusals come from them.
+Its limits: Postgres only (SQLite has no round trip to save); reports that ``plain`` accepts; jobs
+that meet the conditions of the statement. The rules decide on everything else, so all refusals come
+from them.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from ..store.statement import Statement
 from ..store.tables import jobs
 
 LEASE_TOKEN = re.compile(r"[0-9a-f]{32}")
-"""The form of a lease token. The database may not even take other texts: look for none of them."""
+"""The form of a lease token. Other texts are not sent to the database, which may reject them."""
 
 
 class PlainSuccess(TypedDict):
-    """A report that only says that a job succeeded, as the statement wants it."""
+    """A report that only says that a job succeeded, as a parameter of the statement."""
 
     job_id: str
     lease_token: str
     result: Document | None
-    """Without the nulls that a merge would take away; None: the job's own stays."""
+    """Without the nulls that a merge would remove. None: the job's result stays as it is."""
 
 
 class Succeeded(NamedTuple):
@@ -53,7 +53,7 @@ class Succeeded(NamedTuple):
     ran: timedelta
     """How long its attempt had run."""
     frees_slot: bool
-    """Whether another job may start in its place."""
+    """Whether it held a slot, so that another job may start."""
 
 
 _PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
@@ -62,8 +62,8 @@ _PLAIN = {"job_id", "lease_token", "status", "result", "begun"}
 def plain(reports: Sequence[Report]) -> dict[str, PlainSuccess]:
     """The reports of plain success, by ``job_id``, for ``settle``.
 
-    A ``result`` of None is not among them: it removes the job's result, which only the rules do.
-    Nor are two reports of one job, which count in their order.
+    A report whose ``result`` is None is not plain: it removes the job's result, which only the
+    rules can do. Nor are several reports of one job, which must apply in their order.
     """
     times = Counter(each["job_id"] for each in reports)
     found: dict[str, PlainSuccess] = {}
@@ -92,9 +92,9 @@ def settle(
     only_job_types: Sequence[str] | None,
     actor: str | None,
 ) -> dict[str, Succeeded]:
-    """End the jobs of such reports with success; returns what became of each, by ``job_id``.
+    """End the jobs of plain reports with success; returns these jobs, by ``job_id``.
 
-    A job that is missing in it was left unchanged, for the rules to judge.
+    A job that is missing from the result was left unchanged, and needs the general path.
     """
     # In the order in which every transaction that changes several jobs locks them.
     rows = [{"workspace_id": workspace_id, **plain[job_id]} for job_id in sorted(plain)]
@@ -118,14 +118,14 @@ def _success(typed: bool) -> Statement[AnyRow]:
     success = (
         update(jobs)
         .where(
-            # Of each report, so that the planner goes by the job's own index: see ``is_picked``.
+            # A column of each report, not a constant: see ``is_picked``.
             jobs.c.workspace_id == report.c.workspace_id,
             jobs.c.job_id == report.c.job_id,
-            # No condition for an index: statistics of a moment at which nothing ran promise
-            # that it finds next to nothing.
+            # ``+ 0`` keeps the planner from using an index on the status. Statistics from a moment
+            # at which no job ran would make it look cheap.
             jobs.c.status + 0 == JobStatus.RUNNING,
             jobs.c.lease_token == report.c.lease_token,
-            # A result that is already there has to be merged, which only the rules do.
+            # If both have a result, it has to be merged, which only the rules can do.
             or_(jobs.c.result.is_(None), report.c.result.is_(None)),
             OneOf(jobs.c.job_type, bindparam("job_types", type_=Texts)) if typed else true(),
         )

@@ -1,7 +1,7 @@
-"""How many jobs came into which status, and when: what rates and charts are made of.
+"""Throughput: how many jobs entered each status, and when. Rates and charts are made from it.
 
-The changes of the counts say when they were made. Folded, they are sums over
-spans of time, of which the longer ones are kept for longer.
+The changes of the counts say when they were made. The compaction adds them up over
+spans of time; the longer spans are kept for longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..store.records import record_source, records
 from ..store.tables import job_count_changes, job_flow
 
 KEPT = {10: timedelta(minutes=5), 60: timedelta(hours=2), 600: timedelta(days=31)}
-"""The spans in seconds, and for how long they are kept."""
+"""The lengths of spans in seconds, and how long rows of each length are kept."""
 
 _KEY = ("workspace_id", "span", "at", "status", "job_type")
 _SUMS = ("n", "net", "seconds")
@@ -30,11 +30,11 @@ _COLUMNS = (*_KEY, *_SUMS)
 
 
 class Came(NamedTuple):
-    """How many jobs came into a status within a span that begins ``at``.
+    """How many jobs entered a status in a span that begins ``at``.
 
-    ``net`` is less those that left it. ``seconds`` are those that the ones that
-    started had waited since they were due, and those that the ones that ended
-    had run, all together.
+    ``net`` is ``n`` minus the jobs that left the status. ``seconds`` is a sum over the
+    ``n`` jobs: for running, how long they had waited since they were due; for success and
+    failed, how long they had run.
     """
 
     at: datetime
@@ -45,12 +45,12 @@ class Came(NamedTuple):
 
 
 def begin_of(moment: datetime, span: int) -> datetime:
-    """When the span in which a moment lies begins."""
+    """The start of the span, of ``span`` seconds, in which a moment lies."""
     return datetime.fromtimestamp(moment.timestamp() // span * span, UTC)
 
 
 def add(session: Executor, changes: Sequence[AnyRow]) -> None:
-    """Add what changes of the counts say, in their transaction."""
+    """Add changes of the counts to the throughput, in the transaction that compacts them."""
     sums: defaultdict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0, 0, 0.0])
     for change in changes:
         if change.at is None:
@@ -61,7 +61,7 @@ def add(session: Executor, changes: Sequence[AnyRow]) -> None:
             all_ = sums[change.workspace_id, span, at, change.status, change.job_type]
             all_[:] = map(add_up, all_, came)
     if sums:
-        # In one order, so that two who fold never wait for each other in a circle.
+        # Always in the same order, so that concurrent compactions cannot deadlock.
         rows = [dict(zip(_COLUMNS, (*key, *sums[key]), strict=True)) for key in sorted(sums)]
         session.execute(_add(dialect_name(session)), records(session, rows))
 
@@ -71,7 +71,7 @@ def _add(dialect: str) -> Any:
     source = record_source(dialect, {name: job_flow.c[name].type for name in _COLUMNS})
     added = insert_or_ignore(dialect, job_flow).from_select(
         list(_COLUMNS),
-        # SQLite takes ON CONFLICT for a join's without a WHERE in between.
+        # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
         select(*(source.c[name] for name in _COLUMNS)).where(literal(1) == 1),
     )
     more = {name: job_flow.c[name] + added.excluded[name] for name in _SUMS}
@@ -86,11 +86,10 @@ def read(
     *,
     only_job_types: Sequence[str] | None = None,
 ) -> list[Came]:
-    """What came in the spans that begin at ``since`` or later, in no order.
+    """The throughput in the spans that begin at ``since`` or later, in no order.
 
-    Of one span and status there may be several, to be added up.
-
-    To be called in a snapshot: what is just being folded is either here or there.
+    There may be several rows for one span and status, which the caller adds up. Call it in
+    a snapshot, so that changes that are being compacted count exactly once.
     """
     c, kept = job_count_changes.c, job_flow.c
     folded = (

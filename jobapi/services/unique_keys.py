@@ -22,13 +22,13 @@ TypeAndKey = tuple[str, str]
 """A job type and a ``unique_key``."""
 
 IS_LIVE = jobs.c.status <= literal_column("1")
-"""As the index on unique keys has it."""
+"""Pending or running; with a literal, as in the condition of the index on unique keys."""
 
 
 def find_live(
     session: Executor, workspace_id: int, wanted: Collection[TypeAndKey]
 ) -> dict[TypeAndKey, CurrentJob]:
-    """The live jobs of a workspace with these types and keys, by these.
+    """The live jobs of a workspace with these types and keys, by type and key.
 
     Raises ``PageTooLarge`` if several together are too large for a response.
     """
@@ -51,7 +51,7 @@ def find_live(
 def find_taken(
     session: Executor, workspace_id: int, wanted: Collection[TypeAndKey]
 ) -> set[TypeAndKey]:
-    """Those of the types and keys that live jobs have."""
+    """Those of the types and keys that a live job has."""
     if not wanted:
         return set()
     rows = [{"job_type": job_type, "key": key} for job_type, key in wanted]
@@ -87,7 +87,7 @@ def _conditions(dialect: str) -> list[Any]:
 
 
 def exists(live: Job) -> JobExists:
-    """The refusal of a second live job."""
+    """The error for a second live job with a ``unique_key``."""
     status = JobStatus(live.status).label
     return JobExists(
         f"The job {live.job_id} has this unique_key and is {status}.", job_id=live.job_id

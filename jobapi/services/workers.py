@@ -1,4 +1,4 @@
-"""The presence of workers: who has claimed jobs within the last day, and who is there now."""
+"""The presence of workers: which have claimed jobs within the last day, and which are live now."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SEEN_EVERY = timedelta(seconds=10)
 """How often the presence of a worker is written at most."""
 
 LIVE = timedelta(seconds=45)
-"""How long a worker is live after its last claim: the longest wait, ``SEEN_EVERY``, and some more
-for the way."""
+"""How long a worker is live after its last claim: the longest wait of a claim, ``SEEN_EVERY``, and
+some time for the network."""
 
 KEPT = timedelta(days=1)
 MAX_WORKERS = 10_000
@@ -47,13 +47,13 @@ OfType = tuple[int, str]
 
 
 class Worker(NamedTuple):
-    """A worker, by its name and who it claims as."""
+    """A worker, identified by its name and the actor as which it claims."""
 
     name: str
     actor: str
     state: WorkerState
     job_types: Sequence[str] | None
-    """The types that it asks for; None: all."""
+    """The types that it claims; None: all."""
     running: int
     first_seen_at: datetime
     last_seen_at: datetime
@@ -74,9 +74,9 @@ def seen(
     actor: str,
     job_types: Sequence[str] | None,
 ) -> None:
-    """Note that a worker has claimed jobs; nothing is written if that was noted a moment ago.
+    """Record that a worker claims jobs, unless that was recorded within ``SEEN_EVERY``.
 
-    A worker without a name has that of its key or user.
+    A worker without a name gets the name of its key or user.
     """
     now = session.execute(select(DbNow())).scalar_one()
     row = insert_or_ignore(dialect_name(session), workers).values(
@@ -123,8 +123,8 @@ def page(
 ) -> WorkerPage:
     """A page of the workers seen within a day, with ``state`` if given. Call it in a ``snapshot``.
 
-    With ``only_job_types``, those that ask for one of these types or for all, and their jobs of
-    these types. Raises ``ValidationFailed`` for an invalid cursor.
+    ``only_job_types`` limits it to workers that claim one of these types, or all types, and counts
+    only their jobs of these types. Raises ``ValidationFailed`` for an invalid cursor.
     """
     now = session.execute(select(DbNow())).scalar_one()
     running, fresh = _running(session, workspace_id, now, only_job_types)
@@ -164,7 +164,7 @@ def _since(session: Executor, workspace_id: int, since: datetime) -> Sequence[An
         .order_by(workers.c.last_seen_at.desc())
         .limit(MAX_WORKERS)
     )
-    # In the order of Python, in which cursors compare.
+    # Sorted by Python, which also compares the cursors.
     return sorted(session.execute(recent).all(), key=_name_and_actor)
 
 
@@ -191,7 +191,7 @@ def _running(
     rows = session.execute(
         select(
             some.c.worker,
-            # Who claimed it: only the holder of a lease changes a job, until it is cancelled.
+            # The actor that claimed it, because only the holder of the lease changes a running job.
             some.c.changed_by.label("actor"),
             func.count().label("n"),
             func.max(some.c.lease_expires_at).label("until"),
@@ -211,7 +211,7 @@ def _running(
 def count_live(session: Executor, wanted: Collection[OfType]) -> dict[OfType, int]:
     """How many live workers claim each of these types of a workspace.
 
-    They have asked for it a moment ago, or hold a fresh lease of a job of this type.
+    These have claimed the type within ``LIVE``, or hold a lease of a job of the type.
     """
     now = session.execute(select(DbNow())).scalar_one()
     types: defaultdict[int, list[str]] = defaultdict(list)

@@ -146,13 +146,13 @@ def change(
 def pause(
     session: Executor, workspace_id: int, reason: str | None, *, actor: str | None = None
 ) -> AnyRow:
-    """Let claims of a workspace hand out no jobs. Raises ``WorkspaceNotFound``."""
+    """Stop claims from starting jobs of a workspace. Raises ``WorkspaceNotFound``."""
     return _set_paused(session, workspace_id, True, reason, actor)
 
 
 @transactional()
 def resume(session: Executor, workspace_id: int, *, actor: str | None = None) -> AnyRow:
-    """Let claims of a workspace hand out jobs again. Raises ``WorkspaceNotFound``."""
+    """Let claims start jobs of a workspace again. Raises ``WorkspaceNotFound``."""
     return _set_paused(session, workspace_id, False, None, actor)
 
 
@@ -180,7 +180,7 @@ def _set_paused(
 
 
 class Retention(NamedTuple):
-    """Jobs of a workspace that are deleted when they have ended ``days`` days ago."""
+    """A limited retention: jobs with this status are deleted ``days`` days after their end."""
 
     workspace_id: int
     status: JobStatus
@@ -245,7 +245,7 @@ def clear(session: Executor) -> bool:
     ):
         in_workspace = table.c.workspace_id == workspace_id
         # On Postgres, events have no index on their id alone. On SQLite that is the primary key,
-        # and version 3.40 finds no pair with it in an index.
+        # and SQLite 3.40 does not look up pairs in an index that ends with it.
         on_postgres = dialect_name(session) == "postgresql"
         pair = (table.c.xid, table.c.id) if table is event_rows and on_postgres else None
         key = pair or tuple(table.primary_key)
