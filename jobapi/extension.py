@@ -120,7 +120,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     return app
 
 
-# Of a path that WSGI has decoded.
+# Matches a path after WSGI has decoded it.
 _PATH_PREFIX = re.compile(r"(/[^/\\?#\"<>\x00-\x1f\x7f]+)*/?")
 
 

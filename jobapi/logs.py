@@ -32,7 +32,7 @@ logger.addFilter(RequestIdFilter())
 
 
 def dict_config(level: str, form: str, *, server_level: str | None = None) -> dict[str, Any]:
-    """Logging of the standalone service; ``server_level`` is gunicorn's, if it is another one."""
+    """Logging of the standalone service; ``server_level`` is gunicorn's level, if it differs."""
     json_formatter = {
         "()": "pythonjsonlogger.orjson.OrjsonFormatter",
         "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",

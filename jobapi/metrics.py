@@ -1,9 +1,9 @@
-"""Metrics for Prometheus: each process counts, and any of them answers for all.
+"""Metrics for Prometheus: each process counts, and any process can return the numbers of all.
 
 The module is only imported if ``JOBAPI_METRICS_TOKEN`` is set. If ``PROMETHEUS_MULTIPROC_DIR``
-names a folder, prometheus-client keeps the numbers of each process in files there, and an
-answer is the sum over all processes, including those that have ended. Only counters have the
-workspace as a label: in histograms it would multiply what each scrape returns.
+names a folder, prometheus-client keeps the numbers of each process in files there, and a
+response has the sums over all processes, including those that have ended. Histograms have no
+label for the workspace: it would multiply the size of each scrape.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONNECTIONS = "jobapi_database_connections"
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 JOB_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 
-# Other methods, which a caller makes up, must not become labels.
+# Methods that a caller makes up must not become labels.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _OUTCOMES = {
     JobStatus.SUCCESS: Outcome.SUCCESS,
@@ -67,13 +67,13 @@ def _harmless(measure: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_shared() -> bool:
-    """Whether the numbers of other processes are known, too."""
-    # The library decides it at its first import, which may be in the host application.
+    """Whether the metrics include the numbers of other processes."""
+    # prometheus-client decides this when it is first imported, perhaps by the host application.
     return values.ValueClass is not values.MutexValue
 
 
 def new() -> Metrics:
-    """The metrics of an application; in files, all applications of a process share theirs."""
+    """The metrics of an application. In files, all applications of a process share one object."""
     return _of_process() if is_shared() else Metrics()
 
 
@@ -178,7 +178,7 @@ class Metrics:
 
     @_harmless
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count a request to a route, by its rule."""
+        """Count a request; ``route`` is the URL rule, ``seconds`` its duration."""
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, status).inc()
         self._request_seconds.labels(method, route).observe(seconds)
@@ -203,7 +203,7 @@ class Metrics:
         *,
         malformed: int = 0,
     ) -> None:
-        """Count reports by their answers; ``malformed`` is how many others were refused unread."""
+        """Count reports by their answers, and ``malformed`` others that could not be read."""
         ended: defaultdict[JobStatus, list[float]] = defaultdict(list)
         others: dict[JobStatus, int] = {}
         refused, retried, lost, failed = malformed, 0, 0, JobStatus.FAILED
@@ -261,11 +261,11 @@ class Metrics:
 
     @property
     def is_shared(self) -> bool:
-        """Whether the numbers of other processes are known, too."""
+        """Whether the metrics include the numbers of other processes."""
         return is_shared()
 
     def text(self, backlog: Backlog | None) -> bytes:
-        """All metrics in Prometheus's format; without ``backlog`` if the database is away."""
+        """All metrics in the format of Prometheus; ``backlog`` is None in an outage."""
         return generate_latest(_Answer(self._registry, _of_database(backlog)))
 
 

@@ -39,10 +39,10 @@ logger = logging.getLogger("jobapi")
 
 BIND_KEY = "jobapi"
 NOTE_AGAIN_SECONDS = 60.0
-"""How long after a failure the use of API keys is not recorded."""
+"""After a failure, how long the use of API keys is not recorded."""
 
 MAX_NOTED_WORKERS = 10_000
-"""Of how many workers a process remembers when it has noted them."""
+"""For how many workers a process remembers when it last recorded their presence."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class State:
     """Whether the application serves only the Job API."""
 
     current_user: Callable[[], Any] | None
-    """Returns the id of the host's user who is logged in; None if jobapi has the login."""
+    """Returns the id of the host's user who is logged in; None if jobapi's own login is used."""
 
     spec: APISpec
     """The OpenAPI document."""
@@ -92,10 +92,10 @@ class State:
     maintenance: Maintenance = field(init=False)
 
     _note_at: float = float("-inf")
-    """When to record again that keys are used, after that has failed."""
+    """Until when, after a failure, the use of API keys is not recorded."""
 
     _worker_noted_at: dict[tuple[int, str | None, str], float] = field(default_factory=dict)
-    """When this process has noted that a worker is there, on ``time.monotonic``'s clock."""
+    """When this process last recorded the presence of a worker, on ``time.monotonic``'s clock."""
 
     _measures: bool = field(init=False)
     """Whether metrics are switched on."""
@@ -156,8 +156,8 @@ class State:
     def metrics(self) -> Metrics | None:
         """The metrics; None if they are switched off or failed to start.
 
-        Created when first needed: ``jobapi serve`` chooses the folder of its processes'
-        metrics after the application was created, and prometheus-client looks for it when
+        Created when first needed: ``jobapi serve`` chooses the folder for the metrics of its
+        processes after the application is created, and prometheus-client reads its name when
         it is imported.
         """
         if self._metrics is None and self._measures:
@@ -182,7 +182,7 @@ class State:
             if judge(error) is None:
                 raise
             connection.rollback()
-            # Each attempt may wait for a lock.
+            # Not with every request, because each attempt may wait for a lock.
             self._note_at = time.monotonic() + NOTE_AGAIN_SECONDS
             logger.warning("cannot record when API keys were used: %s", error.orig)
 
@@ -194,7 +194,10 @@ class State:
         actor: str,
         job_types: Sequence[str] | None,
     ) -> None:
-        """Note that a worker claims jobs, every few seconds; the claim continues if that fails."""
+        """Record that a worker claims jobs, at most every ``workers.SEEN_EVERY``.
+
+        The claim continues if that fails.
+        """
         now = time.monotonic()
         worker = (workspace_id, name, actor)
         if now < self._worker_noted_at.get(worker, -math.inf) + workers.SEEN_EVERY.total_seconds():
@@ -211,10 +214,10 @@ class State:
             logger.warning("cannot note that a worker is there: %s", error.orig)
 
     def end_host_reads(self) -> None:
-        """Return the connection with which the host's session has identified the caller.
+        """Return to the pool the connection with which the host's session identified the caller.
 
-        Only if its transaction has written nothing; the session begins another one when
-        needed.
+        This is done only if its transaction has written nothing. The session begins a new
+        transaction when needed.
         """
         database: Any = self.app.extensions.get("sqlalchemy")
         if self.standalone or not isinstance(database, SQLAlchemy) or len(database.engines) > 1:
@@ -226,7 +229,7 @@ class State:
             session.rollback()
 
     def count_reaped(self, reaped: Sequence[Any]) -> None:
-        """Count the jobs whose lease expired or whose time was up."""
+        """Count the attempts whose lease or timeout has expired."""
         if self.metrics is not None:
             self.metrics.reaped(reaped)
 
@@ -280,7 +283,7 @@ class State:
 
 
 def _has_written(session: Session) -> bool:
-    """Whether a transaction may have something to commit."""
+    """Whether a session's transaction may have something to commit."""
     if session.new or session.dirty or session.deleted:
         return True
     connection = session.connection()

@@ -88,7 +88,7 @@ class TokenIssuer:
     def verify(self, token: str, wanted: TokenType) -> Claims:
         """The claims of a token. Raises ``TokenInvalid`` or ``TokenExpired``.
 
-        It does not check whether the login session was ended; the database knows that.
+        It does not check whether the login session has ended: that is in the database.
         A client sends the same token with every request, so the claims of verified
         tokens are cached by the hash of the token, and only the expiry is checked again.
         """

@@ -1,1 +1,1 @@
-"""What runs without being asked: maintenance, long polling, event streams."""
+"""What runs outside requests: maintenance, long polling, event streams."""

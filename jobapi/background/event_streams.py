@@ -60,7 +60,7 @@ class StreamOptions:
     """Time between two polls, if this process changes nothing meanwhile."""
 
     wake_seconds: float = 0.02
-    """Least time between two polls, however much changes."""
+    """The shortest time between two polls, however much changes."""
 
     retry_seconds: float = 2.0
     """Time to the next poll after one that failed."""
@@ -84,7 +84,7 @@ class StreamOptions:
     """How long one poll reads for streams that are behind, before what it read is sent."""
 
     max_unsent: int = 256 * 1024
-    """How many unsent bytes a stream may have and still be given new events."""
+    """A stream with this many unsent bytes gets no new events until they are sent."""
 
 
 def heartbeat(position: Position | None = None) -> bytes:
@@ -152,7 +152,7 @@ class _Process:
     pid: int = field(default_factory=os.getpid)
 
     reserved: set[Stream] = field(default_factory=set)
-    """Streams that have a place and no socket yet."""
+    """Streams that are counted but have no socket yet."""
 
     new: list[tuple[socket.socket, Stream]] = field(default_factory=list)
     """Streams with a socket that the thread has not taken over yet."""
@@ -167,9 +167,9 @@ class _Process:
 class Streams:
     """The streams of this process.
 
-    ``limit`` of them may be open, and at most half as many as the process may open files; a
-    user may have half of them, or two. ``is_closing`` says whether the process is about to
-    stop, ``on_change`` is told how many streams more, or fewer, are open.
+    At most ``limit`` of them may be open, and at most half as many as the process may open files;
+    a user may have half of them, but at least two. ``is_closing`` says whether the process is
+    about to stop. ``on_change`` is called with 1 or -1 when a stream opens or closes.
     """
 
     def __init__(
@@ -203,9 +203,10 @@ class Streams:
         return process.number if process is not None and process.pid == os.getpid() else 0
 
     def reserve(self, stream: Stream, limit: int) -> bool:
-        """Reserve a place for a stream; False if ``limit`` are open, or half of them by its user.
+        """Count a stream as open before it has a socket; False if there are too many.
 
-        ``add`` uses the place, ``release`` gives it back.
+        That is if ``limit`` are open, or half as many by its user. ``add`` or ``release`` has to
+        follow.
         """
         with self._lock:
             process = self._started()
@@ -217,7 +218,7 @@ class Streams:
             return True
 
     def release(self, stream: Stream) -> None:
-        """Give back the place of a stream that was reserved and not added; otherwise nothing."""
+        """Undo ``reserve``. Does nothing if the stream has been added."""
         with self._lock:
             process = self._process
             if process is not None and stream in process.reserved:
@@ -375,7 +376,7 @@ class _Loop:
         for sock, stream in new:
             self._selector.register(sock, selectors.EVENT_READ)
             self._caught_up = None
-            # However long the database takes for the first poll.
+            # Now, because the first poll of the database may take long.
             self._send(sock, stream)
 
     def _poll(self) -> float:
@@ -420,8 +421,8 @@ class _Loop:
 
         A replica that took over, or a server that crashed without durable commits, has lost
         transactions that it had shown, and gives their numbers to new ones. A stream that has
-        passed those numbers would miss the new events without a sign. Its client reconnects,
-        and 422 tells it to start without a position.
+        passed those numbers would silently miss the new events. Its client reconnects, and 422
+        tells it to start without a position.
         """
         for sock in [s for s, each in self._open.items() if each.position.xid >= seen.xmax]:
             self._close(sock)
@@ -438,7 +439,7 @@ class _Loop:
                 moved = stream.known != stream.position[:2]
                 stream.append(heartbeat(stream.position if moved else None))
                 stream.known = stream.position[:2]
-            # Soon again, if the access cannot be checked.
+            # If the access cannot be checked, the next heartbeat follows soon.
             stream.heartbeat_at = now + self._options.heartbeat_seconds / 15
         over = []
         try:

@@ -8,11 +8,11 @@ waiter takes over.
 Waiters for the same jobs share a topic. When a topic may have a job, it is ready, and one
 waiter may claim. If that waiter gets a job, it makes the topic ready again, so the next one
 tries. Example: four waiters for workspace 1, and one job is created. One of them claims it;
-the next one claims nothing; the other two sleep on.
+the next one claims nothing; the other two keep waiting.
 
 A process announces a workspace at most once in ``ANNOUNCE_SECONDS``, because each NOTIFY
 delays commits. No job is missed: a job that was not announced was created within that time
-after an announcement, so each listener asks once more when the time is over.
+after an announcement, so each listener asks for due jobs once more when the time is over.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LISTEN_AGAIN_SECONDS = 30
 """How long after a failure the next attempt to listen follows."""
 
 KEEP_SECONDS = 2.0
-"""How long a waiter at least may wait if another workspace has no waiter."""
+"""How long a waiter may wait at least before it ends in favor of a workspace without waiters."""
 
 MAX_WORKSPACES = 10_000
 """How many workspaces a process remembers the last announcements of."""
@@ -87,7 +87,7 @@ class Waiters:
     """The waiting claims of this process, at most ``limit()`` at a time.
 
     ``is_closing`` says whether the process is about to stop; then all waits end. ``on_change``
-    is told how many claims more, or fewer, wait. ``clock`` is in seconds, as
+    is called with 1 or -1 when a claim begins or ends its wait. ``clock`` is in seconds, as
     ``time.monotonic``.
     """
 
@@ -141,10 +141,10 @@ class Waiters:
         is_gone: Callable[[], bool],
         claim: Callable[[], T | None],
     ) -> T | None:
-        """Wait for jobs, and repeat ``claim`` whenever there may be one, until it returns some.
+        """Wait, and repeat ``claim`` whenever there may be a job, until it does not return None.
 
-        Returns None at the deadline (on the clock), when no more claims may wait, and when
-        ``is_gone`` says that the caller has closed the connection.
+        Returns None at the deadline (on the clock), if no more claims may wait, and if ``is_gone``
+        says that the caller has closed the connection.
         """
         waiter = self.join(topic)
         if waiter is None:
@@ -170,8 +170,8 @@ class Waiters:
     def join(self, topic: Topic) -> Waiter | None:
         """Add a waiter, to be removed with ``leave``; None if its workspace may have no more.
 
-        Workspaces share the places. If all are taken, the workspace with the most waiters
-        gives one up for a workspace with fewer: the waiter that has waited longest ends.
+        Workspaces share the limit fairly. If it is reached, the workspace with the most waiters
+        gives one up for a workspace with fewer: its oldest waiter ends.
         """
         with self._changed:
             now = self._clock()
@@ -194,7 +194,7 @@ class Waiters:
             return False
         oldest = next(each for each in self._waiters if held[each.workspace_id] == most)
         if most == mine + 1 and (mine or now - oldest.since < KEEP_SECONDS):
-            # The workspaces would only change places.
+            # The two workspaces would only swap their numbers of waiters, perhaps again and again.
             return False
         oldest.ended = True
         del self._waiters[oldest]
@@ -292,7 +292,7 @@ class Waiters:
                 self._wake.send(b"x")
 
     def _watch(self, seconds: float, woken: socket.socket) -> None:
-        """Listen until woken, for so many seconds at most; then ask for due jobs."""
+        """Listen until woken, for at most ``seconds``; then query due jobs, if it is time."""
         engine = self._engine()
         listens = self._listen and engine.dialect.driver == "psycopg"
         with self._changed:
@@ -312,7 +312,7 @@ class Waiters:
         self._make_ready(found)
 
     def _to_ask(self, announced: Iterable[int], now: float) -> list[Topic]:
-        """Make the topics of announced workspaces ready; returns the topics to ask for now."""
+        """Make the topics of announced workspaces ready; returns the topics to query now."""
         with self._changed:
             heard = set(announced)
             if heard:
@@ -331,7 +331,7 @@ class Waiters:
             return [topic for topic in self._topics if topic[0] in again]
 
     def _hear(self, seconds: float, woken: socket.socket, *, listens: bool) -> set[int]:
-        """The workspaces that other processes announce within so many seconds."""
+        """Wait for ``seconds`` or until woken; returns the workspaces that others announced."""
         listener = self._listener
         if listens and listener is None and self._clock() >= self._listen_again_at:
             self._listener = self._new_listener()
@@ -374,7 +374,7 @@ class Waiters:
     def _connect(self) -> Any:
         pooled = self._listen_engine().raw_connection()
         listener = pooled.driver_connection
-        # Taken out of the pool: it stays as long as the process.
+        # Taken out of the pool, because it is kept as long as the process runs.
         pooled.detach()
         return listener
 

@@ -1,8 +1,8 @@
 """Runs periodic tasks in the background, in one process at a time.
 
 Any number of processes run a ``Maintenance``. The one that holds the leader lock runs
-the tasks; the others ask for the lock every two seconds. ``periodic_tasks`` lists what
-there is to do.
+the tasks; the others ask for the lock every two seconds. ``periodic_tasks`` lists the
+tasks.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ logger = logging.getLogger("jobapi")
 
 @dataclass(frozen=True)
 class PeriodicTask:
-    """Background work that is done again and again.
+    """Background work that is done periodically.
 
-    ``step`` does one bounded unit of it, in a transaction of its own, and returns
-    whether there is more; None is no. It gets a connection in autocommit mode. A step may be
-    repeated after a crash, and may run in two processes at once: a leader that is
-    slow loses its lock in the middle of a step.
+    ``step`` does one bounded unit of it, in a transaction of its own, and returns whether
+    there is more (None means no). It gets a connection in autocommit mode. A step may be
+    repeated after a crash, and may run in two processes at once, because a slow leader may
+    lose its lock in the middle of a step.
     """
 
     name: str
@@ -55,11 +55,11 @@ class PeriodicTask:
 class RoundRobin:
     """Runs the steps of tasks in turns.
 
-    The task that has been due the longest comes first. One that has more to do is due
+    The task that has been due the longest comes first. A task that has more to do is due
     again at once, behind the others. For example, tasks A and B run every two seconds,
-    and A has three steps to do. The order is A B A A; two seconds later A and B run
-    again, A's last step included or not. So no task, however much it has to do, delays
-    another by more than one step of each.
+    and A has three steps to do: the order is A B A A. B is due again two seconds after
+    the round began, and then runs next even if A still has more to do. So no task,
+    however much it has to do, delays another by more than one step of each.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class RoundRobin:
         self._logs = {task.name: FaultLog(f"maintenance ({task.name})") for task in tasks}
 
     def run(self, connection: Connection, seconds: float) -> float:
-        """Run due tasks for about so many seconds; returns the seconds until the next one is due.
+        """Run due tasks for about ``seconds``; returns the seconds until the next one is due.
 
-        A fault of one task is logged and does not stop the others, unless the
-        connection is of no more use: then it is raised.
+        A fault of one task is logged and does not stop the others. It is raised only if the
+        connection cannot be used any more.
         """
         began = self._clock()
         while True:
@@ -84,7 +84,7 @@ class RoundRobin:
                 return max(PAUSE_SECONDS, self._due_at[task.name] - now)
             if now - began >= seconds:
                 return PAUSE_SECONDS
-            # Counted from the round's begin, so that what runs equally often is due together.
+            # Counted from the start of the round, so that tasks with one interval stay together.
             self._due_at[task.name] = began + task.every_seconds
             if self._step(task, connection):
                 self._due_at[task.name] = self._clock()
@@ -103,7 +103,7 @@ class RoundRobin:
 
 
 class Maintenance:
-    """One process's part: in a thread of its own (``start``), or in this one (``run``)."""
+    """One process's share in the maintenance: in its own thread (``start``), or here (``run``)."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ EVENTS_AT_ONCE = 5_000
 T = TypeVar("T")
 
 OnReaped = Callable[[Sequence[EndedAttempt]], None]
-"""Called after the commit with the attempts whose lease or time had run out."""
+"""Called after the commit with the attempts whose lease or timeout has expired."""
 
 Announce = Callable[[Connection, int], None]
 """Called after the commit for each workspace in which jobs have become due."""
@@ -51,7 +51,7 @@ logger = logging.getLogger("jobapi")
 
 
 def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) -> list[PeriodicTask]:
-    """All tasks, with a state of their own. ``backoff`` is that of automatic retries."""
+    """All periodic tasks, new for each call. ``backoff`` is the default for automatic retries."""
     return [
         PeriodicTask(
             "expired leases",
@@ -74,7 +74,7 @@ def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) ->
 def reap(
     connection: Connection, *, backoff: Backoff, on_reaped: OnReaped, announce: Announce
 ) -> bool:
-    """End attempts whose lease or time has run out."""
+    """End attempts whose lease or timeout has expired."""
     with transaction(connection) as tx:
         found = queue.reap(tx, backoff=backoff)
     on_reaped(found.ended)
@@ -88,15 +88,15 @@ def reap(
 
 
 def fold_counts(connection: Connection) -> bool:
-    """Add the newest changes of the counts to them."""
+    """Compact the oldest changes of the counts."""
     with transaction(connection, planner=BY_KEY) as tx:
         return counts.fold(tx) == counts.FOLD_AT_ONCE
 
 
 def advance_operation(connection: Connection, *, announce: Announce) -> bool:
-    """Do the next part of the operation that has waited the longest.
+    """Do the next step of the operation that has waited the longest.
 
-    One that fails goes behind the others.
+    An operation whose step fails moves behind the others.
     """
     operation_id = operations.turn(connection)
     if operation_id is None:
@@ -119,19 +119,19 @@ def advance_operation(connection: Connection, *, announce: Announce) -> bool:
 
 
 def delete_old_answers(connection: Connection) -> bool:
-    """Delete answers to idempotency keys that are not kept any longer."""
+    """Delete the answers of idempotency keys that have expired."""
     return idempotency.forget(connection) == idempotency.FORGET_AT_ONCE
 
 
 class InTurns(Generic[T]):
     """A step for a task on many items, which takes one item at a time.
 
-    ``find`` lists the items at the begin of a run; ``step`` does a bounded part of
-    one and returns whether there is more of it: then it is the item's turn again after
-    the others. For example, workspaces A and B keep failed jobs for 30 days, and A has
-    1,200 older ones. The steps are A (500 jobs), B, A (500), A (200).
+    ``find`` lists the items at the start of a run. ``step`` does a bounded part of one
+    item, and returns whether the item has more to do: then it comes again after the others.
+    For example, workspaces A and B keep failed jobs for 30 days, and A has 1,200 older
+    ones. The steps are A (500 jobs), B, A (500), A (200).
 
-    An item whose step fails is left out until the next run, so that it stops no other.
+    An item whose step fails is left out until the next run, so that it does not block others.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ def find_job_retention(connection: Connection) -> list[tuple[int, JobStatus]]:
 def delete_old_jobs(
     connection: Connection, of: tuple[int, JobStatus], *, limit: int = JOBS_AT_ONCE
 ) -> bool:
-    """Delete the oldest jobs that a workspace does not keep."""
+    """Delete the oldest jobs that are beyond a workspace's retention."""
     workspace_id, status = of
     with transaction(connection, planner=IN_ORDER) as tx:
         # Read again: the workspace's owner may have changed it since the run began.
@@ -171,14 +171,14 @@ def delete_old_jobs(
 
 
 def find_event_retention(connection: Connection) -> list[int]:
-    """The workspaces that do not keep all events."""
+    """The workspaces with a limited retention of events."""
     return [workspace_id for workspace_id, _ in events.kept(connection)]
 
 
 def delete_old_events(
     connection: Connection, workspace_id: int, *, limit: int = EVENTS_AT_ONCE
 ) -> bool:
-    """Delete the oldest events that a workspace does not keep."""
+    """Delete the oldest events that are beyond a workspace's retention."""
     with transaction(connection, planner=IN_ORDER) as tx:
         for _, days in events.kept(tx, workspace_id):
             return events.delete_old(tx, workspace_id, days, limit=limit) == limit

@@ -1,12 +1,12 @@
 """The connection of a request, which the server lends to the application in the WSGI environ.
 
-WSGI knows no sockets. gunicorn puts the connection of a request into the environ as
+WSGI does not define sockets. gunicorn puts the connection of a request into the environ as
 ``gunicorn.socket``, and Werkzeug's development server as ``werkzeug.socket``. Two features
 need it:
 
 - **A waiting claim** (``caller_is_gone``) must not lease a job to a worker that has closed its
-  connection meanwhile. The state of the connection is read without taking bytes from it. Where
-  the server lends no socket, the caller counts as connected.
+  connection meanwhile. The state of the connection is read without taking bytes from it. If the
+  server lends no socket, the caller counts as connected.
 
 - **A stream of events** (``take_over``) must not hold a thread of the server for as long as it
   lasts: five hundred dashboards would need five hundred threads. So the stream takes the

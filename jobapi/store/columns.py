@@ -29,7 +29,7 @@ from .connections import dumps
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment: aware in Python, always in UTC, microseconds kept.
+    """A moment in UTC, to the microsecond; in Python an aware ``datetime``.
 
     SQLite has no time zones, so there the UTC time is stored without one.
     """
@@ -72,15 +72,12 @@ def _now_sqlite(element: DbNow, compiler: Any, **kw: Any) -> str:
 
 
 def insert_or_ignore(dialect: str, table: Table) -> Any:
-    """An INSERT that does nothing where a unique constraint is in the way.
-
-    It has the ``on_conflict_do_update`` of both dialects, too.
-    """
+    """A dialect's INSERT, which has ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
 class SecondsAfter(FunctionElement[datetime]):
-    """A moment so many seconds after another."""
+    """The moment that is a number of seconds after another one."""
 
     type = UtcDateTime()
     inherit_cache = True
@@ -100,7 +97,7 @@ def _after_sqlite(element: SecondsAfter, compiler: Any, **kw: Any) -> str:
 
 
 class Texts(TypeDecorator[Sequence[str]]):
-    """Any number of texts as one parameter, so that the statement is always the same."""
+    """A list of texts as one parameter, so that the statement does not depend on their number."""
 
     impl = Text
     cache_ok = True
@@ -118,7 +115,7 @@ class Texts(TypeDecorator[Sequence[str]]):
 class OneOf(FunctionElement[bool]):
     """Whether a column is one of the texts of a parameter of the type ``Texts``."""
 
-    # No Boolean, which SQLite would compare with 1, and find no index for.
+    # The type is not Boolean: SQLAlchemy would compare that with 1 on SQLite, and no index be used.
     inherit_cache = True
 
 
@@ -136,13 +133,13 @@ def _one_of_sqlite(element: OneOf, compiler: Any, **kw: Any) -> str:
 
 
 class IsAmong(FunctionElement[bool]):
-    """Whether a column is among what a query finds.
+    """Whether a column is among the values that a query finds.
 
-    On Postgres an array: however many the planner believes there to be, it
-    then goes from each to its row by the index, and never joins.
+    On Postgres these become an array: however many values the planner expects, it
+    then looks up each one in the index, and never joins.
     """
 
-    # No Boolean, which SQLite would compare with 1, and find no index for.
+    # The type is not Boolean, for the same reason as in ``OneOf``.
     inherit_cache = True
 
 
@@ -159,17 +156,17 @@ def _is_among_sqlite(element: IsAmong, compiler: Any, **kw: Any) -> str:
 
 
 def is_picked(dialect: str, table: Any, query: Any, **values: Any) -> ColumnElement[bool]:
-    """The condition that a row is one of those whose ids a query finds.
+    """The condition, for an UPDATE or a DELETE, that a row's id is among those that a query finds.
 
-    For an UPDATE or a DELETE. ``values`` are columns that are the same for all of these rows,
-    the workspace above all: where the table is partitioned by it, one partition is touched.
+    ``values`` are columns with the same value in all of these rows, above all ``workspace_id``: if
+    the table is partitioned by it, only one partition is searched.
     """
     if dialect == "sqlite":
         return IsAmong(table.c.id, query.scalar_subquery())
-    # From an array the planner expects ten ids, whatever it believes about the query, so that it
-    # goes from each to its row by the key. The OFFSET keeps the values columns to be joined by.
-    # As constants they would be conditions on the table, and a planner whose statistics do not
-    # know a new workspace yet would go through all of its rows.
+    # The planner expects ten ids from an array, whatever it expects from the query, so it looks up
+    # each row by its key. OFFSET 0 keeps the values as columns of the join. As constants they would
+    # be conditions on the table, and a planner whose statistics do not know a new workspace yet
+    # would read all of its rows.
     ids = select(func.unnest(_ArrayOf(query.scalar_subquery())).label("id")).subquery("ids")
     columns = [
         literal(v).label(name) if not isinstance(v, ColumnElement) else v.label(name)

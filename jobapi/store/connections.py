@@ -1,4 +1,4 @@
-"""What services run their statements on, and the direct way to the driver."""
+"""What services run their statements on, and how to bypass SQLAlchemy's execution."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def dumps(value: Any) -> str:
 def run_on_driver(
     connection: Connection, sql: str, parameters: Mapping[str, Any] | None, *, prepare: bool
 ) -> Sequence[Sequence[Any]]:
-    """Run a statement on psycopg itself; its rows, and errors as SQLAlchemy raises them."""
+    """Run a statement on psycopg directly; returns its rows, and raises SQLAlchemy's errors."""
     pooled: Any = connection.connection
     try:
         with closing(pooled.cursor()) as cursor:
@@ -59,7 +59,7 @@ def run_on_driver(
             fault = judge(error)
             lost = fault is not None and fault.reconnect
         if lost:
-            # As SQLAlchemy does: the others in the pool are no better.
+            # As SQLAlchemy does: the other connections in the pool are probably lost, too.
             pool: Any = connection.engine.pool
             pool._invalidate(pooled, error)
             connection.invalidate(error)

@@ -29,7 +29,7 @@ from .transactions import snapshot, transaction
 NEVER = 2**31
 
 ANSWER_SECONDS = 2
-"""How much longer than Postgres's own limit we wait: a server that then has not answered hangs."""
+"""How much longer than Postgres's own limit we wait; after that, the server counts as hung."""
 
 IDLE_SECONDS = 60
 """How long Postgres keeps an idle transaction open."""
@@ -47,7 +47,7 @@ class Limits(NamedTuple):
 
 
 def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -> dict[str, Any]:
-    """How to make an engine for a URL of our own; ``set_up`` does the rest.
+    """The arguments of ``create_engine`` for a database URL of ours; ``set_up`` does the rest.
 
     ``prepare`` says whether Postgres may be asked to prepare statements at all.
     """
@@ -64,7 +64,8 @@ def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -
     else:
         given = {
             "connect_timeout": limits.connect,
-            # For a peer that is gone without a word, while we send and while we listen.
+            # To notice a server that is gone without closing the connection: while we send
+            # (tcp_user_timeout), and while we wait (keepalives).
             "tcp_user_timeout": 1000 * (limits.statement + ANSWER_SECONDS),
             "keepalives_idle": 30,
             "keepalives_interval": 10,
@@ -72,7 +73,8 @@ def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -
         }
     arguments: dict[str, Any] = {k: v for k, v in given.items() if k not in url.query}
     if url.get_backend_name() != "sqlite":
-        # Statements say themselves whether they are to be prepared; None forbids it.
+        # psycopg must not prepare statements by their frequency: ``Statement`` says which ones to
+        # prepare. None forbids these, too.
         arguments["prepare_threshold"] = NEVER if prepare else None
     return {**options, "connect_args": arguments}
 
@@ -80,7 +82,7 @@ def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -
 _COMMON: dict[str, Any] = {
     "isolation_level": "AUTOCOMMIT",
     "execution_options": {OURS: True},
-    # An error's text must not carry what was sent, such as a hash.
+    # The text of an error must not contain parameters, such as a password hash.
     "hide_parameters": True,
     "json_serializer": dumps,
     "json_deserializer": orjson.loads,
@@ -90,8 +92,8 @@ _COMMON: dict[str, Any] = {
 def from_host(engine: Engine, limits: Limits) -> Engine:
     """An engine for the database of a host's engine, which stays as it is.
 
-    It makes connections as the host's does, in a pool of the same kind and size. A
-    database that is one connection, as SQLite in memory, can only be shared.
+    It connects as the host's engine does, with a pool of the same kind and size. A
+    database that exists in one connection only, such as SQLite in memory, is shared.
     """
     in_memory = engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
     if in_memory or isinstance(engine.pool, StaticPool | SingletonThreadPool | AssertionPool):
@@ -124,7 +126,8 @@ def prepare_sqlite(engine: Engine) -> None:
         return
     path = engine.url.database or ""
     if not path.startswith("file:"):
-        # What SQLite puts beside it gets the same permissions. No folder: SQLite says so.
+        # SQLite gives its other files the same permissions. If the folder is missing, SQLite's
+        # own error says so.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
@@ -132,8 +135,8 @@ def prepare_sqlite(engine: Engine) -> None:
     def on_connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL this keeps every commit when the process dies; a power cut
-        # can cost the last ones, and never the file.
+        # With WAL, no commit is lost if the process dies. A power failure can lose the
+        # last commits, but does not damage the file.
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
@@ -143,8 +146,8 @@ def prepare_sqlite(engine: Engine) -> None:
 def long_transaction(connection: Connection, *, lock_seconds: int = 0) -> Iterator[Connection]:
     """A transaction without time limits, for commands that a person runs.
 
-    On Postgres a statement waits for a lock for ``lock_seconds``, if that is not 0. The connection
-    leaves the pool, and may be used for any number of these.
+    On Postgres a statement waits for a lock for at most ``lock_seconds``; 0 means no limit. The
+    connection leaves the pool, and can be used for any number of such transactions.
     """
     _leave_pool(connection)
     with transaction(connection):
@@ -154,7 +157,7 @@ def long_transaction(connection: Connection, *, lock_seconds: int = 0) -> Iterat
 
 @contextmanager
 def long_snapshot(connection: Connection) -> Iterator[Connection]:
-    """Any number of reads of one moment, without time limits, as in ``long_transaction``."""
+    """A ``snapshot`` without time limits, as in ``long_transaction``."""
     _leave_pool(connection)
     with snapshot(connection):
         _lift_limits(connection, 0)
@@ -172,15 +175,15 @@ def _leave_pool(connection: Connection) -> None:
 def _lift_limits(connection: Connection, lock_seconds: int) -> None:
     if connection.dialect.name != "postgresql":
         return
-    # Not for the session, which behind a pooler may be another's next.
+    # SET LOCAL, because behind a pooler another client may get the session next.
     for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
         connection.exec_driver_sql(f"SET LOCAL {name} = 0")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{lock_seconds}s'")
 
 
 def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:
-    # Not as options of the connection, which poolers refuse. What the role or the
-    # database says of these is for others.
+    # Not as options of the connection, which poolers refuse. They override what the role
+    # or the database sets, which is meant for other applications.
     settings = {
         "statement_timeout": 1000 * limits.statement,
         "lock_timeout": 1000 * limits.lock,
@@ -219,7 +222,7 @@ class _Wait:
         try:
             return self._wait(generator, interval, self._seconds)
         except psycopg.OperationalError:
-            # Closed already where the server has said something, or has gone.
+            # If the server has sent an error or has gone, psycopg has handled it already.
             if self._pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
             self._pgconn.finish()
@@ -265,7 +268,7 @@ class _Gate:
         try:
             connection = self._connect(record)
         except self._error:
-            # A refusal that comes at once costs no time.
+            # A connection that is refused at once costs threads no time.
             if time.monotonic() - began >= PROBE_SECONDS:
                 self.close()
             raise

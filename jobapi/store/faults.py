@@ -1,7 +1,7 @@
 """Classifies database errors: try again, use another connection, or a bug.
 
-Judged by what the database says itself (SQLSTATE, SQLite's name of the error),
-not by the exception's class, so that it is the same with every driver.
+They are classified by the code that the database sends (SQLSTATE, or SQLite's error
+name), not by the exception's class, so that the result is the same with every driver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Fault(NamedTuple):
     """Whether to drop this connection, because a new one may work."""
 
     read_only: bool = False
-    """Whether the database refused a write only because it was one."""
+    """Whether the database refused a write because it is read-only."""
 
 
 _AWAY = Fault("The database does not answer; try again in a moment.", reconnect=True)
@@ -111,12 +111,12 @@ def is_locked(error: BaseException) -> bool:
 
 
 def is_deadlock(error: DBAPIError) -> bool:
-    """Whether Postgres ended a transaction that waited in a circle with others."""
+    """Whether Postgres ended a transaction to resolve a deadlock."""
     return sqlstate(error.orig) == "40P01"
 
 
 def parent_is_gone(error: DBAPIError) -> bool:
-    """Whether a foreign key refused a row, because what it belongs to is not there any more."""
+    """Whether a foreign key refused a row, because the row that it refers to is gone."""
     if not isinstance(error, IntegrityError):
         return False
     return (
@@ -126,7 +126,7 @@ def parent_is_gone(error: DBAPIError) -> bool:
 
 
 def violates(error: DBAPIError, index: Index) -> bool:
-    """Whether a unique index refused a row that another one stands in the way of."""
+    """Whether an error says that a row violates this unique index."""
     if not isinstance(error, IntegrityError):
         return False
     names = [column.name for column in index.columns]
@@ -152,7 +152,7 @@ def lacks_schema(error: BaseException) -> bool:
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """Postgres's code for an error, whatever the driver; None where it sent none."""
+    """Postgres's code for an error, with any driver; None if it sent none."""
     found: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return found if isinstance(found, str) else None
 
@@ -179,7 +179,7 @@ class FaultLog:
     """Logs a fault of the database when it begins and when it ends, not at each attempt."""
 
     def __init__(self, what: str) -> None:
-        """``what`` fails meanwhile, such as "maintenance"."""
+        """``what`` is the name of what may fail, such as "maintenance"."""
         self._what = what
         self._said: str | None = None
 

@@ -14,11 +14,11 @@ from .statement import Statement
 
 
 class ForEach:
-    """A query for each of many rows, of whose ``columns`` (names with types) it is a function.
+    """A query that runs once for each of many rows.
 
-    On Postgres it is one prepared statement for all rows. SQLite cannot look up rows for each row
-    of another table in order and up to a limit: there it is a statement for each row, which costs
-    no round trip.
+    ``columns`` are the names and types of the rows' columns; ``query`` makes the query from them.
+    On Postgres it is one prepared statement for all rows, with a lateral join. SQLite has no
+    lateral joins: there it is one statement per row, which costs no round trip.
     """
 
     def __init__(self, columns: Mapping[str, Any], query: Callable[[Any], Select[Any]]) -> None:
@@ -29,7 +29,7 @@ class ForEach:
     def all(
         self, session: Executor, rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]
     ) -> list[AnyRow]:
-        """All rows that are found for all of ``rows``."""
+        """The results for all of ``rows`` together."""
         if not rows:
             return []
         dialect = dialect_name(session)

@@ -1,8 +1,9 @@
 """What keeps a workspace unchanged while it moves to another database: a mark and triggers.
 
 The mark (``Workspace.move``) tells requests and the maintenance to leave the workspace alone. The
-triggers refuse what does not ask, such as a transaction that began before. They only exist during
-a move, and each is created in a transaction of its own, which locks one table.
+triggers refuse writes that do not look at the mark, such as those of a transaction that began
+before. They exist only during a move. Those of a table are created in a transaction of their own,
+so that one table at a time is locked.
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ from .tables import (
 )
 
 NOT_MOVING = workspaces.c.move.is_(None)
-"""That a workspace is not being moved, in a query of workspaces."""
+"""The condition that a workspace is not being moved, for a query of workspaces."""
 
 
 def not_moving(workspace_id: ColumnElement[int]) -> ColumnElement[bool]:
-    """That a row does not belong to a workspace that is being moved; for the maintenance.
+    """The condition that a row does not belong to a workspace that is being moved.
 
-    In the source a trigger would make the whole statement fail, for all workspaces. In the target
-    the copy would differ from the original.
+    The maintenance must leave such rows out. In the source a trigger would make the whole statement
+    fail, for all workspaces. In the target the copy would differ from the original.
     """
     return workspace_id.not_in(select(workspaces.c.id).where(~NOT_MOVING))
 
 
 class Guard(NamedTuple):
-    """The triggers on a table: the statements that they refuse, and the columns that may change."""
+    """The triggers on a table.
+
+    They refuse ``statements``, except for updates of the columns ``free``.
+    """
 
     table: Table
     statements: tuple[str, ...] = ("INSERT", "UPDATE", "DELETE")
@@ -141,7 +145,7 @@ def drop_guard(session: Connection, workspace_id: int, guard: Guard) -> None:
 
 
 def drop_guards(session: Connection, workspace_id: int) -> None:
-    """Drop what is left of the triggers, and their function."""
+    """Drop all remaining triggers, and their function."""
     for guard in GUARDS:
         drop_guard(session, workspace_id, guard)
     if dialect_name(session) == "postgresql":

@@ -17,7 +17,7 @@ MAX_BYTES = 8 * 1024 * 1024
 """How large an answer with many jobs may be, as JSON."""
 
 MAX_NUMBER = 2**63
-"""No number in a cursor reaches it: what a database cannot hold is no place in a list."""
+"""Numbers in a cursor are below this, which is the limit of a database's integers."""
 
 
 class Page(NamedTuple):
@@ -29,14 +29,15 @@ class Page(NamedTuple):
 
 
 def write_cursor(values: Sequence[Any]) -> str:
-    """A place in a list, as a text for URLs."""
+    """A position in a list, as an opaque text for URLs."""
     return urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> list[Any]:
-    """What ``write_cursor`` was given; the values are whatever a caller sent.
+    """The values that ``write_cursor`` was given.
 
-    Raises ``ValidationFailed`` for an invalid cursor.
+    A caller may have made the cursor up, so check their number, types and ranges. Raises
+    ``ValidationFailed`` for an invalid cursor.
     """
     try:
         values = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -48,7 +49,7 @@ def read_cursor(cursor: str) -> list[Any]:
 
 
 def no_cursor() -> ValidationFailed:
-    """The refusal of an invalid cursor."""
+    """The error for an invalid cursor."""
     return ValidationFailed({"cursor": ["Invalid cursor. Pass `next_cursor` unchanged."]})
 
 
@@ -96,11 +97,11 @@ def fetch_page(
 ) -> Page:
     """Read ``limit`` rows in the order of ``key``, with the total.
 
-    They are page ``page``, from 1, or what comes after ``cursor``; ``key`` is a
-    unique column of whole numbers, the largest of which come first where
-    ``newest_first`` says so. One statement, so that the page and the total
-    are of the same moment; only past the end, where no row carries the total, it
-    is asked for by itself. Raises ``ValidationFailed`` for an invalid cursor.
+    They are the page number ``page``, from 1, or the rows after ``cursor``. ``key`` is a
+    unique integer column; with ``newest_first`` the largest values come first. One
+    statement reads the page and the total, so that they are of the same moment. Only for
+    a page past the end, where no row carries the total, a second one reads it. Raises
+    ``ValidationFailed`` for an invalid cursor.
     """
     total = select(func.count()).select_from(source).where(*where)
     query = (

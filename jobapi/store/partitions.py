@@ -32,5 +32,5 @@ def partition_jobs(session: Connection, partitions: int, *, max_jobs: int) -> No
             "table: see --max-jobs."
         )
     script = resources.files("jobapi.migrations").joinpath("partition_jobs.sql").read_text("utf-8")
-    # A colon would begin a parameter.
+    # Escape colons, which would begin a parameter.
     session.execute(text(script.replace("{partitions}", str(partitions)).replace(":", r"\:")))

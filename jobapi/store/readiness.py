@@ -1,4 +1,4 @@
-"""Whether the database can be worked with: its migration, and whether it takes a write."""
+"""Whether the database is ready: migrated, and writable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WRITE_CHECK = "write-check"
 
 
 def schema_problem(connection: Connection, directory: str, version_table: str) -> str | None:
-    """What to do where the database is not as this version needs it, else None."""
+    """What to do if the database lacks migrations of this version; otherwise None."""
     current, wanted = _current(connection, version_table), _head(directory)
     if current == wanted:
         return None
@@ -40,10 +40,10 @@ def _current(connection: Connection, version_table: str) -> str | None:
 
 
 def try_to_write(connection: Connection) -> None:
-    """Write a little, to find out whether the database can be written to; raises what it raises."""
+    """Write a row, to check that the database can be written to. Raises SQLAlchemy's errors."""
     is_sqlite = dialect_name(connection) == "sqlite"
     mark = insert_or_ignore(dialect_name(connection), leader_locks).values(
-        # On SQLite enough that the file needs two more pages, which are free again afterwards.
+        # On SQLite, enough that the file needs two more pages. They are freed afterwards.
         name=_WRITE_CHECK,
         holder="x" * 8_000 if is_sqlite else "",
         expires_at=DbNow(),

@@ -28,9 +28,6 @@ from sqlalchemy import cast as cast_type
 
 from .connections import Executor, dialect_name
 
-# Many rows as one parameter, so that a statement for a thousand of them is sent,
-# planned and run once: a JSON array that the database takes apart.
-
 
 def records(executor: Executor, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The rows as the parameter of a statement over ``record_source``."""
@@ -45,13 +42,13 @@ def records(executor: Executor, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _sqlite_time(value: Any) -> str:
-    # As SQLAlchemy stores it, so that all times there compare.
+    # In the format in which SQLAlchemy stores times, so that they compare.
     utc: datetime = value.astimezone(UTC).replace(tzinfo=None)
     return utc.isoformat(" ", "microseconds")
 
 
 def record_source(dialect: str, columns: Mapping[str, Any]) -> Any:
-    """What ``records`` carries, to select from; ``columns`` are names with types."""
+    """The rows of ``records`` as a table to select from; ``columns`` are names with types."""
     parameter: Any = bindparam("records", type_=Text)
     if dialect == "sqlite":
         each = func.json_each(parameter).table_valued("value", name="each")

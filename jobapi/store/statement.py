@@ -29,8 +29,8 @@ class Statement(Generic[R]):
     plan made while a table was small would be kept when it has grown. ``values``
     names the columns of an INSERT.
 
-    SQLAlchemy takes a parameter that has a column's name for the value to set it to. In an
-    UPDATE, and an INSERT from a SELECT, such a parameter is called ``given_`` and the name.
+    SQLAlchemy takes a parameter with the name of a column as the new value of this column. So
+    in an UPDATE, and an INSERT from a SELECT, other parameters get the prefix ``given_``.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ LEAVING, ARRIVING = 0, 1
 
 _Json = JSON(none_as_null=True)
 _BigId = BigInteger().with_variant(Integer, "sqlite")
-# In the order of their bytes, so that both databases and Python agree.
+# Sorted by bytes, so that both databases and Python sort the same way.
 _Key = String(200).with_variant(String(200, collation="C"), "postgresql")
 
 
@@ -188,7 +188,7 @@ class ApiKey(Base):
 
 
 class JobType(Base):
-    """The settings of a job type, and where its claims stand. See ``rules.flow``."""
+    """The settings of a job type, its turns and its token bucket. See ``rules.flow``."""
 
     __tablename__ = "jobapi_job_types"
     __table_args__ = (
@@ -251,7 +251,7 @@ class WorkerRecord(Base):
 
     __tablename__ = "jobapi_workers"
     __table_args__ = (
-        # The deletion of those that are gone, and of the oldest beyond the limit.
+        # The deletion of workers that are gone, and of the oldest beyond the limit.
         Index("ix_jobapi_workers_seen", "workspace_id", "last_seen_at"),
     )
 
@@ -317,7 +317,7 @@ class JobRecord(Base):
             postgresql_where=text("status = 0"),
             sqlite_where=text("status = 0"),
         ),
-        # Claims that are limited to certain job types: the same for jobs without a key.
+        # Claims that are limited to certain job types: their pending jobs without a key.
         Index(
             "ix_jobapi_jobs_claim_type",
             *("workspace_id", "job_type", "priority", "due_at", "id"),
@@ -331,7 +331,7 @@ class JobRecord(Base):
             postgresql_where=text("status = 0 AND ripe"),
             sqlite_where=text("status = 0 AND ripe"),
         ),
-        # The same for jobs with a key: how many are due, and since when.
+        # Statistics of pending jobs with a key: how many are due, and since when.
         Index(
             "ix_jobapi_jobs_claim_keyed",
             *("workspace_id", "job_type", "priority", "due_at", "id"),
@@ -353,7 +353,8 @@ class JobRecord(Base):
             postgresql_where=text("status = 1 AND slot IS NOT NULL"),
             sqlite_where=text("status = 1 AND slot IS NOT NULL"),
         ),
-        # The same for each key. It has all running jobs with a key, to count them.
+        # No more jobs of a key run than it has slots. The index has all running jobs with a key,
+        # to count them.
         Index(
             "uq_jobapi_jobs_key_slot",
             *("workspace_id", "job_type", "concurrency_key", "key_slot"),
@@ -500,7 +501,7 @@ class AttemptRecord(Base):
     """An attempt that ended without success.
 
     The current attempt is in the job's own row, and so is a successful one: no attempt
-    follows a success, and this saves the most frequent end of a job a second row.
+    follows a success, and the most frequent end of a job needs no second row.
     """
 
     __tablename__ = "jobapi_attempts"
@@ -527,8 +528,8 @@ class AttemptRecord(Base):
 class JobCount(Base):
     """The number of jobs in a bucket: of one workspace, status, job type and priority.
 
-    On Postgres the rows of ``JobCountChange`` have to be added. Triggers write both in the
-    transaction that changes the jobs, so no code path can bypass them.
+    The rows of ``JobCountChange`` have to be added. Triggers write both in the transaction
+    that changes the jobs, so no code path can bypass them.
     """
 
     __tablename__ = "jobapi_job_counts"
@@ -544,8 +545,8 @@ class JobCountChange(Base):
     """How a statement has changed the count of a bucket.
 
     These rows are only appended, so that concurrent writers do not wait for each other.
-    The maintenance compacts them into ``JobCount``. SQLite has one writer at a time and
-    does not use the table.
+    The maintenance compacts them into ``JobCount``. SQLite has one writer at a time, so
+    its triggers update ``JobCount`` directly; there, only repairs use this table.
     """
 
     __tablename__ = "jobapi_job_count_changes"

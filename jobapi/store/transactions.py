@@ -24,30 +24,31 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 MAX_REPEATS = 10
-"""How often a transaction is run again that another one was in the way of."""
+"""How often a transaction is repeated that conflicts with other transactions."""
 
 BY_KEY = ("seqscan", "indexscan")
-"""For statements that go to rows by their keys in a table of any size, or by what documents have.
+"""Planner settings for statements that find rows by their keys, or by the content of documents.
 
-Only bitmap scans are left, which need a condition: a planner whose statistics are those of a small
-table, or that takes each partition for one to be searched, does not read all of it.
+The scans that are named are switched off. That leaves bitmap scans, which need a condition. So a
+planner whose statistics are those of a small table, or that expects to search every partition, does
+not read whole tables.
 """
 
 IN_ORDER = ("seqscan", "bitmapscan", "sort")
-"""For statements that want the first rows in the order of an index, and no others."""
+"""Planner settings for statements that read only the first rows in the order of an index."""
 
 _PLANNER = "jobapi_planner"
 """The key in ``Connection.info`` of the planner settings of a ``transaction`` that is open."""
 
 
 def atomic(session: Executor, *, planner: Sequence[str] = ()) -> AbstractContextManager[Any]:
-    """Make the statements inside all or nothing, no matter who commits them.
+    """Run the statements inside in one transaction: the caller's, or a new one.
 
     A connection in autocommit mode gets a transaction, which begins and ends here. In a
-    transaction that is open already, the statements become part of it. ``planner`` are the
-    ways in which Postgres shall not plan them: ``BY_KEY`` or ``IN_ORDER``. They come with
-    the BEGIN, without a round trip of their own; in a host's transaction they are set and
-    taken back afterwards.
+    transaction that is open already, the statements become part of it. ``planner`` is
+    ``BY_KEY`` or ``IN_ORDER``: what Postgres's planner must not use. A new transaction sets
+    it together with the BEGIN, without another round trip; in a host's transaction the
+    previous settings are restored afterwards.
     """
     connection = session if isinstance(session, Connection) else session.connection()
     if isinstance(session, Connection) and _commits_each_statement(connection):
@@ -63,7 +64,7 @@ def transactional(
     """Decorate a service so that it runs in ``atomic`` on the session that it is given.
 
     If one of the unique indexes ``repeat_after`` refuses a row, because another transaction was
-    first, the service runs again, unless the transaction is the caller's.
+    first, or after a deadlock, the service runs again, unless the transaction is the caller's.
     """
 
     def decorator(service: F) -> F:
@@ -81,7 +82,10 @@ def transactional(
 
 
 def repeating(session: Executor, run: Callable[[], T], after: Sequence[Index]) -> T:
-    """Run a transaction, and run it again if one of these unique indexes refuses a row."""
+    """Run a transaction, and repeat it after a deadlock, or if one of these indexes refuses a row.
+
+    It is run only once if the caller has a transaction open, which has to be rolled back first.
+    """
     if not isinstance(session, Connection) or not _commits_each_statement(session):
         return run()
     for _ in range(MAX_REPEATS):
@@ -119,7 +123,7 @@ def _planning(connection: Connection, planner: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except DBAPIError:
-        # The rollback that has to follow takes the settings back.
+        # The rollback that has to follow restores the settings.
         failed = True
         raise
     finally:
@@ -131,12 +135,11 @@ def _planning(connection: Connection, planner: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Iterator[Connection]:
-    """All or nothing, on a connection in autocommit mode.
+    """A transaction on a connection in autocommit mode; ``planner`` as in ``atomic``.
 
-    SQLite takes the write lock at once: a transaction that starts by reading
-    and then wants to write is refused there when another has written
-    meanwhile, whatever the time it would wait. ``planner`` are the ways in which
-    Postgres shall not plan: ``BY_KEY`` or ``IN_ORDER``.
+    On SQLite it takes the write lock at once. If a transaction read first and wrote
+    later, SQLite would refuse the write, without waiting, if another transaction had
+    written in between.
     """
     immediate = connection.dialect.name == "sqlite"
     _command(connection, "BEGIN IMMEDIATE" if immediate else _begin("BEGIN", planner))
@@ -154,7 +157,7 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
 
 @contextmanager
 def snapshot(connection: Connection) -> Iterator[Connection]:
-    """Several reads of one moment."""
+    """A read-only transaction, in which all statements see the same moment."""
     one_moment = " ISOLATION LEVEL REPEATABLE READ READ ONLY"
     _command(connection, "BEGIN" + (one_moment if connection.dialect.name != "sqlite" else ""))
     try:
@@ -168,12 +171,12 @@ def snapshot(connection: Connection) -> Iterator[Connection]:
 def _roll_back(connection: Connection) -> None:
     """End a failed transaction; never raises, which would hide the first error."""
     if connection.invalidated:
-        # What comes next is asked on another connection.
+        # The next statement gets another connection.
         connection.rollback()
         return
     driver_connection: Any = connection.connection.driver_connection
     if getattr(driver_connection, "in_transaction", True) is False:
-        # SQLite rolls back by itself where its disk is full.
+        # SQLite rolls back by itself if the disk is full.
         return
     try:
         _command(connection, "ROLLBACK")
@@ -183,9 +186,9 @@ def _roll_back(connection: Connection) -> None:
 
 
 def once_more(connection: Connection, ask: Callable[[], T]) -> T:
-    """Ask, and ask again on another connection if the pool's connection was dead.
+    """Run ``ask``, and repeat it on another connection if the pool's connection was dead.
 
-    The database closes connections when it restarts; all of them are dropped with the first.
+    A database that restarts closes all connections; the pool drops them when the first one fails.
     Only for work that is safe to repeat.
     """
     try:
@@ -198,7 +201,7 @@ def once_more(connection: Connection, ask: Callable[[], T]) -> T:
 
 
 def plan_without(executor: Executor, planner: Sequence[str]) -> None:
-    """Until the end of the transaction Postgres plans in all ways but these."""
+    """Set what Postgres's planner must not use until the end of the transaction: see ``atomic``."""
     if dialect_name(executor) == "postgresql":
         connection = executor if isinstance(executor, Connection) else executor.connection()
         _set(connection, _settings(planner))
@@ -217,7 +220,7 @@ def _set(connection: Connection, settings: Mapping[str, str]) -> None:
 
 
 def _begin(begin: str, planner: Sequence[str]) -> str:
-    # A plan that is switched off counts as expensive, and expensive plans would be compiled.
+    # Plans with a scan that is switched off count as expensive, and JIT compiles expensive plans.
     ways = [f"SET LOCAL enable_{way} = off" for way in planner]
     return "; ".join([begin, *ways, *(["SET LOCAL jit = off"] if ways else [])])
 
