@@ -1,4 +1,4 @@
-"""Speed beside the floor: ``make bench``.
+"""Speed compared with a floor, a bare Flask view: ``make bench``.
 
 The service and a bare Flask view (``floor.py``) run on the same gunicorn and
 the same Postgres, and get the same requests in turns: read a job, its status, a

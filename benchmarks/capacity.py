@@ -1,4 +1,4 @@
-"""What one cell carries: processor time and disk per job, and what a number of jobs a day takes.
+"""The capacity of a cell: processor time and disk space per job, and cells per jobs a day.
 
 ``make bench-capacity`` runs the whole cycle, in batches and one job at a time, and reads how much
 processor time the service, Postgres and the workers have used. Processor time per job is the same

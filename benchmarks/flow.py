@@ -1,8 +1,9 @@
 """Flow control: ``make bench-flow``.
 
-Throughput of types with limits, keys and both beside a plain type, in turns within one run; how
-long the job of a small key waits beside a flood; how soon a waiting worker has a job after a slot
-was freed; and the error of estimates over a day that is simulated 1,440 times as fast.
+Measures the throughput of types with limits, keys and both, and of a plain type, in turns within
+one run; how long the job of a small key waits while another key has very many jobs; how soon a
+waiting worker gets a job after a slot is freed; and the error of estimates over a day that is
+simulated at 1,440 times its speed.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def flood(database: str, url: str, token: str, workspace_id: int) -> None:
 
 
 def wakes(url: str, other: str, token: str, workspace_id: int) -> None:
-    """How long after a slot was freed through one process a claim in another one gets a job."""
+    """How soon a claim in one process gets a job after a slot is freed through another."""
     client, waiting = Client(url, token=token), Client(other, token=token)
     job_type = "wakes"
 

@@ -40,7 +40,7 @@ SMALL = 5_000
 LARGE = int(os.environ.get("SCALE_JOBS", "5_000_000"))
 ROUNDS = int(os.environ.get("SCALE_ROUNDS", "12"))
 AT_ONCE = 10
-"""How many requests one database gets before it is the other's turn."""
+"""How many requests one database gets before the other one's turn."""
 
 STEP = 250_000
 """How many jobs one statement inserts."""
@@ -243,7 +243,7 @@ def explain(side: Side) -> float:
 
 
 def explain_pending(side: Side) -> float:
-    """Of the last one in the queue of its type."""
+    """Explain the last pending job of a type."""
     body = {**side.new(), "workspace_id": side.workspace_id, "priority": "low"}
     _, job = side.ask("POST", side.jobs, body)
     seconds, _ = side.ask("GET", f"{side.jobs}/{job['job_id']}/explain")

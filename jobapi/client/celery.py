@@ -137,7 +137,7 @@ class _CeleryEngine:
                     # Such as metadata that Celery's serializer refuses.
                     self._end(task, [{"status": "failed", "error": error_text(error)}])
         finally:
-            # Also if this job is lost or released: the next one tries the broker again.
+            # Even if this job is lost or released, so that the next one tries the broker again.
             self.available = True
 
     def _send(self, task: Task) -> None:
@@ -198,7 +198,7 @@ def _message_id(task: Task) -> str:
 
 
 def _revoke(app: celery.Celery, message_id: str, *, terminate: bool = False) -> None:
-    # If it fails, a run that has not begun is refused all the same.
+    # If this fails, a run that has not begun is still refused.
     try:
         app.control.revoke(message_id, terminate=terminate)
     except Exception:
@@ -230,7 +230,7 @@ _taking: WeakSet[Callable[..., Any]] = WeakSet()
 
 
 def _taking_jobs(run: Callable[..., Any], task: Any = None) -> Callable[..., Any]:
-    """Wrap the function of a task or, without ``task``, the method of a class of tasks."""
+    """Wrap the function of a task or, without ``task``, the ``__call__`` of a class of tasks."""
 
     @wraps(run)
     def running(*args: Any, **kwargs: Any) -> Any:

@@ -50,16 +50,16 @@ class Claimer:
             self.jobs.fail(error)
 
     def must_stop(self) -> bool:
-        """Whether there must be no more claims."""
+        """Whether the worker must make no more claims."""
         return self.jobs.closing or self.options.stopping()
 
     def _capacity(self) -> tuple[int, int]:
         """How many jobs to fetch, and how many of them could begin at once.
 
-        Threads that no longer task blocks get ``prefetch`` seconds of work, and at least one job
-        each. Example: four threads, one of them blocked, and jobs of 10 ms make 3 * 0.3 s / 10 ms
-        = 90 jobs, minus those that are held. After a suspect job there may be more of them: then
-        nothing is prefetched.
+        Each thread that is not blocked by a long task gets ``prefetch`` seconds of work, but at
+        least one job. For example, four threads of which one is blocked, and jobs of 10 ms: 3 *
+        0.3 s / 10 ms = 90 jobs, minus those that are held. After a suspect job nothing is
+        prefetched, because more suspect jobs may follow.
         """
         running = self.jobs.running_tasks()
         now = time.monotonic()
@@ -75,7 +75,7 @@ class Claimer:
         held = len(self.jobs.held) - sum(task in self.jobs.held for task in blocked)
         capacity = wanted - held
         if held > threads and capacity < wanted / 2:
-            # Few large claims, not many small ones.
+            # Wait until there is capacity for a large claim, instead of making many small ones.
             capacity = 0
         lost = sum(task not in self.jobs.held for task in running)
         free = self.options.concurrency - lost - sum(not task.ended for task in self.jobs.held)
@@ -89,7 +89,7 @@ class Claimer:
             if capacity <= 0 or (engine is not None and not engine.available):
                 self.jobs.freed.wait(0.2)
                 return True
-            # Stuck tasks are no reason to stay; others that lost their lease may return soon.
+            # Do not wait for stuck tasks. Other tasks that lost their lease may return soon.
             idle = not self.jobs.held and self.jobs.stuck.issuperset(self.jobs.running_tasks())
         # In an engine, the run begins the attempt.
         begin = capacity <= free and not self.got_suspect and engine is None

@@ -65,9 +65,9 @@ class Client(Connection):
     Connection errors and the statuses 429, 502, 503 and 504 are retried up to ``retries``
     times, with an exponential backoff of at most 10 seconds. A ``Retry-After`` of up to a
     minute is respected; a longer one raises the error. A request that may have been carried
-    out is only repeated if that does no harm: reads, reports, and creates, claims and
-    operations, which carry an ``Idempotency-Key``. ``transport`` is a transport of httpx2,
-    for tests.
+    out is repeated only if that is safe: reads, reports, and requests with an
+    ``Idempotency-Key`` (creates, claims and operations). ``transport`` is a transport of
+    httpx2, for tests.
     """
 
     # Jobs
@@ -106,7 +106,7 @@ class Client(Connection):
         only the jobs that are missing.
 
         Raises what ``request`` raises. The error's attribute ``created`` has the jobs of the
-        batches before it.
+        batches that were created before.
         """
         key = idempotency_key or _new_key()
         texts = [encode(item) for item in items]
@@ -114,7 +114,7 @@ class Client(Connection):
         start, max_bytes = 0, MAX_BATCH_BYTES
         while start < len(texts):
             end, size = _batch(texts, start, max_bytes)
-            # The caller's key serves one request; the key of a part has a fixed length.
+            # A key identifies one request, so each of several batches gets a key of its own.
             whole = (start, end) == (0, len(texts))
             part = key if whole else hashlib.sha256(f"{key}:{start}-{end}".encode()).hexdigest()
             try:
@@ -325,7 +325,7 @@ class Client(Connection):
         """Change settings of a job type; None returns one to its default.
 
         ``JobTypeSettings`` documents the settings. Those that are left out stay as they are. The
-        type needs no jobs yet.
+        type need not have jobs.
         """
         changes = {
             key: value.to_json() if isinstance(value, RateLimit) else value

@@ -22,7 +22,7 @@ SILENCE_SECONDS = 45.0
 
 JSON_BODY = {"Content-Type": "application/json"}
 
-# Not orjson, which writes NaN as null and dates as texts: what is not JSON must be refused.
+# Not orjson, which writes NaN as null and dates as texts. Values that JSON lacks must be refused.
 _STRICT = JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 _STREAM_TIMEOUT = httpx2.Timeout(30.0, read=SILENCE_SECONDS)
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
@@ -36,7 +36,7 @@ _PROXY_ERRORS = {
 def _unpickled(
     kind: type[Connection], url: str, token: str, timeout: float, retries: int
 ) -> Connection:
-    # One for each process, because a new one opens new connections.
+    # One client for each process, so that its connections are kept.
     return kind(url, token=token, timeout=timeout, retries=retries)
 
 
@@ -193,7 +193,7 @@ class Connection:
         safe: bool = True,
         stream: bool = False,
     ) -> httpx2.Response:
-        """Send a request until its answer must not be retried."""
+        """Send a request, and retry it while its failures allow that."""
         tries = 0
         while True:
             timeout = _STREAM_TIMEOUT if stream else bounds().timeout(self._timeout)

@@ -14,7 +14,7 @@ from .models import Event
 from .retries import Unreachable, asked_pause, is_transient, pause
 
 STABLE_SECONDS = 5.0
-"""A connection that lived for this long did not fail: the next one is made at once."""
+"""After a connection that lasted this long, the next one is made without a pause."""
 
 
 def follow(

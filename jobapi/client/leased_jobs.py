@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .tasks import Report, Task
 
 MAX_BATCH = 100
-"""How many jobs the service gives to one claim, and how many reports it takes in one request."""
+"""How many jobs a claim returns at most, and how many reports a request can have."""
 
 RELEASE: Report = {"status": "pending"}
 """The report that releases a job: another worker may do it, and no retry is counted."""
@@ -108,7 +108,7 @@ class LeasedJobs:
             return [task for task in tasks if not task.ended]
 
     def measure(self, seconds: float) -> None:
-        """Note how long a job took."""
+        """Include the duration of a job in ``mean_seconds``."""
         # Negative if the clock was set back.
         if seconds >= 0:
             self.measured = min(self.measured + 1, 8)
@@ -116,7 +116,7 @@ class LeasedJobs:
 
 
 def is_over(elapsed: float, seconds: float) -> bool:
-    """Whether a time is over, by a clock that may jump."""
+    """Whether ``seconds`` have passed, by a clock that may jump."""
     # If it was set back, act at once: a lease must not expire meanwhile.
     return not 0 <= elapsed < seconds
 

@@ -30,10 +30,10 @@ class Engine(Protocol):
         """
 
     def check(self) -> None:
-        """Look after the jobs that were handed over; called several times a second."""
+        """Check the jobs that were handed over; called several times a second."""
 
     def close(self) -> None:
-        """End what has not begun, because the worker stops."""
+        """Cancel the jobs that have not begun, because the worker stops."""
 
 
 @dataclass(frozen=True)

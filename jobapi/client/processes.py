@@ -62,10 +62,10 @@ class _Slot:
 
 
 class Processes:
-    """As many processes as the worker's concurrency, each with one thread for tasks.
+    """The processes of a worker: as many as its concurrency, each with one thread for tasks.
 
     A process whose parent has died finds its pipe closed, and stops. An error that every
-    process would have, such as a revoked key, comes back through the pipe and ends all.
+    process would have, such as a revoked key, is sent through the pipe and ends all of them.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Processes:
         else:
             time.sleep(min(seconds, 0.1))
         for slot in self._alive():
-            # Not only those whose sentinel is ready: a forked child of a task may keep it open.
+            # Check all of them: a forked child of a task may keep the sentinel of a dead one open.
             if slot.process is not None and slot.process.exitcode is not None:
                 self._reap(slot)
 
@@ -173,7 +173,7 @@ class Processes:
     def _child(
         self, number: int, pipe: connection.Connection, others: list[connection.Connection]
     ) -> None:
-        # The parent's ends: only if all are closed, a pipe ends when the parent dies.
+        # Close the parent's ends of all pipes. Otherwise a pipe stays open when the parent dies.
         for other in others:
             other.close()
         threading.Thread(target=self._listen, args=(pipe,), daemon=True).start()

@@ -31,7 +31,7 @@ INVALID = frozenset({BadRequest.status, BodyTooLarge.status, ValidationFailed.st
 TAKEN = PROBLEM_TYPE_PREFIX + AlreadyBegun.type_name()
 
 FIRST_CHECK = 0.25
-"""How soon after it was handed over a job is checked for a run, in seconds; then less often."""
+"""Seconds after a handover until the first check whether a run has begun; later less often."""
 
 BEGUN: Report = {"begun": True}
 HEARTBEAT: Report = {}
@@ -112,7 +112,7 @@ class Reporter:
             self.jobs.reports_added.wait(self.timing.gather)
 
     def _release_queued(self) -> None:
-        """Release jobs that no thread takes soon: another worker may do them."""
+        """Release jobs that no thread has taken for a while, so that other workers can run them."""
         with self.jobs.lock:
             queued = [t for t in self.jobs.held if t.started_at is None and not t.ended]
         for task in queued:
@@ -253,7 +253,7 @@ class Reporter:
             time.sleep(min(left, 0.1))
 
     def _report_bounds(self) -> Bounds:
-        # A stop interrupts pauses that began before it, and not those during the stop.
+        # A stop interrupts pauses that began before it, but not those that begin during it.
         closing = self.jobs.closing
         return Bounds(
             self.deadline, self.options.request_seconds, lambda: self.jobs.closing != closing

@@ -50,7 +50,7 @@ def backoff(tries: int) -> float:
 
 
 def jittered(seconds: float) -> float:
-    """About this many seconds, so that many clients do not come at the same moment."""
+    """Add jitter to a pause, so that many clients do not retry at the same moment."""
     return seconds * _RANDOM.uniform(0.75, 1.25)
 
 

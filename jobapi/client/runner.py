@@ -15,10 +15,10 @@ from .reporting import Reporter
 from .slots import MixedSlots, Slots, ThreadSlots, is_async
 
 RELEASE_SECONDS = 2.0
-"""The part of the time for a stop that is reserved for releasing jobs; at most a quarter."""
+"""How much of the time for a stop is reserved for releasing jobs; at most a quarter of it."""
 
 MIN_STOP_SECONDS = 1.0
-"""The least time that a stop may take: reports need a moment."""
+"""The shortest time for a stop, because the last reports have to be sent."""
 
 logger = logging.getLogger("jobapi.worker")
 
@@ -105,7 +105,7 @@ class Runner:
         self.slots.close()
         self._wait(now + grace - min(RELEASE_SECONDS, grace / 4), reports, self.jobs.unfinished)
         for task in self.jobs.unfinished():
-            # What an engine runs goes on there, and its run reports the end.
+            # A job that an engine runs continues there, and its run reports the end.
             self.jobs.end(task, [] if task.taken else with_end(task.take_reports(), RELEASE))
             if task.on_lost is not None:
                 task.on_lost()

@@ -96,7 +96,7 @@ class Run:
             return Refusal.ALREADY_BEGUN if task.taken else Refusal.LEASE_LOST
         if not task.begun:
             raise Unreachable(f"The service did not answer; job {task.job_id} was not begun.")
-        # Not before: a refused run must not stop the one that has begun.
+        # Only now, because a refused run must not stop the one that has begun.
         task.on_lost = self._on_lost
         self.jobs.held.add(task)
         task.started_at = time.monotonic()
@@ -216,7 +216,7 @@ class ExecutorEngine:
                 process.terminate()
 
     def close(self) -> None:
-        """Cancel what has not begun."""
+        """Cancel the jobs that have not begun."""
         for task, future in list(self._futures.items()):
             if not task.taken:
                 future.cancel()
@@ -247,7 +247,7 @@ class ExecutorEngine:
 
 
 def hand_over(task: Task) -> None:
-    """Note that an engine gets a job. A ``run_id`` tells this process from the run."""
+    """Mark a job as handed to an engine, with a ``run_id`` that tells this process from the run."""
     task.handed_over_at = time.monotonic()
     task.identify(uuid4().hex)
 

@@ -40,11 +40,11 @@ class Slots(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Look after the tasks; called several times a second."""
+        """Check the tasks; called several times a second."""
 
     @abstractmethod
     def close(self) -> None:
-        """The worker stops: release what has not begun."""
+        """Release the jobs that have not begun, because the worker stops."""
 
     @abstractmethod
     def end(self) -> None:
@@ -90,10 +90,10 @@ class ThreadSlots(Slots):
             threading.Thread(target=self._run_tasks, args=(number,), daemon=True).start()
 
     def check(self) -> None:
-        """Nothing: the threads look after themselves."""
+        """Do nothing: the threads need no checks."""
 
     def close(self) -> None:
-        """Nothing: the runner releases what is queued."""
+        """Do nothing: the runner releases queued jobs."""
 
     def end(self) -> None:
         """End the threads when they have nothing to run."""
@@ -125,19 +125,19 @@ class MixedSlots(Slots):
         self._loop = asyncio.new_event_loop()
 
     def start(self) -> None:
-        """Start the event loop, and to take tasks."""
+        """Start the event loop and the thread that takes tasks."""
         for number in range(self.options.concurrency):
             self._free.put(number)
         for run in (self._run_loop, self._hand_out):
             threading.Thread(target=run, daemon=True).start()
 
     def check(self) -> None:
-        """Let the engine look after what was handed over."""
+        """Let the engine check the jobs that were handed over."""
         if self.options.engine is not None:
             self.options.engine.check()
 
     def close(self) -> None:
-        """Let the engine release what has not begun."""
+        """Let the engine release the jobs that have not begun."""
         if self.options.engine is not None:
             self.options.engine.close()
 

@@ -21,7 +21,7 @@ MAX_DEPTH = 64
 MAX_MESSAGE = 2000
 MAX_RESULT_BYTES = 1024 * 1024
 
-# Only these texts can have a character or a number that the service refuses.
+# Only JSON that matches this can contain a character or a number that the service refuses.
 _SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}")
 
 Report = Mapping[str, Any]
@@ -53,7 +53,7 @@ class Task:
         self.if_taken: Report | None = None
         # Whether its last report has been made.
         self.ended = False
-        # For how many rounds of the reporter it has been queued.
+        # The number of rounds of the reporter for which it has been queued.
         self.rounds_queued = 0
         self.claimed_at = self.renewed_at = time.monotonic()
         self.claimed_at_wall = time.time()
@@ -147,7 +147,7 @@ class Task:
         self.identity = {**self.identity, "run_id": run_id}
 
     def lose_lease(self) -> None:
-        """Note that the lease is lost."""
+        """Mark the lease as lost."""
         if self.lost_at is None:
             self.lost_at = time.monotonic()
 
@@ -168,8 +168,9 @@ class _Unsent:
 def _add(unsent: list[_Unsent], latest: _Unsent) -> None:
     """Add a report, merged with earlier ones if that has the same effect.
 
-    Not every two merge patches are one: ``{"a": null}`` and then ``{"a": {"b": 1}}`` replaces
-    the object, and the second alone would be merged into it. The size limit also ends a merge.
+    Not every two merge patches can be merged: ``{"a": null}`` and then ``{"a": {"b": 1}}``
+    replaces an object ``a``, while the second patch alone would be merged into it. Reports that
+    would be too large together are not merged, either.
     """
     unsent.append(latest)
     while len(unsent) > 1 and (both := _merged(*unsent[-2:])) is not None:

@@ -19,7 +19,7 @@ def create_demo(tx: Connection) -> int:
         try:
             user = accounts.create_user(tx, DEMO_USER, password=DEMO_PASSWORD, is_admin=True)
         except UsernameTaken:
-            # Another process has just created it, with its workspace.
+            # Another process has just created the user, with the workspace.
             user = accounts.find_user(tx, DEMO_USER)
     mine = workspaces.page(tx, user_id=user.id, page=1, limit=1).rows
     return int((mine[0] if mine else workspaces.create(tx, "Demo", owner_id=user.id)).id)

@@ -46,8 +46,8 @@ class Server(BaseApplication):
         settings = self.state.settings
         # Each stream and each connection is an open file.
         _raise_limit_of_files(2 * settings.max_streams + 1024)
-        # What is loaded by now stays. A collector that checks it again and again costs as much
-        # as serving a large batch.
+        # All objects that exist now are permanent. If the garbage collector checked them again and
+        # again, that would cost as much as serving a large batch.
         gc.collect()
         gc.freeze()
         # Not before ``__init__``, where gunicorn keeps the environment for a new master.
@@ -76,7 +76,7 @@ class Server(BaseApplication):
             "logconfig_dict": logs.dict_config(
                 settings.log_level,
                 settings.log_format,
-                # The greeting says what gunicorn would.
+                # The greeting replaces gunicorn's messages.
                 server_level="WARNING" if settings.development else settings.log_level,
             ),
         }

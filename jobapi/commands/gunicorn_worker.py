@@ -52,8 +52,8 @@ vars(message)["MAX_REQUEST_LINE"] = MAX_REQUEST_LINE
 class Worker(ThreadWorker):
     """gunicorn's worker with threads, and two more threads for liveness probes.
 
-    All other threads may wait for a slow database. A supervisor whose probe waits with them
-    would restart this process and all others, which helps nothing. Only complete probes go to
+    All other threads may wait for a slow database. If probes waited with them, a supervisor
+    would restart this process and all others, which does not help. Only complete probes go to
     the two threads, so a slow caller cannot block them. A connection that has sent nothing yet
     takes no thread.
     """

@@ -24,7 +24,7 @@ from ..store.tables import ARRIVING, LEAVING, jobs
 from .base import create_app, note
 
 LOCK_SECONDS = 10
-"""How long a step waits for a lock that concerns nobody but this workspace."""
+"""How long a step waits for a lock that affects only this workspace."""
 
 PAGES_PER_NOTE = 100
 """After how many pages of jobs the progress is shown."""
@@ -36,7 +36,7 @@ def target_state(url: str, variable: str) -> Iterator[State]:
 
     ``variable`` is the environment variable that has the URL.
     """
-    # It serves no request, so nobody needs its tokens.
+    # It serves no requests, so its tokens are never used.
     settings = {"JOBAPI_DATABASE_URL": url, "JOBAPI_SECRET_KEY": token_urlsafe(48)}
     try:
         app = create_app(settings)
@@ -57,8 +57,8 @@ def target_state(url: str, variable: str) -> Iterator[State]:
 class Patience:
     """How often to try to lock a table, and how many seconds to wait in between.
 
-    On Postgres all writers of the table queue up behind a lock that is being waited for, so each
-    try takes a second at most.
+    On Postgres all writers of a table queue up behind a transaction that waits for a lock on it, so
+    each try takes a second at most.
     """
 
     tries: int = 60
@@ -121,7 +121,7 @@ class Move:
         """End an unfinished move: the workspace stays in the source."""
         workspace = self._find()
         if not moves.has_copy(self.target, workspace):
-            # Without one of the guards no other process can show a copy.
+            # With one of the guards gone, no other process can make a copy visible.
             self._patiently(partial(moves.unguard, workspace_id=self.workspace_id, of=GUARDS[0]))
         with self._writing(self.target) as tx:
             moves.give_up(tx, workspace)
@@ -129,7 +129,7 @@ class Move:
         note(f"Workspace {self.workspace_id} stays here.")
 
     def freeze(self, *, continues: bool = False) -> None:
-        """Let nothing in the workspace change any more."""
+        """Prevent all changes in the workspace."""
         with self._writing(self.source) as tx:
             moves.mark(tx, self.workspace_id)
         try:
@@ -146,13 +146,13 @@ class Move:
             raise
 
     def thaw(self) -> None:
-        """Let the workspace change again; if it is hidden, let it be deleted."""
+        """Allow changes in the workspace again; if it is hidden, it is deleted then."""
         for each in GUARDS:
             self._patiently(partial(moves.unguard, workspace_id=self.workspace_id, of=each))
         self._patiently(partial(moves.release, workspace_id=self.workspace_id))
 
     def prepare(self) -> None:
-        """Make the hidden workspace in the target, or take over that of an earlier run."""
+        """Create the hidden workspace in the target, or take over the one of an earlier run."""
         with self._writing(self.target) as target, long_snapshot(self.source) as source:
             workspace = moves.check_frozen(source, self.workspace_id)
             moves.prepare(source, target, workspace, self.name)

@@ -51,7 +51,7 @@ def serve(host: str, port: int, workers: int, threads: int) -> None:
 
 
 def greeting(ours: State, address: tuple[Any, ...]) -> str:
-    """What a developer wants to know of a service that listens on ``address``."""
+    """What a developer wants to know about a service that listens on ``address``."""
     host, port = address[:2]
     listens = ip_address(host)
     # A browser cannot open 0.0.0.0, the address that means all of them.

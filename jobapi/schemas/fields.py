@@ -28,7 +28,7 @@ _MAX_TIME_LENGTH = 64
 
 
 def doc(description: str, **more: Any) -> dict[str, Any]:
-    """The metadata of a field: its description, and more of what OpenAPI says of it."""
+    """The metadata of a field: its description, and other properties for OpenAPI."""
     return {"description": description, **more}
 
 

@@ -375,12 +375,12 @@ class LightJob(_Progress, Job):
 
     @staticmethod
     def get_error_cause(job: Any) -> str | None:
-        """The cause is in the text of the error."""
+        """Find the cause in the text of the error."""
         return None if job.error is None else cause(job.error)
 
     @staticmethod
     def get_worker(job: Any) -> str | None:
-        """The row keeps the last worker."""
+        """The worker, only while the job is running: the row keeps the last one."""
         return job.worker if job.status == JobStatus.RUNNING else None
 
 

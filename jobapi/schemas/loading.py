@@ -1,10 +1,10 @@
 """Request bodies and queries, loaded by their schemas.
 
-marshmallow takes 30 µs to load a job or a report, because it is always ready to explain what is
-wrong: half of the time of a request that has many of them. So a schema is compiled once into a
-function that takes 4 µs, but accepts only what it knows to be valid. marshmallow loads the rest,
-and explains. Both call the same fields and validators, and ``tests/schemas/test_loading.py``
-compares them.
+marshmallow takes 30 µs to load a job or a report, because it always collects what error messages
+would need. That is half of the time of a request with many of them. So a schema is compiled once
+into a function that takes 4 µs, but accepts only what it knows to be valid. marshmallow loads
+everything else, and explains what is wrong. Both call the same fields and validators;
+``tests/schemas/test_loading.py`` compares them.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Caller:
     """The user. For an API key: the user on whose behalf it acts."""
 
     is_admin: bool
-    """False for an API key, also of an administrator."""
+    """Always False for an API key, even if it acts for an administrator."""
 
     session_id: str | None = None
     """The login session of an access token."""
@@ -431,7 +431,7 @@ def _look_up(
 def may_still(
     identity: Identity, workspace_id: int, role: Role | None, job_types: Sequence[str] | None
 ) -> Callable[[Connection], bool]:
-    """A function that tells, later, whether the caller's access is still the same.
+    """A function that says, when called later, whether the caller's access is still the same.
 
     It only reads, so it never waits for a lock.
     """

@@ -48,7 +48,7 @@ def parse_json(data: bytes) -> Any:
         ) from None
     except RecursionError:
         raise errors.MalformedJson(_TOO_DEEP) from None
-    # Most bodies need no second look: a bad character needs an escape, and deep nesting needs
+    # Most bodies need no further check: a bad character needs an escape, and deep nesting needs
     # many brackets.
     if "\\u" in text:
         _check_values(value)
@@ -216,7 +216,7 @@ class Parser(FlaskParser):
         return _load(req, _JSON, MERGE_PATCH)
 
     def load_reports_json(self, req: Any, schema: Any) -> Any:
-        """A required body of reports, each judged alone."""
+        """A required body of reports. An invalid report does not refuse the others."""
         return _load(req, _JSON, parse=parse_reports)
 
     def load_optional_json(self, req: Any, schema: Any) -> Any:

@@ -80,7 +80,7 @@ def update_job_type(caller: Caller, body: dict[str, Any], workspace_id: int, job
 
 
 def _settings_after(caller: Caller, workspace_id: int, job_type: str) -> Any:
-    """What a type looks like after a change that may have been its last setting."""
+    """The type after a change, even if it has no more settings and no jobs."""
     with snapshot(caller.connection) as connection:
         return _shown(job_types.current(connection, workspace_id, job_type))
 

@@ -306,7 +306,7 @@ def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) ->
     metrics = state().metrics
     if metrics is not None and body.get("status") is JobStatus.FAILED:
         metrics.failed(workspace_id)
-    return _put_back(caller, row)
+    return _wake_claims_and_answer(caller, row)
 
 
 def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token: str) -> Any:
@@ -333,11 +333,11 @@ def _report(caller: Caller, body: JobEdit, workspace_id: int, job_id: str, token
         metrics.reported(workspace_id, [report], [answer])
     if answer.problem is not None:
         raise answer.problem
-    return _put_back(caller, row)
+    return _wake_claims_and_answer(caller, row)
 
 
-def _put_back(caller: Caller, row: Job) -> Any:
-    """Answer with a job, of which or in whose place a waiting claim may get one."""
+def _wake_claims_and_answer(caller: Caller, row: Job) -> Any:
+    """Answer with a changed job. If it is pending or has freed a slot, wake waiting claims."""
     if row.status == JobStatus.PENDING or (
         row.status != JobStatus.RUNNING and queue.holds_slot(row)
     ):
@@ -353,7 +353,9 @@ def _put_back(caller: Caller, row: Job) -> Any:
 @blp.response(200, schemas.Job, example=examples.CANCELLED, headers=ETAG)
 def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Cancel a pending or running job; its partial result is kept."""
-    return _put_back(caller, _with_reason(jobs.cancel, caller, body, workspace_id, job_id))
+    return _wake_claims_and_answer(
+        caller, _with_reason(jobs.cancel, caller, body, workspace_id, job_id)
+    )
 
 
 @blp.operation(
@@ -364,7 +366,9 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
     """Return a failed or cancelled job to pending, due now."""
-    return _put_back(caller, _with_reason(jobs.retry, caller, body, workspace_id, job_id))
+    return _wake_claims_and_answer(
+        caller, _with_reason(jobs.retry, caller, body, workspace_id, job_id)
+    )
 
 
 def _with_reason(

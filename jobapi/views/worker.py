@@ -197,7 +197,7 @@ class _Malformed(NamedTuple):
 
 
 def _loaded(given: Sequence[Any]) -> list[Report | _Malformed]:
-    """Load each report. Of an invalid one with a lease, the lease and the error are left."""
+    """Load each report. An invalid report with a lease is reduced to its lease and the error."""
     loaded: list[Report | _Malformed] = []
     remaining = MAX_PROBLEM_BYTES
     for raw in given:
