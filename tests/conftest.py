@@ -31,24 +31,24 @@ PARTITIONS = int(os.environ.get("TEST_PARTITIONS", "0"))
 SECRET = "only-for-tests-" + "x" * 32
 METRICS_TOKEN = "only-for-tests-of-metrics"
 
-# What somebody has set in their shell must not decide how tests end.
+# Settings from the developer's shell must not influence the tests.
 for _name in [name for name in os.environ if name.startswith(("JOBAPI_", "PROMETHEUS_"))]:
     del os.environ[_name]
 
 
-# Each new HTTP client loads the certificates that it trusts, which takes 50 ms for all that are
-# usual. The tests use no TLS.
+# Each new HTTP client loads the certificates that it trusts, which takes 50 ms for the usual set.
+# The tests use no TLS.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("trusted.pem"))
 
-# The same examples each time, so that a change fails for what it changed. What
-# looks for new ones (make fuzz) says so.
+# The same examples each time, so that only a change of the code can make a test fail.
+# ``make fuzz`` selects a profile that looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None, database=None)
 settings.register_profile("new", deadline=None, database=None)
 settings.load_profile("new" if "FUZZ_EXAMPLES" in os.environ else "same")
 
 
 def pytest_configure(config: Any) -> None:
-    """Start one Postgres for all workers, where the first process is."""
+    """Start one Postgres in the controlling process, for all of pytest's workers."""
     if not hasattr(config, "workerinput"):
         config.stash[_SERVER] = None
 
@@ -112,7 +112,7 @@ def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> 
             "JOBAPI_DATABASE_URL": url,
             "JOBAPI_SECRET_KEY": SECRET,
             "JOBAPI_INSTANCE_PATH": str(folder),
-            # What has run out is reaped when a test says so.
+            # Tests run the periodic tasks themselves (``World.maintain``, ``Desk.reap``).
             "JOBAPI_MAINTENANCE_ENABLED": False,
             **settings,
         }
@@ -187,8 +187,8 @@ def empty(app: Flask) -> None:
         elif connection.exec_driver_sql(_IS_LARGE).scalar():
             connection.exec_driver_sql(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
         else:
-            # TRUNCATE makes new files for each table and index: thirty times as slow as this,
-            # where few rows are left behind.
+            # TRUNCATE creates new files for each table and index. With few rows it is thirty times
+            # slower than this.
             no_triggers = "SET LOCAL session_replication_role = replica"
             connection.exec_driver_sql(
                 "; ".join(["BEGIN", no_triggers, *delete, _RESTART, "COMMIT"])
@@ -206,7 +206,7 @@ def world(app: Flask) -> World:
 
 
 class Statements(list[str]):
-    """The SQL that is sent to the database, in order; what ``refuse`` says is not sent."""
+    """The SQL that is sent to the database, in order; a test can make it ``refuse`` statements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Statements(list[str]):
 
 @pytest.fixture
 def sent(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the application sends to the database, hot statements and BEGIN included."""
+    """The SQL that the application sends, including prepared statements and BEGIN."""
     statements = Statements()
     if database == "postgresql":
         execute: Any = psycopg.Cursor.execute
@@ -245,7 +245,7 @@ def sent(app: Flask, database: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def desk(world: World) -> Desk:
-    """Somebody who owns a workspace."""
+    """The owner of a new workspace."""
     return Desk(world)
 
 
@@ -273,7 +273,7 @@ def furnished(new_database: Any, tmp_path_factory: Any) -> Any:
 
 
 def copy_database(original: str, copy: str) -> None:
-    """Put into an empty database what is in another that nobody is connected to."""
+    """Copy a database, to which there must be no connections, into an empty one."""
     if original.startswith("sqlite"):
         shutil.copy(original.removeprefix("sqlite:///"), copy.removeprefix("sqlite:///"))
         return

@@ -1,4 +1,4 @@
-"""What tests need to be there: users, workspaces, members, keys and jobs."""
+"""Factories of users, workspaces, members, keys and jobs, and callers of the API."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSWORD = "correct horse battery"
 
 
 def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait for what has to happen, and return what was seen."""
+    """Call ``seen`` until it returns something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (found := seen()):
         assert time.monotonic() < deadline
@@ -35,13 +35,13 @@ def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 class World:
-    """Makes things through the services, and calls the API as somebody."""
+    """Creates users, workspaces and jobs through the services, and calls the API."""
 
     def __init__(self, app: Flask) -> None:
         self.app = app
         self.state = app.extensions["jobapi"]
         self.client: FlaskClient = app.test_client()
-        # The database is another, or an emptied one.
+        # It may be another database, or one that was emptied.
         self.state._worker_noted_at.clear()
 
     def set_stream_options(self, **options: Any) -> None:
@@ -99,7 +99,7 @@ class World:
         return user
 
     def key(self, workspace_id: int, user: Any, role: Role, **kw: Any) -> str:
-        """A new API key, itself."""
+        """A new API key: the key itself, not its row."""
         with self.transaction() as tx:
             return keys.create(tx, workspace_id, user_id=user.id, name="key", role=role, **kw)[1]
 
@@ -110,7 +110,7 @@ class World:
             return str(jobs.create(tx, workspace_id, created_by=user.id, **kw).job_id)
 
     def call(self, method: str, path: str, token: str | None = None, **kw: Any) -> Any:
-        """A request as whoever has the token or the key."""
+        """A request with a token or a key."""
         headers = dict(kw.pop("headers", {}))
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -123,7 +123,7 @@ class World:
 
 
 class Desk:
-    """Somebody with a token at work in one workspace; most tests need no more."""
+    """A user with a token and a workspace, and shortcuts for requests in it."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -133,7 +133,7 @@ class Desk:
         self.jobs_path = f"/workspace/{self.workspace_id}/jobs"
 
     def call(self, method: str, path: str, **kw: Any) -> Any:
-        """A request of theirs."""
+        """A request with the user's token."""
         return self.world.call(method, path, self.token, **kw)
 
     def get(self, path: str = "", **kw: Any) -> Any:
@@ -186,7 +186,7 @@ class Desk:
             tx.execute(update(tables.jobs).where(where).values(**moved))
 
     def reap(self) -> int:
-        """What the maintenance does with leases that have run out; how many there were."""
+        """End attempts whose lease or timeout has expired; returns how many there were."""
         with self.world.transaction() as tx:
             return len(queue.reap(tx, backoff=self.world.state.backoff).ended)
 

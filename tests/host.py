@@ -1,4 +1,4 @@
-"""Somebody's Flask application, with everything of its own that we must leave alone."""
+"""A host application with extensions, errors and schemas of its own, which must stay unchanged."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def make_host(url: str, **config: Any) -> tuple[Flask, SQLAlchemy]:
     return app, db
 
 
-# What the host is asked, with us and without us.
+# The requests to the host, with and without jobapi.
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/", {}),
     ("GET", "/nowhere", {}),

@@ -1,4 +1,4 @@
-"""A real Postgres for the tests: no server running, no root needed."""
+"""A real Postgres for the tests, which needs no running server and no root access."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, after ``kill`` again."""
-        # Nothing in most tests has to survive anything.
+        # Most tests do not need commits to survive a crash.
         lax = ["-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -61,7 +61,7 @@ class Postgres:
         self.process.wait(30)
 
     def freeze(self) -> list[int]:
-        """Let it stop in the middle of whatever it does, and return what ``thaw`` needs."""
+        """Stop all of its processes where they are (SIGSTOP); returns what ``thaw`` needs."""
         import psycopg
 
         with psycopg.connect(self.url("postgres")) as connection:
@@ -74,20 +74,20 @@ class Postgres:
         return processes
 
     def thaw(self, processes: list[int]) -> None:
-        """Let it go on."""
+        """Let it continue after ``freeze``."""
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it, whoever is still connected, and leave nothing behind."""
+        """End it, even with open connections, and delete its files."""
         # The session's leader may be the tool that changed who we are.
         os.killpg(self.process.pid, signal.SIGINT)
         self.process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _become_somebody(self) -> None:
-        """Postgres does not run as root, so root becomes somebody else for it."""
+        """Postgres refuses to run as root, so root switches to another user for it."""
         if os.getuid() != 0:
             return
         unshare = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]

@@ -1,4 +1,4 @@
-"""Streams of events: nothing missed, nothing twice, and no thread used up."""
+"""Streams of events: none is missed or sent twice, and no server thread is held."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ JOB = {"job_type": "a", "workspace_id": 1}
 
 
 class Listener:
-    """Somebody who listens to a stream, in a thread of their own."""
+    """A client that reads a stream in a thread of its own."""
 
     def __init__(self, client: httpx2.Client, query: str = "", **headers: str) -> None:
         self.heard: queue.Queue[Any] = queue.Queue()
@@ -149,7 +149,7 @@ def test_stream_after_a_break_resumes_without_gap_or_repeat(serve: Any) -> None:
 
 @contextmanager
 def left_open(engine: Any) -> Iterator[None]:
-    """A transaction that has a number and does not end."""
+    """An open transaction that has a transaction id."""
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN")
         if connection.dialect.name == "postgresql":
@@ -160,7 +160,7 @@ def left_open(engine: Any) -> Iterator[None]:
 
 @contextmanager
 def elsewhere(engine: Any) -> Iterator[None]:
-    """The same in another database of the same server, where there are servers."""
+    """An open transaction in another database of the same server; nothing on SQLite."""
     if engine.dialect.name == "sqlite":
         yield
         return
@@ -171,7 +171,7 @@ def elsewhere(engine: Any) -> Iterator[None]:
 
 
 def read_on(engine: Any, workspace_id: int, name: str, most: int = 100) -> list[tuple[Any, str]]:
-    """What comes after a position, read as a stream reads it, with the name after each."""
+    """The events after a position, read as a stream reads them, each with its position's name."""
     heard = []
     with engine.connect() as connection:
         more = True
@@ -323,7 +323,7 @@ def test_stream_ends_when_its_token_expires(desk: Desk, monkeypatch: pytest.Monk
 
 
 def test_event_that_only_a_newer_version_knows_is_passed_on(desk: Desk) -> None:
-    """Both versions serve during an upgrade."""
+    """During an upgrade, both versions serve."""
     path = f"/workspace/{desk.workspace_id}/events"
     response = desk.call("GET", f"{path}/stream")
     with desk.world.transaction() as tx:
@@ -377,7 +377,7 @@ def test_deliver_stops_when_too_much_is_unsent() -> None:
 
 
 def test_stream_of_a_server_that_has_lost_events_ends(desk: Desk) -> None:
-    """A replica that took over, or a crash without a durable commit: numbers are given again."""
+    """After a failover or a crash that lost commits, transaction ids are used again."""
     engine = desk.world.state.engine
     serving = Streams(lambda: engine, limit=10)
     lost = stream_of(1, events.Position(2**62, 1), frame=lambda row, name: b"x")
@@ -442,7 +442,7 @@ def test_user_has_half_of_the_streams_and_all_have_half_of_the_files(
     listeners = [Listener(client) for _ in range(2)]
     listeners.append(Listener(client, Authorization=f"Bearer {key}"))
     assert {listener.status for listener in listeners} == {200}
-    # A key is whose it is.
+    # A key counts towards the limit of its user.
     assert client.get(STREAM).status_code == 429
     other = {"username": "anna", "password": PASSWORD}
     assert client.post("/users", json=other).status_code == 201
@@ -478,7 +478,7 @@ def test_members_and_keys_are_in_the_streams_of_owners_alone(desk: Desk) -> None
 
 
 def test_stream_begins_with_what_had_not_happened_when_it_was_opened(desk: Desk) -> None:
-    """Whatever transaction keeps earlier events back then."""
+    """Even if an open transaction holds back earlier events at that moment."""
     path = f"/workspace/{desk.workspace_id}/events/stream"
     by = {"created_by": desk.user.id, "job_type": "a"}
     if desk.world.state.engine.dialect.name == "sqlite":
@@ -496,7 +496,7 @@ def test_stream_begins_with_what_had_not_happened_when_it_was_opened(desk: Desk)
         before = desk.create()["job_id"]
         response = desk.call("GET", path)
     assert first_of(response)["job_id"] == under_way.job_id
-    # Going on from where it began is the same, for what had happened has been seen.
+    # Resuming from where it began gives the same events: all earlier ones count as seen.
     again = desk.call("GET", path, headers={"Last-Event-ID": response.headers["Last-Event-ID"]})
     after = desk.create()["job_id"]
     heard = (json.loads(line[6:]) for line in lines(again) if line.startswith("data:"))
@@ -587,7 +587,7 @@ def test_slow_listener_gets_everything_and_delays_no_other(
 
 
 class Overheard:
-    """What a stream of ``Streams`` has sent, read by whoever is quick, or slow."""
+    """What a stream of ``Streams`` has sent, read by a fast or a slow client."""
 
     def __init__(self, serving: Streams, stream: Stream, *, slow: bool) -> None:
         self.stream, self.start = stream, stream.position
@@ -628,7 +628,7 @@ class Overheard:
 
 
 def unread(position: events.Position, every: list[Any]) -> list[Any]:
-    """The events that have not been read at a position, as its definition says."""
+    """The events that are unread at a position, by the definition of a position."""
     return [
         event
         for event in every
@@ -645,9 +645,9 @@ def unread(position: events.Position, every: list[Any]) -> list[Any]:
 
 
 def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: Any) -> None:
-    """Transactions that last, end in another order than they wrote, and come to nothing."""
+    """Run transactions that last a while, commit in another order than they wrote, or roll back."""
     while not stop.is_set():
-        # Whatever becomes of it when the server crashes.
+        # It may fail, because the server may crash.
         with contextlib.suppress(DBAPIError), engine.connect() as connection:
             postgres = connection.dialect.name == "postgresql"
             connection.exec_driver_sql("BEGIN" if postgres else "BEGIN IMMEDIATE")
@@ -661,7 +661,7 @@ def write_events(engine: Any, workspace_id: int, chance: random.Random, stop: An
 
 
 def where_to_begin(engine: Any, workspace_id: int, name: str | None) -> Any:
-    """A position, and for one that begins now all events that there are."""
+    """A position to begin at, and, for a stream that begins now, the existing events."""
     while True:
         # After a crash the pool's connections are found out one by one.
         with contextlib.suppress(DBAPIError), engine.connect() as connection, snapshot(connection):
@@ -675,7 +675,7 @@ def where_to_begin(engine: Any, workspace_id: int, name: str | None) -> Any:
 def listen_at_random(
     engine: Any, workspace_id: int, seed: int, crash: Any, *, number: int
 ) -> list[Any]:
-    """Streams that begin, or go on after others, beside random transactions; judges them all.
+    """Run streams that begin or resume during random transactions, and check what they sent.
 
     Returns all events. ``crash`` is called once in the middle.
     """
@@ -687,7 +687,7 @@ def listen_at_random(
     serving = Streams(
         lambda: engine,
         limit=1000,
-        # Streams that have to go on often.
+        # Small limits, so that batches and streams end often.
         options=StreamOptions(batch=7, max_unsent=1500, heartbeat_seconds=0.2, retry_seconds=0.1),
     )
     stop = threading.Event()
@@ -721,12 +721,12 @@ def listen_at_random(
 
     @cache
     def rest(name: str) -> frozenset[Any]:
-        """What is to come after an id."""
+        """The events that have to follow an id."""
         return frozenset((e.xid, e.id) for e in unread(events._parse(name), every))
 
     for each, read in zip(heard, before, strict=True):
         if read is not None:
-            # What begins now has nothing of what was there, and everything else.
+            # A stream that begins now has no event from before, and all others.
             assert rest(each.start.name) == at.keys() - read
         matching = {key for key, event in at.items() if each.stream.filters.matches(event)}
         wanted = rest(each.start.name) & matching
@@ -739,7 +739,7 @@ def listen_at_random(
         last: dict[int, int] = {}
         for name, (xid, number) in came:
             coming.remove((xid, number))
-            # After each id exactly that is to come which has not come.
+            # Exactly the events that have not been sent follow each id.
             assert rest(name) & matching == coming
             assert last.get(xid, 0) < number
             last[xid] = number
@@ -757,7 +757,7 @@ def listen_at_random(
 
 
 def test_random_streams_have_every_event_once(desk: Desk) -> None:
-    """While transactions stay open all the time, in this database and in another."""
+    """With transactions open all the time, in this database and in another one."""
     engine, w = desk.world.state.engine, desk.workspace_id
     postgres = engine.dialect.name == "postgresql"
     with left_open(engine) if postgres else nullcontext(), elsewhere(engine):
@@ -824,7 +824,7 @@ def test_stream_is_framed_for_http_1_1_and_ends_with_the_connection_for_1_0(serv
         parts.append(framed[:size])
         assert framed[size : size + 2] == b"\r\n"
         framed = framed[size + 2 :]
-    # It has been ended, and not cut off; each event is a chunk.
+    # The response is complete, not cut off; each event is a chunk.
     assert parts[-1] == b""
     (event,) = (part for part in parts if job_id.encode() in part)
     assert event.startswith(b"id: ")
@@ -858,7 +858,7 @@ def test_stream_says_where_it_begins(desk: Desk) -> None:
     first = [next(heard) for _ in range(4)]
     assert first == [f"id: {place}", "event: start", "data: {}", ""]
     response.close()
-    # To other readers it is no event.
+    # Other clients do not get an event.
     for headers in ({}, {"Accept": "text/event-stream"}):
         response = desk.call("GET", path, headers=headers)
         heard = lines(response)
@@ -914,7 +914,7 @@ def test_stream_that_holds_a_thread_ends_after_a_while_and_can_be_resumed(desk: 
     desk.world.set_stream_options(heartbeat_seconds=0.2, thread_seconds=0.2)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.call("GET", path)
-    # Nobody reads it, and its place is free all the same.
+    # A stream that was reserved and never read must not count towards the limit.
     begun = next(line for line in lines(response) if line.startswith("id: "))
     deadline = time.monotonic() + 10
     while len(desk.world.state.streams) and time.monotonic() < deadline:

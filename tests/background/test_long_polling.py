@@ -1,4 +1,4 @@
-"""Waiting for jobs, and what is looked after though nobody asks."""
+"""Long polling: claims that wait, the fair share of workspaces, and announcements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOB = {"job_type": "a", "workspace_id": 1}
 
 
 class Waiter(threading.Thread):
-    """Somebody who waits for a job."""
+    """A client whose claim waits for a job."""
 
     def __init__(self, client: httpx2.Client, *, url: str = JOBS, **body: Any) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_claim_that_cannot_wait_says_when_to_come_again(desk: Desk) -> None:
 
 
 class Clock:
-    """What the waiters take for the time."""
+    """The clock of the waiters, which the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -252,7 +252,7 @@ def watched(here: Waiters, seconds: float = 0.0) -> Any:
 
 
 def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Desk) -> None:
-    """Many jobs at once are announced once, and none waits for the next poll."""
+    """Many jobs created at once are announced once, and none waits for the next poll."""
     engine = desk.world.state.engine
     if engine.dialect.name == "sqlite":
         return  # nothing is announced
@@ -277,7 +277,7 @@ def test_announcement_that_is_held_back_is_made_up_for_by_the_listener(desk: Des
         assert watched(here) == set()
         clock.now += 0.7
         assert watched(here) == {wanted}
-        # What a process announces itself has called its own waiters already.
+        # A process has already woken its own waiters when it announces a job.
         here.announce(connection, desk.workspace_id)
         here._ready.clear()
         assert watched(here, 0.2) == set()
@@ -402,7 +402,7 @@ def test_stop_service_does_not_wait_for_waiting_claims(serve: Any) -> None:
 def test_waiting_with_a_listener_past_the_pooler_works(
     serve: Any, service_url: str, database: str
 ) -> None:
-    """The listener goes its own way; nothing is prepared on the other connections."""
+    """Only the listener bypasses the pooler; other connections prepare no statements."""
     settings = {"JOBAPI_PREPARED_STATEMENTS_ENABLED": "false"}
     if database == "postgresql":
         settings["JOBAPI_LISTEN_DATABASE_URL"] = f"{service_url}&application_name=listener"

@@ -29,7 +29,7 @@ NO_CONNECTION: Any = None
 
 
 class Clock:
-    """A clock that stands still until a step takes its time."""
+    """A clock that only advances when a step takes time."""
 
     now = 100.0
 
@@ -38,7 +38,7 @@ class Clock:
 
 
 class Steps:
-    """The steps of a task: each takes a while and has more after it, so many times."""
+    """The steps of a task with a number of steps, each of which takes some time."""
 
     def __init__(self, clock: Clock, log: list[str], name: str, *, more: int, takes: float) -> None:
         self.clock, self.log, self.name, self.more, self.takes = clock, log, name, more, takes

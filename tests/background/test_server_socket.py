@@ -24,7 +24,7 @@ APP = "tests.background.test_server_socket:application"
 
 
 def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-    """Answer over a connection that was taken over, after the request has ended for gunicorn."""
+    """Respond on a connection that was taken over, after gunicorn considers the request ended."""
     start_response("200 OK", [])
     if environ["PATH_INFO"] == "/plain":
         yield b"plain"

@@ -1,4 +1,4 @@
-"""Actions in the dashboard: deliberate, and from where the user is."""
+"""Actions in the dashboard: confirmations, focus, and buttons by role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live data of the dashboard: what a page shows while jobs change, and when nothing is heard."""
+"""Live data of the dashboard: what pages show while jobs change, and while a stream is silent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways through the dashboard: Back, the search, the switcher, shortcuts, themes and titles."""
+"""Navigation in the dashboard: Back, the search, the switcher, shortcuts, themes and titles."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class CeleryStage(Stage):
 
 @pytest.fixture
 def database() -> str:
-    """Only one: what both do alike is tested without an engine."""
+    """Only one database: differences between the two are tested without an engine."""
     return "postgresql"
 
 

@@ -49,7 +49,7 @@ def client(desk: Desk) -> Any:
 
 
 class Flaky(httpx2.BaseTransport):
-    """A network, or a service, that fails first."""
+    """A network or a service whose first requests fail."""
 
     def __init__(self, app: Any, failures: list[Any], *, after: bool = False) -> None:
         self.inner = httpx2.WSGITransport(app=app)
@@ -115,7 +115,7 @@ def test_create_many_splits_by_bytes_and_keeps_the_order(desk: Desk, client: Cli
 
 
 class Small(Flaky):
-    """A proxy that takes smaller bodies than the service, and says so in its own way."""
+    """A proxy that accepts only smaller bodies than the service, with an error page of its own."""
 
     def __init__(self, app: Any, most: int) -> None:
         super().__init__(app, [])
@@ -747,7 +747,7 @@ def test_events_and_their_history(desk: Desk, client: Client) -> None:
 
 
 class Breaking(httpx2.BaseTransport):
-    """A network that breaks every stream after so many events."""
+    """A network that breaks every stream after a number of events."""
 
     def __init__(self, app: Any, events: int) -> None:
         self.inner = httpx2.WSGITransport(app=app)
@@ -832,7 +832,7 @@ def test_follow_of_what_may_not_be_seen_is_an_error(desk: Desk, client: Client) 
 
 
 class Scripted(httpx2.BaseTransport):
-    """Streams that answer what is written here, each once, and then the last for ever."""
+    """Sends each of the scripted streams once, and then the last one again and again."""
 
     def __init__(self, *answers: tuple[str, bytes]) -> None:
         self.answers = list(answers)

@@ -97,7 +97,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def database() -> str:
-    """Only one: what both do alike is tested without an engine."""
+    """Only one database: differences between the two are tested without an engine."""
     return "postgresql"
 
 

@@ -1,6 +1,6 @@
-"""The worker as a process: signals, processes of its own and of its tasks, a service that is away.
+"""The worker as a process: signals, its own processes and those of its tasks, and outages.
 
-The service is a stand-in that does as it is told, so that it can hang and refuse.
+The service is a stand-in that tests control, so that it can hang and refuse requests.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read(number):
 
 
 class StandIn:
-    """A service that gives out jobs, takes reports, and is away when it is told to be."""
+    """A service that returns jobs and accepts reports, and that a test can make unavailable."""
 
     def __init__(self) -> None:
         self.mode = "well"
@@ -291,7 +291,7 @@ def test_send_one_signal_to_a_whole_group_stops_it_gracefully(
 
 
 def group(process: subprocess.Popen[bytes]) -> list[int]:
-    """The processes of a worker, but for its parent."""
+    """The processes of a worker, except for its parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

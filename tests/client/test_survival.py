@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing runs twice: real processes, and what kills them."""
+"""No job is lost or succeeds twice when workers, the service or the database are killed."""
 
 from __future__ import annotations
 

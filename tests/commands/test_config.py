@@ -1,4 +1,4 @@
-"""Settings: read, checked at start, refused with what to do."""
+"""Settings: how they are read and checked at start, and what their errors say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process answers whatever the database does, and is not held up by what slow callers do."""
+"""Liveness probes and refusals: neither a hung database nor slow callers delay them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_worker_overrides_only_what_gunicorn_has() -> None:
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    """A Postgres of its own, to be mistreated."""
+    """A Postgres of its own, which tests may freeze and kill."""
     server = Postgres()
     yield server
     server.stop()

@@ -1,4 +1,4 @@
-"""``jobapi workspaces move``: to another database, interrupted, undone, refused."""
+"""``jobapi workspaces move``: complete, interrupted, undone and refused moves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FIRST = 50_000_000
 
 @pytest.fixture
 def target_kind(request: Any, database: str) -> str:
-    """The kind of the target, if a test does not want both to be alike."""
+    """The kind of the target's database, if a test wants another one than the source's."""
     return str(getattr(request, "param", database))
 
 
@@ -52,7 +52,7 @@ def target_kind(request: Any, database: str) -> str:
 def cells(
     new_database: Any, database: str, target_kind: str, tmp_path: Path
 ) -> Iterator[tuple[World, World, str]]:
-    """Two cells, and the URL of the second. The first gives out ids from ``FIRST``."""
+    """Two cells, and the URL of the second. The ids of the first start at ``FIRST``."""
     urls = [new_database(database), new_database(target_kind)]
     apps = [app_on(url, tmp_path) for url in urls]
     worlds = [World(app) for app in apps]
@@ -270,7 +270,7 @@ def test_writes_are_refused_while_it_moves_and_reads_are_not(
         )
     assert desk.get(f"/{job['job_id']}").json == job
     assert neighbour.post(json={"job_type": "x", "workspace_id": neighbour.workspace_id})
-    # Also what asks no view, such as a host or the maintenance.
+    # This includes writes that do not go through a view, such as those of a host.
     for statement in (
         workspaces.update().where(workspaces.c.id == desk.workspace_id).values(name="x"),
         jobs.update().values(version=7),

@@ -1,4 +1,4 @@
-"""Container, compose, Kubernetes, Prometheus, Grafana and systemd: they name what there is."""
+"""Examples of deployments: the commands, settings and metrics that they name exist."""
 
 from __future__ import annotations
 

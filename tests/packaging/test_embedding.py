@@ -1,4 +1,4 @@
-"""In somebody's Flask application: theirs unchanged, ours working."""
+"""Embedding in a host application: the host stays unchanged, and jobapi works."""
 
 from __future__ import annotations
 
@@ -492,7 +492,7 @@ class LimitReached(TooManyRequests):
 
 
 def hooked(raised: Exception) -> Flask:
-    """A host whose hook raises something when it is told to; no request of it needs a database."""
+    """A host with a hook that raises on request; no request of it needs a database."""
     app = Flask("host")
     app.config["SECRET_KEY"] = "k" * 32
 
@@ -540,7 +540,7 @@ def test_exception_of_the_hosts_is_answered_by_the_host() -> None:
 
 
 def refuse() -> Any:
-    """Stands for a look-up in the host's database that raises."""
+    """Stands for a query of the host's database that raises."""
     raise NotLoggedIn
 
 

@@ -107,7 +107,7 @@ def test_status_codes_are_documented_answers(app: Flask) -> None:
 
 
 class Reader:
-    """Somebody who has the service running and works through the guide."""
+    """A reader of the guide who runs its blocks against a running service."""
 
     def __init__(self, service: Service, folder: Path, *, stand_ins: bool) -> None:
         self.service = service

@@ -1,4 +1,4 @@
-"""The rules of the house, checked."""
+"""The conventions of the project: imports, commits, names and bounds."""
 
 from __future__ import annotations
 

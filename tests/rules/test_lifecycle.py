@@ -1,4 +1,4 @@
-"""The rules of a job's life as tables, and what the database refuses though nobody asks for it."""
+"""The rules of the lifecycle as tables, and the states that the database itself refuses."""
 
 from __future__ import annotations
 

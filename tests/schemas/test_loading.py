@@ -51,7 +51,7 @@ for module in iter_modules(jobapi.schemas.__path__):
 
 
 def loaded(schema: Base, data: Any, **kw: Any) -> Any:
-    """What comes of it, or the messages."""
+    """The loaded data, or the error messages."""
     try:
         return schema.load(data, **kw)
     except ValidationError as error:

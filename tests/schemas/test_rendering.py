@@ -1,4 +1,4 @@
-"""Rendering: an answer is what its schema says of a row."""
+"""Rendering: how schemas turn rows into responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that start and end jobs in a hurry: ``python -m tests.services.claimers URL …``."""
+"""Processes that start and end jobs continuously: ``python -m tests.services.claimers …``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LOCKS_NOTHING: Any = Statement(
 
 
 class Claimer:
-    """Starts jobs by claims and edits, and ends them in every way, as chance has it."""
+    """Starts jobs by claims and edits, and ends them in every way, at random."""
 
     def __init__(self, connection: Any, seed: int, limit: int) -> None:
         self.connection = connection
@@ -102,9 +102,9 @@ class Claimer:
             assert answer.problem is None, answer
 
     def run(self, stop: Path) -> None:
-        """Do both until there is a file, or a minute has passed, and then end what is left.
+        """Start and end jobs until the file ``stop`` exists or a minute has passed.
 
-        What the service refuses is counted.
+        Then end the remaining jobs. Refusals of the service are counted.
         """
         end = time.monotonic() + 60
         while self.held or (time.monotonic() < end and not stop.exists()):

@@ -58,7 +58,7 @@ def test_reports_on_the_same_jobs_at_once_are_all_judged(desk: Desk) -> None:
             {"job_id": job["job_id"], "lease_token": job["lease_token"]}
             for job in desk.claim(limit=60)
         ]
-        # Each says of every job something else than the others do.
+        # Each request sets other values for every job.
         bodies = [
             [{**lease, **said[(place + n + turn) % 4]} for place, lease in enumerate(leases)]
             for n in range(8)
@@ -198,7 +198,7 @@ def test_jobs_that_were_acknowledged_outlive_the_service(serve: Any, how: str) -
     again = client(serve())
     for job_id in acknowledged:
         assert again.get(f"/workspace/1/jobs/{job_id}").json()["status"] == "pending"
-    # What was under way may be there or not; no more than one for each writer.
+    # A request that was under way may have been carried out or not: at most one per writer.
     total = again.get("/workspace/1/jobs?limit=1").json()["pagination"]["total"]
     assert len(acknowledged) <= total <= len(acknowledged) + 6
 

@@ -1,4 +1,4 @@
-"""Totals that are not counted: after any history they equal a recount."""
+"""The counts of jobs: after any history they equal a recount."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class History:
     def claim(self) -> None:
         body = {"limit": self.chance.randint(1, 9), "begin": self.chance.random() < 0.5}
         claimed = self.call("POST", "/claim", body)["data"]
-        # What is suspect comes alone and has begun.
+        # A suspect job is claimed alone, and its attempt has begun.
         assert body["begin"] <= all(job["begun"] for job in claimed)
         assert len(claimed) == 1 or len({job["begun"] for job in claimed}) <= 1
         self.held += claimed
@@ -172,7 +172,7 @@ class History:
         self.desk.reap()
 
     def free(self, tx: Any, change: Any, ids: Any) -> None:
-        # Like whoever changes many jobs, it waits for nobody who holds one of them.
+        # Like every change of many jobs, it skips jobs that others have locked.
         held = select(jobs.c.id).where(jobs.c.id == ids).with_for_update(skip_locked=True)
         mine = [row.id for row in tx.execute(held)]
         tx.execute(change.where(jobs.c.id.in_(mine), *self.leased(change)))

@@ -86,7 +86,7 @@ CLAIMS: list[tuple[list[str] | None, int, int, int]] = [
     (["flood"], 1, 1, 400),
     (["flood"], 1, 1, 400),
     (["flood"], 1, 0, 400),
-    # No key is due but one.
+    # Only one key has due jobs.
     (["later"], 1, 1, 400),
     (["later"], 1, 0, 400),
     (["keys"], 1, 1, 400),

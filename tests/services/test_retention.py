@@ -1,4 +1,4 @@
-"""Ended jobs that are not kept for ever."""
+"""Retention: the deletion of old jobs and events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a workspace's answers cost depends on the workspace's own jobs, and has a bound."""
+"""The cost of a workspace's requests is bounded, and depends only on its own jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database away, read-only, slow, locked, full, not migrated: 503, and then all is well."""
+"""Faults of the database: 503 while it is away, read-only, slow, locked, full or not migrated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def on_postgres(make_app: Any, postgres_url: str) -> Desk:
 
 @pytest.fixture
 def brief(make_app: Any, service_url: str) -> Desk:
-    """The owner of a workspace in a database of its own, where nothing is waited for long."""
+    """The owner of a workspace in a database of its own, with short time limits."""
     return Desk(World(make_app(service_url, migrate=False, **BRIEF)))
 
 
@@ -53,7 +53,7 @@ def said(caplog: Any, words: str) -> int:
 
 
 def unavailable(response: Any, says: str) -> None:
-    """Hold a response to what is answered while the database cannot do something."""
+    """Check that a response is a 503 with this detail and a ``Retry-After``."""
     body = check(response, 503, "unavailable")
     assert says in body["detail"]
     assert int(response.headers["Retry-After"]) >= 1

@@ -1,4 +1,4 @@
-"""Who may do what: one table of every route and everybody who may call it."""
+"""Access: a table of every route with the callers that may use it."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ TABLE = {
 
 
 class Cast:
-    """A workspace with a job and a bystander, and everybody with what they would send."""
+    """A workspace with a job, callers with every role, and the credentials that they send."""
 
     def __init__(self, world: World, *, hashed: bool = False) -> None:
         self.world = world
@@ -259,7 +259,7 @@ class Cast:
 
 
 def everything(world: World) -> dict[str, list[Any]]:
-    """All rows there are; when a key was last used changes by looking."""
+    """All rows of the database, without the times when keys were last used."""
     with world.state.engine.connect() as connection:
         return {
             table.name: sorted(

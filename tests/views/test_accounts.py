@@ -67,7 +67,7 @@ def test_login_wrong_name_and_wrong_password_answer_alike(world: World) -> None:
 
 
 def test_login_wrong_name_takes_as_long_as_wrong_password(world: World) -> None:
-    """Both hash once; told by the work they do, in the thread's own processor time."""
+    """Both hash once. Measured in the thread's processor time, which other load does not change."""
     world.user("anna", password=PASSWORD)
 
     def cost(username: str) -> float:

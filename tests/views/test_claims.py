@@ -1,4 +1,4 @@
-"""Claims: who gets which job, in which order, and once."""
+"""Claims: which jobs they lease, in which order, and that each job is leased once."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def statements(world: World, act: Any) -> int:
     engine = world.state.engine
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        # How often others are told of it depends on the time, not on the number.
+        # How often claims are announced depends on the time, not on their number.
         if "pg_notify" not in statement:
             seen.append(statement)
 

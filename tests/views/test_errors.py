@@ -1,4 +1,4 @@
-"""One body for every error: RFC 9457, and nothing of the inside in it."""
+"""Errors: all are problem details (RFC 9457), and none reveals internals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMBERS = {"type", "title", "status", "detail"}
 
 
 def check(response: Any, status: int, kind: str) -> Any:
-    """Hold a response to the one body, and return it."""
+    """Check that a response is a problem of this kind, and return its body."""
     assert response.status_code == status, response.text
     assert response.mimetype == PROBLEM
     body = response.json

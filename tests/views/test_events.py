@@ -1,4 +1,4 @@
-"""What happened, when, and by whom."""
+"""Events: what is recorded for each change, and lists of events."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_members_keys_and_settings_are_noted_for_owners(desk: Desk) -> None:
     key = desk.call("POST", f"{base}/keys", json={"name": "ci", "role": "worker"}).json
     desk.call("DELETE", f"{base}/keys/{key['key_id']}")
     desk.call("PATCH", base, json={"name": "New", "retention": {"events": 5}})
-    # What was so already is no change.
+    # A change to the same value writes no event.
     desk.call("PATCH", f"{base}/members/{anna.id}", json={"role": "member"})
     desk.call("PATCH", base, json={"name": "New", "retention": {"events": 5, "failed": None}})
     viewer = desk.world.token(anna)

@@ -1,4 +1,4 @@
-"""Hostile input: a plain refusal, the same on both databases; nothing that cannot be read back."""
+"""Hostile input: both databases refuse it in the same way, and all that is stored can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing a job: every field that may be changed, when, and what is left alone."""
+"""Edits of a job: which fields may be changed, and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API keys: a machine's way into one workspace."""
+"""API keys: credentials of programs for one workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Production manners: headers, CORS, HEAD and OPTIONS, proxies, health, logs."""
+"""HTTP details for production: headers, CORS, HEAD and OPTIONS, proxies, health, logs."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_forwarded_headers_of_trusted_proxies_are_used(make_app: Any, new_databa
 
 
 def test_forwarded_headers_by_default_are_ignored(desk: Desk) -> None:
-    """Or anybody could get around the limit of failed logins."""
+    """Otherwise any client could evade the limit of failed logins."""
     body = {"username": "anna", "password": "wrong"}
     answers = [
         desk.world.call(

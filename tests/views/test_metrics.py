@@ -1,4 +1,4 @@
-"""What operators watch: ``/metrics``."""
+"""Metrics for Prometheus: ``/metrics``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(world: World, path: str = "/metrics") -> Samples:
 
 
 class Since:
-    """What is measured since then; the applications of all tests are the same."""
+    """The change of metrics since a moment, because all tests share the same application."""
 
     def __init__(self, world: World) -> None:
         self.world, self.before = world, read(world)

@@ -1,4 +1,4 @@
-"""One call for many jobs."""
+"""Operations: one call that cancels, retries or deletes many jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def statuses(desk: Desk, query: str = "") -> dict[str, int]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    """So few jobs in one transaction that several are needed."""
+    """Limit a step to a few jobs, so that an operation needs several steps."""
     monkeypatch.setattr(operations, "AT_ONCE", 3)
     return 3
 

@@ -1,4 +1,4 @@
-"""Leased is not begun: workers that prefetch, and what becomes of their jobs."""
+"""Prefetching: jobs that are leased although their attempts have not begun, and runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def kind(answer: Any) -> str:
 
 
 def expire(desk: Desk, job: Any) -> None:
-    """The worker of a leased job has died, and that was noticed."""
+    """Let the lease of a job expire, as if its worker had died, and reap it."""
     desk.shift(job, 4000)
     assert desk.reap() == 1
 

@@ -1,4 +1,4 @@
-"""Reports: what the holder of a lease can do, and that nobody else can."""
+"""Reports: what the holder of a lease can do, and that no other caller can."""
 
 from __future__ import annotations
 
@@ -538,7 +538,7 @@ def test_renew_lease_schedules_the_reaper_again(desk: Desk) -> None:
 
 
 def test_heartbeat_touches_no_index(desk: Desk) -> None:
-    """Postgres says so itself: the new row stays in the page of the old one."""
+    """By Postgres's statistics of HOT updates: the new row stays in the page of the old one."""
     job = leased(desk)
     updates = text(
         "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"

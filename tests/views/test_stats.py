@@ -1,4 +1,4 @@
-"""How a workspace is doing."""
+"""Statistics of a workspace: totals, due jobs, rates, durations and history."""
 
 from __future__ import annotations
 
