@@ -1,4 +1,4 @@
-"""Waiting for an end by polling, and the progress bar that is shown meanwhile."""
+"""Polling until something has ended, and a progress bar to show in the meantime."""
 
 from __future__ import annotations
 

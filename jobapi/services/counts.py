@@ -33,20 +33,22 @@ Conditions = Callable[[Any], Sequence[Any]]
 """Which buckets to count: a function from a bucket's columns to the conditions on them."""
 
 
-def _of(table: Any) -> list[Any]:
+def _counted_columns(table: Any) -> list[Any]:
     return [table.c[name] for name in _COUNTED]
 
 
 # A bucket's count is the sum of its rows in both tables: the counts, and the changes that are not
 # compacted yet.
-_NOW = union_all(select(*_of(job_counts)), select(*_of(job_count_changes))).subquery("counted")
+_CURRENT = union_all(
+    select(*_counted_columns(job_counts)), select(*_counted_columns(job_count_changes))
+).subquery("counted")
 
 
 def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
     """The matching buckets that have jobs, each with ``n``, their number."""
-    kind = [_NOW.c[name] for name in KIND]
-    n: Any = cast(func.sum(_NOW.c.n), BigInteger)
-    query = select(*kind, n.label("n")).where(*conditions(_NOW.c)).group_by(*kind).having(n > 0)
+    kind = [_CURRENT.c[name] for name in KIND]
+    n: Any = cast(func.sum(_CURRENT.c.n), BigInteger)
+    query = select(*kind, n.label("n")).where(*conditions(_CURRENT.c)).group_by(*kind).having(n > 0)
     return list(session.execute(query).all())
 
 
@@ -71,12 +73,12 @@ def totals(session: Executor) -> list[AnyRow]:
 
     A workspace without jobs has one row, whose status is None.
     """
-    n: Any = cast(func.coalesce(func.sum(_NOW.c.n), 0), BigInteger)
+    n: Any = cast(func.coalesce(func.sum(_CURRENT.c.n), 0), BigInteger)
     query = (
-        select(workspaces.c.id.label("workspace_id"), _NOW.c.status, n.label("n"))
-        .outerjoin_from(workspaces, _NOW, _NOW.c.workspace_id == workspaces.c.id)
+        select(workspaces.c.id.label("workspace_id"), _CURRENT.c.status, n.label("n"))
+        .outerjoin_from(workspaces, _CURRENT, _CURRENT.c.workspace_id == workspaces.c.id)
         .where(workspaces.c.deleted_at.is_(None))
-        .group_by(workspaces.c.id, _NOW.c.status)
+        .group_by(workspaces.c.id, _CURRENT.c.status)
         .order_by(workspaces.c.id)
     )
     return list(session.execute(query).all())
@@ -89,17 +91,19 @@ def busiest_types(session: Executor, *, per_workspace: int, most: int) -> tuple[
     ended jobs come last; each workspace gets its busiest type before any gets its second. The
     second value is how many types were left out.
     """
-    workspace_id, job_type = _NOW.c.workspace_id, _NOW.c.job_type
+    workspace_id, job_type = _CURRENT.c.workspace_id, _CURRENT.c.job_type
     live = [
-        cast(func.sum(case((_NOW.c.status == status, _NOW.c.n), else_=0)), BigInteger).label(name)
+        cast(
+            func.sum(case((_CURRENT.c.status == status, _CURRENT.c.n), else_=0)), BigInteger
+        ).label(name)
         for status, name in ((JobStatus.PENDING, "pending"), (JobStatus.RUNNING, "running"))
     ]
     types = (
         select(workspace_id, job_type, *live)
-        .join_from(_NOW, workspaces, workspaces.c.id == workspace_id)
+        .join_from(_CURRENT, workspaces, workspaces.c.id == workspace_id)
         .where(workspaces.c.deleted_at.is_(None))
         .group_by(workspace_id, job_type)
-        .having(func.sum(_NOW.c.n) > 0)
+        .having(func.sum(_CURRENT.c.n) > 0)
         .subquery()
     )
     busy = types.c.pending + types.c.running
@@ -134,10 +138,10 @@ def pending(session: Executor, workspace_id: int, names: Sequence[str]) -> Count
 def job_types(session: Executor, workspace_id: int) -> set[str]:
     """The job types of a workspace's jobs."""
     query = (
-        select(_NOW.c.job_type)
-        .where(_NOW.c.workspace_id == workspace_id)
-        .group_by(_NOW.c.job_type)
-        .having(func.sum(_NOW.c.n) > 0)
+        select(_CURRENT.c.job_type)
+        .where(_CURRENT.c.workspace_id == workspace_id)
+        .group_by(_CURRENT.c.job_type)
+        .having(func.sum(_CURRENT.c.n) > 0)
     )
     return set(session.execute(query).scalars())
 
@@ -153,7 +157,11 @@ def fold(session: Executor) -> int:
     gone = session.execute(
         delete(job_count_changes)
         .where(job_count_changes.c.id.in_(oldest))
-        .returning(*_of(job_count_changes), job_count_changes.c.at, job_count_changes.c.seconds)
+        .returning(
+            *_counted_columns(job_count_changes),
+            job_count_changes.c.at,
+            job_count_changes.c.seconds,
+        )
     ).all()
     sums: Counter[tuple[Any, ...]] = Counter()
     for *kind, n, _, _ in gone:
@@ -178,7 +186,7 @@ def _add(dialect: str) -> Any:
     added = insert_or_ignore(dialect, job_counts).from_select(
         list(_COUNTED),
         # Without the WHERE, SQLite would read the ON of ON CONFLICT as that of a join.
-        select(*_of(source)).where(literal(1) == 1),
+        select(*_counted_columns(source)).where(literal(1) == 1),
     )
     return added.on_conflict_do_update(
         index_elements=list(KIND), set_={"n": job_counts.c.n + added.excluded.n}
@@ -209,6 +217,6 @@ def check(session: Executor, workspace_id: int) -> list[AnyRow]:
         session.execute(
             insert(job_count_changes)
             .from_select(list(_COUNTED), wrong)
-            .returning(*_of(job_count_changes))
+            .returning(*_counted_columns(job_count_changes))
         ).all()
     )

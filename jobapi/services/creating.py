@@ -499,6 +499,6 @@ def _check_job_types(
 
 
 # A cache of each workspace's types, by engine. Another process may add types in the meantime, so
-# the limit can be exceeded a little, which is harmless.
+# the limit can be exceeded a little.
 _known_job_types: WeakKeyDictionary[Any, dict[int, set[str]]] = WeakKeyDictionary()
 _MAX_KNOWN = 1000

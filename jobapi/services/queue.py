@@ -188,7 +188,7 @@ def _claim(
                 jobs.c.due_at <= bindparam("now"),
                 jobs.c.concurrency_key.is_(None),
                 flow_claims.is_alive(moment),
-                _of_type(wanted, dialect) if typed else true(),
+                _has_wanted_type(wanted, dialect) if typed else true(),
             )
             .order_by(jobs.c.due_at, jobs.c.id)
             .limit(bindparam("limit"))
@@ -196,11 +196,11 @@ def _claim(
         )
         if typed and dialect == "postgresql":
             # And one subquery per type, so that a claim does not read past jobs of other types.
-            of_type = head.lateral()
+            per_type = head.lateral()
             heads.append(
-                select(of_type.c.id, *(of_type.c[column.name] for column in looked_at))
-                .select_from(wanted.join(of_type, true()))
-                .order_by(of_type.c.due_at, of_type.c.id)
+                select(per_type.c.id, *(per_type.c[column.name] for column in looked_at))
+                .select_from(wanted.join(per_type, true()))
+                .order_by(per_type.c.due_at, per_type.c.id)
                 .limit(bindparam("limit"))
                 .subquery()
                 .select()
@@ -241,7 +241,7 @@ def _claim(
     return Statement[Job](claim)
 
 
-def _of_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
+def _has_wanted_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
     if dialect == "postgresql":
         same: ColumnElement[bool] = jobs.c.job_type == wanted.c.job_type
         return same

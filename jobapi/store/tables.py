@@ -639,7 +639,7 @@ class EventRecord(Base):
     __table_args__ = (
         # The events of a workspace in their order.
         Index("ix_jobapi_events_order", "workspace_id", "xid", "id", unique=True),
-        # The events of a job, which occur one after the other.
+        # The events of a job, in the order of their ids: changes of one job are serialized.
         Index("ix_jobapi_events_job", "job_id", "id"),
         {"sqlite_autoincrement": True},
     )

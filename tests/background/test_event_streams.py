@@ -101,7 +101,7 @@ def test_changes_arrive_whichever_process_makes_them(serve: Any) -> None:
     assert heard == listed
 
 
-def test_stream_has_what_it_is_asked_for(serve: Any) -> None:
+def test_stream_has_only_matching_events(serve: Any) -> None:
     client = serve().client("boss", PASSWORD)
     mine = create(client)
     by_kind = Listener(client, "kind=cancelled&kind=retried")
@@ -185,7 +185,7 @@ def read_on(engine: Any, workspace_id: int, name: str, most: int = 100) -> list[
     return heard
 
 
-def test_transaction_that_is_left_open_holds_up_nothing_and_is_not_missed(desk: Desk) -> None:
+def test_open_transaction_delays_no_events_and_loses_none(desk: Desk) -> None:
     """Transactions that end in another order than they began."""
     engine, w = desk.world.state.engine, desk.workspace_id
     by = {"created_by": desk.user.id, "job_type": "a"}
@@ -418,7 +418,7 @@ def test_heartbeat_checks_the_access_without_writing(desk: Desk) -> None:
     assert last < datetime.now(UTC) - timedelta(hours=20)
 
 
-def test_stream_that_never_began_gives_its_place_back(desk: Desk) -> None:
+def test_stream_that_never_began_does_not_count(desk: Desk) -> None:
     serving = desk.world.state.streams
     path = f"/workspace/{desk.workspace_id}/events/stream"
     for _ in range(20):
@@ -914,7 +914,7 @@ def test_stream_that_holds_a_thread_ends_after_a_while_and_can_be_resumed(desk: 
     desk.world.set_stream_options(heartbeat_seconds=0.2, thread_seconds=0.2)
     path = f"/workspace/{desk.workspace_id}/events/stream"
     response = desk.call("GET", path)
-    # A stream that was reserved and never read must not count towards the limit.
+    # The client does not read on. The stream ends, and no longer counts towards the limit.
     begun = next(line for line in lines(response) if line.startswith("id: "))
     deadline = time.monotonic() + 10
     while len(desk.world.state.streams) and time.monotonic() < deadline:

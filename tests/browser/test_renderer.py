@@ -205,7 +205,7 @@ def test_svg_has_its_namespace_and_what_is_beside_it_does_not(draw: Page) -> Non
     ) == [True, True]
 
 
-def test_random_trees_equal_what_is_drawn_anew(draw: Page) -> None:
+def test_random_trees_equal_a_fresh_drawing(draw: Page) -> None:
     wrong = draw.evaluate(
         """() => {
         let seed = 7;

@@ -154,7 +154,7 @@ def test_plain_functions_run_beside_it(desk: Desk, client: Client, worker: Worke
     assert [job.result for job in client.jobs(desk.workspace_id)] == [{"met": True}] * 4
 
 
-def test_stop_releases_what_does_not_end_and_cancels_it(
+def test_stop_cancels_and_releases_tasks_that_do_not_end(
     desk: Desk, client: Client, worker: Worker
 ) -> None:
     worker.concurrency, worker.grace_seconds = 2, 1

@@ -274,7 +274,7 @@ def test_claim_whose_answer_is_lost_gets_the_same_leases(desk: Desk) -> None:
         assert sum(1 for _ in client.jobs(desk.workspace_id, status="running")) == 1
 
 
-def test_what_may_have_happened_is_not_repeated(desk: Desk) -> None:
+def test_request_that_may_have_been_carried_out_is_not_repeated(desk: Desk) -> None:
     job = desk.create()
     network = Flaky(desk.world.app, [httpx2.ReadError("lost")], after=True)
     with connected(desk, network) as client, pytest.raises(Unreachable):
@@ -570,7 +570,7 @@ def test_set_job_type_changes_settings_and_none_resets_them(desk: Desk, client: 
     assert job.expires_at == job.due_at + timedelta(hours=1)
 
 
-def test_set_job_type_to_what_is_invalid_is_refused(desk: Desk, client: Client) -> None:
+def test_set_job_type_with_an_invalid_value_is_refused(desk: Desk, client: Client) -> None:
     w = desk.workspace_id
     for settings, field in (
         ({"max_running": 0}, "max_running"),
@@ -824,7 +824,9 @@ def test_follow_broken_before_the_first_event_resumes_at_its_start(desk: Desk) -
     assert network.begun[1] is not None
 
 
-def test_follow_of_what_may_not_be_seen_is_an_error(desk: Desk, client: Client) -> None:
+def test_follow_without_access_or_after_an_invalid_position_is_an_error(
+    desk: Desk, client: Client
+) -> None:
     with pytest.raises(errors.NotFound):
         client.follow(desk.workspace_id + 1)
     with pytest.raises(errors.ValidationFailed):
@@ -872,7 +874,7 @@ def test_follow_after_a_break_resumes_after_the_last_whole_event(
     assert max(pauses[:2]) <= 0.2 < min(pauses[4:])
 
 
-def test_follow_of_what_is_no_stream_is_unreachable() -> None:
+def test_follow_a_response_that_is_not_a_stream_is_unreachable() -> None:
     network = Scripted(("text/html", b"<p>log in</p>"))
     with (
         Client("http://service", token="t", transport=network) as client,

@@ -279,7 +279,7 @@ def test_run_of_a_cancelled_job_is_refused(desk: Desk, client: Client) -> None:
     assert run.begin() is Refusal.LEASE_LOST
 
 
-def test_run_that_loses_its_lease_is_told(desk: Desk, client: Client) -> None:
+def test_run_that_loses_its_lease_is_notified(desk: Desk, client: Client) -> None:
     told: list[bool] = []
     job, leased = claimed(client, desk.workspace_id)
     run = Run(client, desk.workspace_id, leased, lease_seconds=5, on_lost=lambda: told.append(True))

@@ -42,7 +42,7 @@ def test_truth_values_are_read_as_people_write_them(text: Any, value: bool) -> N
     assert load({"JOBAPI_DOCS_ENABLED": text}, {}).docs_enabled is value
 
 
-def test_empty_variable_is_as_if_it_were_not_there() -> None:
+def test_empty_variable_counts_as_not_set() -> None:
     environ = {"JOBAPI_SECRET_KEY": "", "JOBAPI_DATABASE_POOL_SIZE": "", "JOBAPI_ENV": ""}
     assert load({}, environ) == Settings()
 

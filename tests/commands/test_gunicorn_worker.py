@@ -100,7 +100,7 @@ def test_connections_that_say_nothing_take_no_thread(serve: Any) -> None:
             connection.close()
 
 
-def test_half_a_probe_holds_up_no_other(serve: Any) -> None:
+def test_incomplete_probe_does_not_delay_others(serve: Any) -> None:
     service = serve("--workers", "1", "--threads", "4")
     host, port = service.url.removeprefix("http://").rsplit(":", 1)
     halves = [

@@ -819,7 +819,7 @@ def test_url_defaults_of_the_host_do_not_break_our_pages(embed: Any) -> None:
     assert "?" not in made.headers["Location"]
 
 
-def test_host_that_matches_hosts_is_refused_with_what_to_do() -> None:
+def test_host_with_host_matching_is_refused_with_what_to_do() -> None:
     app = Flask("host", host_matching=True, static_host="host.example")
     app.config["SECRET_KEY"] = "k" * 32
     with pytest.raises(ConfigError, match="host_matching"):

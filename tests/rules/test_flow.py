@@ -115,7 +115,7 @@ def test_suspect_job_starts_alone() -> None:
     assert chosen([job(1), job(2, suspect=True), job(3)]) == [1, 3]
 
 
-def test_jobs_fit_into_an_answer_but_the_first_one() -> None:
+def test_jobs_fit_into_a_response_except_the_first_one() -> None:
     assert chosen([job(1, bytes=2000), job(2)]) == [1]
     assert chosen([job(1, bytes=600), job(2, bytes=600)]) == [1]
 

@@ -1,4 +1,4 @@
-"""Retention: the deletion of old jobs and events."""
+"""Retention: how long a workspace keeps ended jobs, and their deletion."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def left(desk: Desk) -> list[str]:
     return [job["status"] for job in desk.get("?order=asc&limit=100").json["data"]]
 
 
-def test_new_workspace_keeps_everything_for_ever(desk: Desk) -> None:
+def test_new_workspace_keeps_all_jobs(desk: Desk) -> None:
     assert workspace(desk)["retention"] == FOREVER
     for status in STATUSES:
         age(desk, desk.job_in(status), 10_000)
@@ -73,7 +73,7 @@ def test_retention_of_no_days_is_422(desk: Desk, days: Any) -> None:
     assert list(response.json["errors"]) == ["retention.success"]
 
 
-def test_sweep_takes_what_is_older_and_nothing_else(desk: Desk) -> None:
+def test_delete_old_jobs_deletes_only_older_ones(desk: Desk) -> None:
     workspace(desk, {"retention": {"success": 7, "failed": 30}})
     other = Desk(desk.world)
     for where in (desk, other):

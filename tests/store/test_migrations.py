@@ -25,14 +25,16 @@ def tables(app: Any) -> set[str]:
     return set(inspect(app.extensions["jobapi"].engine).get_table_names())
 
 
-def test_upgrade_makes_what_the_models_say(make_app: Any, new_database: Any, database: str) -> None:
+def test_upgrade_creates_the_schema_of_the_models(
+    make_app: Any, new_database: Any, database: str
+) -> None:
     app = make_app(new_database(database))
     assert tables(app) == TABLES | {"jobapi_alembic_version"}
     with app.extensions["jobapi"].private.app_context():
         flask_migrate.check()
 
 
-def test_upgrade_makes_what_schema_sql_says(make_app: Any, new_database: Any) -> None:
+def test_upgrade_creates_the_schema_of_schema_sql(make_app: Any, new_database: Any) -> None:
     url = new_database("postgresql")
     make_app(url)
     assert schema.FILE.read_text("utf-8") == schema.schema(url), "Run `make schema`."

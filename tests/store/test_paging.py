@@ -71,7 +71,7 @@ def test_list_by_cursor_of_a_deleted_item_continues_there(desk: Desk, admin: str
     "cursor",
     ["nonsense", "é", *map(write_cursor, NO_KEYS)],
 )
-def test_list_by_what_is_no_cursor_is_422(desk: Desk, admin: str, path: str, cursor: str) -> None:
+def test_list_with_an_invalid_cursor_is_422(desk: Desk, admin: str, path: str, cursor: str) -> None:
     url = f"{path.format(desk.workspace_id)}?cursor={cursor}"
     response = desk.world.call("GET", url, admin)
     assert response.status_code == 422

@@ -64,7 +64,7 @@ def test_claim_goes_by_priority_then_due_then_creation(desk: Desk) -> None:
     assert [job["job_id"] for job in [*first, *rest]] == order
 
 
-def test_claim_takes_only_the_types_asked_for(desk: Desk) -> None:
+def test_claim_takes_only_the_requested_types(desk: Desk) -> None:
     for job_type in ("a", "b", "c", "a"):
         desk.create(job_type=job_type)
     claimed = desk.claim(job_types=["a", "c"], limit=100)

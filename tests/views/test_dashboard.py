@@ -53,7 +53,7 @@ def test_page_is_the_same_at_each_of_its_addresses(world: World, path: str) -> N
     assert page.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_page_is_asked_about_each_time_and_its_files_are_kept(world: World) -> None:
+def test_page_is_revalidated_and_its_files_are_cached(world: World) -> None:
     page = world.call("GET", "/dashboard")
     assert page.headers["Cache-Control"] == "no-cache"
     headers = {"If-None-Match": page.headers["ETag"]}
@@ -175,7 +175,7 @@ def test_scripts_insert_no_markup_and_call_no_other_host(name: str) -> None:
     assert set(re.findall(r"https?://[^\"'` ]+", text)) <= {"http://www.w3.org/2000/svg"}
 
 
-def test_scripts_import_what_there_is() -> None:
+def test_scripts_import_existing_files() -> None:
     for name in SCRIPTS:
         for target in re.findall(r"""(?:from |import\()"([^",]+)\"""", source(name)):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))

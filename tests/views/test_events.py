@@ -341,7 +341,7 @@ def test_events_are_kept_as_long_as_the_workspace_says(desk: Desk) -> None:
     assert len(listed(other)) == 6
 
 
-def test_event_of_a_clock_that_was_ahead_keeps_no_others(desk: Desk) -> None:
+def test_event_with_a_time_in_the_future_does_not_block_deletion(desk: Desk) -> None:
     for _ in range(5):
         desk.create()
     with desk.world.transaction() as tx:

@@ -279,7 +279,7 @@ def test_wrong_settings_are_422(desk: Desk, body: dict[str, Any], field: str) ->
     assert field in response.json["errors"]
 
 
-def test_type_shows_how_it_is_doing(desk: Desk) -> None:
+def test_type_shows_its_load(desk: Desk) -> None:
     desk.create()
     desk.create(concurrency_key="a")
     desk.create(scheduled_at="2100-01-01T00:00:00Z")

@@ -223,7 +223,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_claim_out_of_place_of_a_signed_token_is_401(desk: Desk, name: str) -> None:
+def test_invalid_claim_of_a_signed_token_is_401(desk: Desk, name: str) -> None:
     tokens = desk.world.tokens(desk.user)
     calls = [("GET", "/auth/me", "access_token"), ("POST", "/auth/refresh", "refresh_token")]
     for method, path, kind in calls:

@@ -54,7 +54,7 @@ def test_request_id_that_was_sent_is_kept_where_it_is_harmless(
     assert (response.headers["X-Request-Id"] == given) == kept
 
 
-def test_jobs_may_be_kept_and_asked_about_and_all_else_is_not_stored(desk: Desk) -> None:
+def test_jobs_are_cached_with_revalidation_and_all_else_is_not_stored(desk: Desk) -> None:
     job_id = desk.create()["job_id"]
     assert desk.get(f"/{job_id}").headers["Cache-Control"] == "private, no-cache"
     assert desk.get().headers["Cache-Control"] == "no-store"

@@ -628,7 +628,7 @@ def test_database_refuses_half_a_lease(desk: Desk, impossible: Any) -> None:
 
 
 @pytest.mark.parametrize("token", ["\x00", "x" * 33, "x" * 64, "x" * 5000, "\xff\x80", "", "é"])
-def test_token_that_can_be_none_is_a_lost_lease(desk: Desk, token: str) -> None:
+def test_report_with_a_malformed_lease_token_is_lease_lost(desk: Desk, token: str) -> None:
     job = leased(desk)
     headers = {"Lease-Token": token}
     for status in ("success", "failed", "running"):

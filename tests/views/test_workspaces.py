@@ -274,7 +274,7 @@ def test_read_unknown_member_is_404(desk: Desk) -> None:
             assert response.json["type"].endswith(":member-not-found")
 
 
-def test_remove_member_anybody_may_leave(desk: Desk) -> None:
+def test_remove_member_any_member_may_leave(desk: Desk) -> None:
     for role in (Role.VIEWER, Role.WORKER, Role.MEMBER):
         member = desk.world.member(desk.workspace_id, role)
         other = desk.world.member(desk.workspace_id, Role.VIEWER)
