@@ -91,7 +91,7 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The jobs that a claim may start, and what it needs to note afterwards."""
+    """The jobs that a claim may start, and what it needs to record afterwards."""
 
     starts: Sequence[Start]
     now: datetime
@@ -121,6 +121,7 @@ def claim(
 
 
 def _find(session: Executor, flow: Flow, wanted: Wanted) -> Found:
+    """Steps 1 to 5 of this module, up to the choice. Each step narrows ``names``, the types."""
     ws, limit, now = wanted.workspace_id, wanted.limit, wanted.now
     names = _names(session, flow, wanted)
     keyed = [name for name in names if flow.of(name).keyed]
@@ -278,6 +279,7 @@ def _has_key(of: Any) -> ColumnElement[bool]:
 
 
 def _head(of: Any, which: ColumnElement[bool], *, locked: bool) -> Select[Any]:
+    """The first due jobs of the type and priority in the row ``of`` that meet ``which``."""
     c = jobs.c
     query = (
         select(
@@ -332,6 +334,11 @@ def _start(
 
 @cache
 def _starting(dialect: str, *, begin: bool) -> Statement[Job]:
+    """The UPDATE that starts chosen jobs, each with its slots.
+
+    On Postgres it leaves out jobs that are locked, and slots that have been taken since. On SQLite
+    the transaction has the write lock, so neither can happen.
+    """
     names = ("id", "version", "job_type", "slot", "key_slot")
     source = record_source(dialect, {name: jobs.c[name].type for name in names})
     row = source.c

@@ -79,9 +79,10 @@ def lock(
     keys: Sequence[KeyOf],
     limit: int,
 ) -> tuple[Locked, bool]:
-    """Lock up to ``limit`` slots of each type, and ``limit`` keys, until the transaction ends.
+    """Lock up to ``limit`` slots of each type, and ``limit`` keys of each type.
 
-    Also returns whether others held some of them.
+    The locks are advisory, and last until the transaction ends. Also returns whether others held
+    some of them. On SQLite nothing needs to be locked.
     """
     if dialect_name(session) == "sqlite":
         return Locked({name: list(numbers) for name, numbers in slots.items()}, [*keys]), False

@@ -256,6 +256,7 @@ def _workspaces(listing: Listing) -> list[int]:
 
 
 def _in_each_status(buckets: Sequence[Any], statuses: Sequence[JobStatus]) -> list[Any]:
+    """Buckets for each type and priority in all wanted statuses (none given: in all)."""
     sums: Counter[tuple[Any, ...]] = Counter()
     for bucket in buckets:
         sums[bucket.workspace_id, bucket.job_type, bucket.priority] += bucket.n
