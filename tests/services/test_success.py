@@ -174,7 +174,9 @@ def outcome(desk: Desk, case: Case, job: Any, way: Callable[..., Any]) -> Any:
         found = {
             "job": {**row._asdict(), "actual_duration": duration(row)},
             "attempts": rows(tx, select(attempts).where(attempts.c.job == job.id)),
-            "events": rows(tx, select(*NOTED).where(events.c.job_id == job.job_id)),
+            "events": rows(
+                tx, select(*NOTED).where(events.c.job_id == job.job_id).order_by(events.c.id)
+            ),
             "counts": counts.kinds(tx, lambda c: [c.workspace_id == desk.workspace_id]),
             "answers": [answered(each, row) for each in answers],
         }
