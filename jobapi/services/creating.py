@@ -447,7 +447,7 @@ def _new_row(
         raise ValidationFailed({"job_type": [JOB_TYPE_RULE]})
     limit_documents(item)
     of_type = settings.of(item["job_type"])
-    given: dict[str, Any] = {n: item.get(n) for n in _GIVEN if item.get(n) is not None}
+    given: dict[str, Any] = {n: v for n, v in item.items() if v is not None and n in _GIVEN}
     if settings is not UNGOVERNED:
         for name in _DEFAULTED:
             if name not in given and getattr(of_type, name) is not None:

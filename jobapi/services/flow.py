@@ -17,7 +17,8 @@ from sqlalchemy import Connection, bindparam, select, update
 from ..rules.flow import UNGOVERNED, Flow, TypeSettings
 from ..rules.jobs import Priority
 from ..store.columns import DbNow, insert_or_ignore
-from ..store.connections import Executor, dialect_name
+from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.statement import Statement
 from ..store.tables import job_types, workspaces
 from ..store.transactions import transactional
 
@@ -25,6 +26,7 @@ _SETTINGS = tuple(TypeSettings.__dataclass_fields__)
 _VERSION = (
     select(workspaces.c.flow_version).where(workspaces.c.id == bindparam("workspace"))
 ).scalar_subquery()
+_NOW_IN = Statement[AnyRow](select(DbNow().label("now"), _VERSION.label("version")), prepare=True)
 _MAX_KEPT = 1000
 _kept: WeakKeyDictionary[Any, dict[int, tuple[int, Flow]]] = WeakKeyDictionary()
 
@@ -38,9 +40,7 @@ class Now(NamedTuple):
 
 def now_in(session: Executor, workspace_id: int) -> Now:
     """Read the time and the version, for a caller that has not read them."""
-    row = session.execute(
-        select(DbNow().label("now"), _VERSION.label("version")), {"workspace": workspace_id}
-    ).one()
+    (row,) = _NOW_IN.all(session, {"workspace": workspace_id})
     return Now(row.now, row.version or 0)
 
 

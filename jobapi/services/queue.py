@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import (
     ColumnElement,
     Integer,
+    Select,
+    SmallInteger,
     bindparam,
     desc,
     func,
@@ -33,6 +35,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 
 from ..errors import JobApiError, ValidationFailed
 from ..rules import leases, lifecycle
@@ -162,24 +165,25 @@ def claim(
     return sorted(claimed, key=lambda job: (urgency(job.priority, job.due_at, ageing), job.id))
 
 
+_HIGHEST_FIRST = sorted(Priority, reverse=True)
+
+
 @cache
 def _claim(
     dialect: str, *, typed: bool, several: bool, begin: bool, ageing: bool
 ) -> Statement[Job]:
     (status,) = TRANSITIONS["claim"].allowed
     moment: Any = bindparam("now", type_=jobs.c.due_at.type)
-    # One subquery per priority, so that each reads the head of an index range and does not read
-    # past jobs that are scheduled for later. Lower priorities are read only as long as the higher
-    # ones have too few jobs.
-    heads = []
     looked_at = [jobs.c.suspect, answer_bytes().label("bytes")] if several else []
     if ageing:
         # ``ageing`` seconds of waiting make up for one level of priority.
         worth = jobs.c.priority * bindparam("ageing", type_=Integer)
         looked_at += [SecondsAfter(jobs.c.due_at, -worth).label("aged"), jobs.c.priority]
     wanted = select(func.unnest(bindparam("job_types", type_=Texts)).label("job_type")).subquery()
-    for priority in sorted(Priority, reverse=True):
-        head = (
+
+    def first_of(priority: Any) -> Select[Any]:
+        """The first due jobs with a priority, which is the beginning of a range of an index."""
+        return (
             select(jobs.c.id, jobs.c.due_at, *looked_at)
             .where(
                 jobs.c.workspace_id == bindparam("given_workspace_id"),
@@ -194,21 +198,28 @@ def _claim(
             .limit(bindparam("limit"))
             .with_for_update(skip_locked=True, of=jobs)
         )
-        if typed and dialect == "postgresql":
-            # And one subquery per type, so that a claim does not read past jobs of other types.
-            per_type = head.lateral()
-            heads.append(
-                select(per_type.c.id, *(per_type.c[column.name] for column in looked_at))
-                .select_from(wanted.join(per_type, true()))
-                .order_by(per_type.c.due_at, per_type.c.id)
-                .limit(bindparam("limit"))
-                .subquery()
-                .select()
-            )
-        else:
-            first = head.subquery()
-            heads.append(select(first.c.id, *(first.c[column.name] for column in looked_at)))
-    found = union_all(*heads)
+
+    # Priority by priority, so that a claim does not read past jobs that are scheduled for later.
+    # Lower priorities are read only as long as the higher ones have too few jobs.
+    found: Any
+    if dialect == "sqlite":
+        heads = [first_of(priority).subquery() for priority in _HIGHEST_FIRST]
+        found = union_all(
+            *(select(h.c.id, *(h.c[column.name] for column in looked_at)) for h in heads)
+        )
+    else:
+        # A lateral join instead of a union: planning takes longer than the claim itself, and it
+        # takes as long as there are subqueries of the table.
+        levels = func.unnest(array(_HIGHEST_FIRST, type_=SmallInteger))
+        ranked = select(levels.label("priority")).subquery()
+        head = first_of(ranked.c.priority).correlate(ranked, wanted).lateral()
+        if typed:
+            # And type by type, so that a claim does not read past jobs of other types.
+            of_types = select(*head.c).select_from(wanted.join(head, true()))
+            ordered = of_types.order_by(head.c.due_at, head.c.id).limit(bindparam("limit"))
+            head = ordered.correlate(ranked).lateral()
+        found = select(head.c.id, *(head.c[column.name] for column in looked_at))
+        found = found.select_from(ranked.join(head, true()))
     if ageing:
         # The first in the order of all priorities.
         found = found.order_by("aged", desc("priority"), "id")

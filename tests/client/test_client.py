@@ -663,7 +663,8 @@ def test_explanation_has_reasons_with_the_fields_of_their_code(desk: Desk, clien
     assert (found.status, found.ahead, found.ahead_is_capped) == ("pending", 1, False)
     assert found.live_workers == 1
     assert found.estimated_completion_at is None
-    assert found.to_json() == desk.get(f"/{last.job_id}/explain").json
+    answer = desk.get(f"/{last.job_id}/explain").json
+    assert {**found.to_json(), "estimated_start_at": None} == {**answer, "estimated_start_at": None}
     assert found == Explanation(**{f.name: getattr(found, f.name) for f in fields(found)})
     with pytest.raises(errors.JobNotFound):
         client.explain(w, "job_x")
