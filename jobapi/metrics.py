@@ -27,6 +27,7 @@ from sqlalchemy import Engine, QueuePool, event
 
 from .config import METRICS_FOLDER
 from .rules.jobs import JobStatus, Outcome
+from .services.job_logs import Appended
 from .services.settling import EndedAttempt
 from .services.stats import Backlog
 
@@ -169,6 +170,15 @@ class Metrics:
             "jobapi_timeouts_total", "Attempts that ran longer than timeout_seconds.", **own
         )
         self._retries = Counter("jobapi_retries_total", "Automatic retries.", **own)
+        self._log_entries = Counter(
+            "jobapi_log_entries_total", "Stored entries of job logs.", ["workspace"], **own
+        )
+        self._trimmed_log_entries = Counter(
+            "jobapi_trimmed_log_entries_total",
+            "Entries of job logs that were deleted because newer ones took their place.",
+            ["workspace"],
+            **own,
+        )
         self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
         self.streams = _Level(Gauge("jobapi_open_streams", "Open streams of events.", **live))
         connections = Gauge(CONNECTIONS, "Database connections of the pools.", ["state"], **live)
@@ -230,6 +240,12 @@ class Metrics:
             self._retries.inc(retried)
         if lost:
             self.failed(workspace_id, lost)
+
+    @_harmless
+    def logged(self, workspace_id: int, appended: Sequence[Appended]) -> None:
+        """Count entries of job logs."""
+        self._log_entries.labels(workspace_id).inc(sum(each.stored for each in appended))
+        self._trimmed_log_entries.labels(workspace_id).inc(sum(each.trimmed for each in appended))
 
     @_harmless
     def reaped(self, ended: Iterable[EndedAttempt]) -> None:

@@ -70,6 +70,20 @@ CREATE TABLE jobapi_job_flow (
 );
 CREATE INDEX ix_jobapi_job_flow_old ON jobapi_job_flow (span, at);
 
+CREATE TABLE jobapi_job_logs (
+  workspace_id integer NOT NULL,
+  attempt integer NOT NULL,
+  job bigint NOT NULL,  -- jobapi_jobs.id
+  number bigint NOT NULL,
+  seq bigint,  -- the worker's own number
+  at timestamp with time zone NOT NULL,  -- by the worker's clock
+  level smallint NOT NULL,  -- 0 debug 1 info 2 warning 3 error
+  size smallint NOT NULL,  -- bytes of the message
+  message text NOT NULL,
+  CONSTRAINT pk_jobapi_job_logs PRIMARY KEY (workspace_id, job, number),
+  CONSTRAINT ck_jobapi_job_logs_level CHECK (level >= 0 AND level <= 3)
+);
+
 CREATE TABLE jobapi_login_failures (
   subject character varying(64) NOT NULL,  -- a hash
   count integer NOT NULL,
@@ -160,6 +174,25 @@ CREATE TABLE jobapi_idempotency_keys (
   CONSTRAINT fk_jobapi_idempotency_keys_workspace_id FOREIGN KEY (workspace_id) REFERENCES jobapi_workspaces(id) ON DELETE CASCADE
 );
 CREATE INDEX ix_jobapi_idempotency_keys_created_at ON jobapi_idempotency_keys (created_at);
+
+CREATE TABLE jobapi_job_log_heads (
+  workspace_id integer NOT NULL,
+  attempt integer NOT NULL,
+  job bigint NOT NULL,  -- jobapi_jobs.id
+  first bigint NOT NULL,  -- number of the oldest entry that is kept; they count from 1
+  last bigint NOT NULL,  -- number of the newest entry
+  seq bigint,  -- the last one of attempt that is stored
+  bytes integer NOT NULL,  -- of the messages that are kept
+  deleted boolean DEFAULT false NOT NULL,  -- its job is deleted
+  CONSTRAINT pk_jobapi_job_log_heads PRIMARY KEY (workspace_id, job),
+  CONSTRAINT fk_jobapi_job_log_heads_workspace_id FOREIGN KEY (workspace_id) REFERENCES jobapi_workspaces(id) ON DELETE CASCADE,
+  CONSTRAINT ck_jobapi_job_log_heads_bytes CHECK (bytes >= 0 AND bytes <= 4194304),
+  CONSTRAINT ck_jobapi_job_log_heads_entries CHECK ((last - first) < 10000),
+  CONSTRAINT ck_jobapi_job_log_heads_numbers CHECK (first >= 1 AND last >= (first - 1))
+) WITH (
+  fillfactor=50
+);
+CREATE INDEX ix_jobapi_job_log_heads_deleted ON jobapi_job_log_heads (workspace_id, job) WHERE deleted;
 
 CREATE TABLE jobapi_job_types (
   workspace_id integer NOT NULL,
@@ -430,6 +463,19 @@ CREATE TRIGGER jobapi_count_truncated AFTER TRUNCATE ON jobapi_jobs
 CREATE TRIGGER jobapi_count_updated AFTER UPDATE ON jobapi_jobs
   REFERENCING OLD TABLE AS old_jobs NEW TABLE AS new_jobs
   FOR EACH STATEMENT EXECUTE FUNCTION jobapi_count_jobs();
+
+CREATE OR REPLACE FUNCTION jobapi_delete_job_logs()
+ RETURNS trigger
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+  UPDATE jobapi_job_log_heads AS head SET deleted = true
+  FROM old_jobs WHERE head.workspace_id = old_jobs.workspace_id AND head.job = old_jobs.id;
+  RETURN NULL;
+END $function$;
+CREATE TRIGGER jobapi_delete_job_logs AFTER DELETE ON jobapi_jobs
+  REFERENCING OLD TABLE AS old_jobs
+  FOR EACH STATEMENT EXECUTE FUNCTION jobapi_delete_job_logs();
 
 CREATE OR REPLACE FUNCTION jobapi_note_jobs()
  RETURNS trigger

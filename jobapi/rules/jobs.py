@@ -6,7 +6,7 @@ edits and statements take the names of the fields that concern them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Flag, auto
@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, Required, TypedDict, ge
 
 from ..errors import JobApiError
 from .documents import Document
+from .job_logs import LogEntry
 from .labels import Labelled
 
 # Not "." or "..": clients resolve them in a path, so a pause of the type ".." would arrive as that
@@ -275,6 +276,8 @@ class ReportFields(WorkFields, total=False):
     """Whether a failure may be retried; by default it may."""
     retry_after: int
     """Seconds until that retry, instead of the backoff."""
+    logs: Sequence[LogEntry]
+    """Entries for the job's log, which are stored if the report is accepted."""
 
 
 class Report(ReportFields, total=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from ..errors import AlreadyBegun, LeaseLost
+from ..errors import AlreadyBegun, JobNotRunning, LeaseLost, LeaseRequired
 from .causes import error_columns
 from .events import EventKind
 from .jobs import Attempt, Job, JobColumns, JobStatus, Outcome, ReportFields
@@ -57,8 +57,8 @@ def report(
     No status, or ``running``, renews the lease for ``lease_seconds`` from now;
     ``pending`` releases the job; ``success`` and ``failed`` end the attempt,
     and ``failed`` is retried if ``max_retries`` and ``retryable`` allow it.
-    A prefetched job's attempt begins with ``begun``, with any of ``WORK_FIELDS``
-    or with its end. Raises ``LeaseLost`` if the token is not that of the
+    A prefetched job's attempt begins with ``begun``, with any of ``WORK_FIELDS``,
+    with logs or with its end. Raises ``LeaseLost`` if the token is not that of the
     lease, ``AlreadyBegun`` if another ``run_id`` has begun the attempt.
     """
     target = JobStatus(said.get("status", JobStatus.RUNNING))
@@ -85,9 +85,26 @@ def report(
     return change._replace(values=values | change.values)
 
 
+def check_log(job: Job, lease_token: str | None) -> None:
+    """Check that a caller may append to the log of a job, outside a report.
+
+    Raises ``JobNotRunning``; ``LeaseRequired`` without the token of the lease that the job is
+    under. Whether a token is the right one is for ``report`` to say.
+    """
+    if job.status != JobStatus.RUNNING:
+        raise JobNotRunning(
+            f"The job is {JobStatus(job.status).label}; only a running job takes log entries."
+        )
+    if lease_token is None and job.lease_token is not None:
+        raise LeaseRequired(
+            "A worker has leased the job; only with its Lease-Token can log entries be added."
+        )
+
+
 def _renew(job: Job, said: ReportFields, values: JobColumns, now: datetime) -> Change:
     begun = said.get("begun") or False
-    if job.prefetched and (begun or any(name in said for name in WORK_FIELDS)):
+    works = any(name in said for name in WORK_FIELDS) or bool(said.get("logs"))
+    if job.prefetched and (begun or works):
         begun = True
         values |= {"prefetched": False, "started_at": now, "has_begun": True}
         if job.timeout_seconds is not None and job.reap_at is not None:

@@ -9,6 +9,7 @@ from marshmallow import ValidationError, fields
 from ..rules.jobs import JobStatus, Outcome
 from .base import MAX_SECONDS, MAX_TEXT, between, job_type_text, length, percent
 from .fields import Choice, Document, Flag, Text, Time, Unjudged, Whole, doc
+from .job_logs import log_entries
 from .jobs import Job, begun_flag, progress_out_of_result, run_id_text
 from .loading import Base
 from .rendering import Response
@@ -47,7 +48,7 @@ class Claim(Base):
         metadata=doc(
             "Whether the attempts begin with the claim, which is the default. "
             "`false` prefetches jobs: an attempt begins with the first report that has "
-            "`begun`, progress, a result or an error, or that ends it. Until then "
+            "`begun`, progress, a result, an error or logs, or that ends it. Until then "
             "`timeout_seconds` does not run, and a lease that expires costs no retry."
         ),
     )
@@ -140,6 +141,14 @@ class Report(Lease):
         metadata=doc("Seconds until the retry, instead of the usual backoff."),
     )
     begun = begun_flag()
+    logs = log_entries(
+        0,
+        allow_none=True,
+        metadata=doc(
+            "Entries for the job's log, stored together with the report. A report that is refused, "
+            "or a final one that is repeated, adds none."
+        ),
+    )
 
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Treat null as absent, unlike in a PATCH, where it removes a value."""

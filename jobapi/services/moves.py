@@ -56,6 +56,8 @@ from ..store.tables import (
     idempotency_keys,
     job_count_changes,
     job_flow,
+    job_log_heads,
+    job_logs,
     job_types,
     jobs,
     memberships,
@@ -90,6 +92,8 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     job_flow: ("span", "at", "status", "job_type"),
     job_types: ("job_type",),
     workers: ("name", "actor"),
+    job_log_heads: ("job",),
+    job_logs: ("job", "number"),
 }
 """The order in which the rows of a workspace are read in pages. All but ``api_keys`` have an index
 in this order."""
@@ -101,6 +105,7 @@ COPIED = tuple(_KEYS)
 REPEATED = frozenset(COPIED) - {api_keys, jobs}
 
 _NEW_IDS = frozenset({jobs, events})
+_SMALL = frozenset({events, job_flow, memberships, job_log_heads, job_logs})
 _NOT_COMPARED: dict[Table, tuple[str, ...]] = {
     api_keys: ("id", "last_used_at"),
     jobs: ("id",),
@@ -441,10 +446,10 @@ def _page(
 ) -> Sequence[AnyRow]:
     """The next page of a workspace's rows, in the order of the key."""
     key = _key(table)
-    size = SMALL_AT_ONCE if table in (events, job_flow, memberships) else AT_ONCE
+    size = SMALL_AT_ONCE if table in _SMALL else AT_ONCE
     query = select(table).where(mine, *_after(key, after)).order_by(*key).limit(size)
     # Without this the planner might sort all remaining rows again for each page.
-    with atomic(session, planner=IN_ORDER if table in (jobs, events) else ()):
+    with atomic(session, planner=IN_ORDER if table in (jobs, events, job_logs) else ()):
         return session.execute(query).all()
 
 
@@ -555,11 +560,29 @@ def _translate(
     for each in references:
         # References to users that were deleted stay as they are.
         each.become(ids[each.kind].get(each.id, each.id))
+    if table in (job_log_heads, job_logs):
+        ids_of_jobs = _job_ids(source, target, rows)
+        # Not those of jobs that were deleted a moment ago.
+        translated = [
+            {**values, "job": ids_of_jobs[values["job"]]}
+            for values in translated
+            if values["job"] in ids_of_jobs
+        ]
     if table is events:
         for values in translated:
             # Orders them before all events that the target writes.
             values["xid"] = 0
     return translated
+
+
+def _job_ids(source: Connection, target: Connection, rows: Sequence[AnyRow]) -> dict[int, int]:
+    """The ids in the target of the jobs of rows, by their ids in the source."""
+    c = jobs.c
+    query = select(c.job_id, c.id).where(c.workspace_id.in_({row.workspace_id for row in rows}))
+    wanted = c.id.in_({row.job for row in rows})
+    names = {row.job_id: row.id for row in source.execute(query.where(wanted))}
+    found = target.execute(query.where(c.job_id.in_(names)))
+    return {names[row.job_id]: row.id for row in found}
 
 
 def _user_ids(source: Connection, target: Connection, wanted: set[int]) -> dict[int, int]:

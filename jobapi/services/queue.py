@@ -41,6 +41,7 @@ from ..errors import JobApiError, ValidationFailed
 from ..rules import leases, lifecycle
 from ..rules.documents import limit_documents
 from ..rules.flow import UNGOVERNED, urgency
+from ..rules.job_logs import LogEntry
 from ..rules.jobs import Attempt, CurrentJob, Job, JobStatus, Outcome, Priority, Report
 from ..rules.leases import Backoff
 from ..rules.lifecycle import TRANSITIONS, Change
@@ -52,9 +53,10 @@ from ..store.records import record_source, records
 from ..store.statement import Statement
 from ..store.tables import SLOTS, attempts, jobs
 from ..store.transactions import BY_KEY, IN_ORDER, transactional
-from . import flow, flow_claims, success
+from . import flow, flow_claims, job_logs, success
 from .changing import get as get_job
 from .flow_slots import PENDING
+from .job_logs import Addition, Appended
 from .job_rows import COLUMNS, answer_bytes, fitting, not_found
 from .leasing import leased_columns
 from .settling import DECIDING, EndedAttempt, Settling, lock
@@ -86,6 +88,8 @@ class Answer(NamedTuple):
     """Whether the report was refused but renewed the lease."""
     frees_slot: bool = False
     """Whether the report ended an attempt that held a slot, so that another job may start."""
+    logged: Appended | None = None
+    """What became of the report's log entries."""
 
 
 class Reaped(NamedTuple):
@@ -356,9 +360,9 @@ def report(
 
     A report has ``job_id``, ``lease_token`` and what ``leases.report`` takes, or, if it could not
     be read, the error as ``refused``. A report that is refused for its content still renews the
-    lease. Several reports on one job apply in their order. A final report that is repeated with the
-    token of the lease that it ended is accepted and changes nothing. ``backoff`` is for types that
-    have none of their own. ``actor`` is who reports.
+    lease. The log entries of accepted reports are stored. Several reports on one job apply in their
+    order. A final report that is repeated with the token of the lease that it ended is accepted and
+    changes nothing. ``backoff`` is for types that have none of their own. ``actor`` is who reports.
     """
     answers: dict[int, Answer] = {}
 
@@ -412,6 +416,39 @@ def report_one(
     return answer, get_job(session, workspace_id, given["job_id"])
 
 
+@transactional(planner=BY_KEY)
+def append_logs(
+    session: Executor,
+    workspace_id: int,
+    job_id: str,
+    entries: Sequence[LogEntry],
+    *,
+    lease_token: str | None,
+    backoff: Backoff,
+    actor: str | None = None,
+) -> Appended:
+    """Append to the log of a running job.
+
+    With the token of its lease this is a report: it also renews the lease. Raises ``JobNotFound``,
+    ``JobNotRunning``, ``LeaseRequired``, ``LeaseLost``.
+    """
+    found = lock(session, workspace_id, [job_id])
+    if not found:
+        raise not_found()
+    (job,) = found
+    leases.check_log(job, lease_token)
+    if lease_token is None:
+        (logged,) = job_logs.append(
+            session, workspace_id, [Addition(job.id, job.attempt, entries, job.now)]
+        )
+        return logged
+    given: Report = {"job_id": job_id, "lease_token": lease_token, "logs": entries}
+    (answer,) = report(session, workspace_id, [given], backoff=backoff, actor=actor)
+    if answer.problem is not None:
+        raise answer.problem
+    return answer.logged or Appended()
+
+
 _SUCCEEDED = cast(CurrentJob, SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None))
 
 
@@ -439,6 +476,7 @@ def judge(
     if any(each.get("status") is JobStatus.FAILED for each in reports):
         settings = flow.load(session, workspace_id, flow_version)
     answers: list[Answer] = []
+    additions: dict[int, Addition] = {}
     for each in reports:
         job = after.get(each["job_id"])
         if job is None or (only_job_types is not None and job.job_type not in only_job_types):
@@ -464,10 +502,16 @@ def judge(
             answers.append(Answer(job, refused or problem))
             continue
         settling.apply(job, change)
+        if refused is None and each.get("logs"):
+            additions[len(answers)] = Addition(job.id, job.attempt, each["logs"], job.now)
         ran = None if change.outcome is None else job.now - began_at
         frees = change.outcome is not None and holds_slot(job)
         answers.append(Answer(job, refused, ran, renewed=refused is not None, frees_slot=frees))
     settling.settle(session)
+    if additions:
+        appended = job_logs.append(session, workspace_id, list(additions.values()))
+        for number, logged in zip(additions, appended, strict=True):
+            answers[number] = answers[number]._replace(logged=logged)
     return _accept_repeated(session, reports, answers, after)
 
 

@@ -19,6 +19,8 @@ from ..store.tables import (
     api_keys,
     idempotency_keys,
     job_flow,
+    job_log_heads,
+    job_logs,
     job_types,
     jobs,
     memberships,
@@ -240,7 +242,7 @@ def clear(session: Executor) -> bool:
     # Table by table, because a host's SQLite may not enforce ON DELETE CASCADE. A workspace that
     # has moved away still has its keys and members.
     for table in (
-        *(jobs, event_rows, job_flow, idempotency_keys, operations),
+        *(jobs, job_logs, job_log_heads, event_rows, job_flow, idempotency_keys, operations),
         *(job_types, workers, api_keys, memberships),
     ):
         in_workspace = table.c.workspace_id == workspace_id

@@ -19,6 +19,8 @@ from .tables import (
     events,
     idempotency_keys,
     job_flow,
+    job_log_heads,
+    job_logs,
     job_types,
     jobs,
     memberships,
@@ -67,6 +69,8 @@ GUARDS = (
     Guard(idempotency_keys),
     Guard(job_types),
     Guard(workers),
+    Guard(job_log_heads),
+    Guard(job_logs),
     # Not UPDATE: ``events.put_restored_first`` numbers all events of a restored database.
     Guard(events, ("INSERT", "DELETE")),
     # Changes that were made before are still added to the throughput.

@@ -525,6 +525,64 @@ class AttemptRecord(Base):
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class JobLogEntry(Base):
+    """An entry of a job's log. See ``rules.job_logs``."""
+
+    __tablename__ = "jobapi_job_logs"
+    __table_args__ = (CheckConstraint("level BETWEEN 0 AND 3", "level"),)
+
+    workspace_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    attempt: Mapped[int]
+    job: Mapped[int] = mapped_column(
+        _BigId, primary_key=True, autoincrement=False, comment="jobapi_jobs.id"
+    )
+    number: Mapped[int] = mapped_column(_BigId, primary_key=True, autoincrement=False)
+    seq: Mapped[int | None] = mapped_column(BigInteger, comment="the worker's own number")
+    at: Mapped[datetime] = mapped_column(UtcDateTime, comment="by the worker's clock")
+    level: Mapped[int] = mapped_column(SmallInteger, comment="0 debug 1 info 2 warning 3 error")
+    size: Mapped[int] = mapped_column(SmallInteger, comment="bytes of the message")
+    message: Mapped[str] = mapped_column(Text)
+
+
+class JobLogHead(Base):
+    """How far the log of a job is. A job that has logged nothing has no row.
+
+    There is no foreign key to jobs, because the log of a deleted job may be large: a trigger
+    marks it, and the maintenance deletes it in small steps.
+    """
+
+    __tablename__ = "jobapi_job_log_heads"
+    __table_args__ = (
+        CheckConstraint("first >= 1 AND last >= first - 1", "numbers"),
+        CheckConstraint("last - first < 10000", "entries"),
+        CheckConstraint("bytes BETWEEN 0 AND 4194304", "bytes"),
+        # The maintenance: logs of deleted jobs.
+        Index(
+            "ix_jobapi_job_log_heads_deleted",
+            *("workspace_id", "job"),
+            postgresql_where=text("deleted"),
+            sqlite_where=text("deleted"),
+        ),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    attempt: Mapped[int]
+    job: Mapped[int] = mapped_column(
+        _BigId, primary_key=True, autoincrement=False, comment="jobapi_jobs.id"
+    )
+    first: Mapped[int] = mapped_column(
+        BigInteger, comment="number of the oldest entry that is kept; they count from 1"
+    )
+    last: Mapped[int] = mapped_column(BigInteger, comment="number of the newest entry")
+    seq: Mapped[int | None] = mapped_column(
+        BigInteger, comment="the last one of attempt that is stored"
+    )
+    bytes: Mapped[int] = mapped_column(comment="of the messages that are kept")
+    deleted: Mapped[bool] = mapped_column(server_default=false(), comment="its job is deleted")
+
+
 class JobCount(Base):
     """The number of jobs in a bucket: of one workspace, status, job type and priority.
 
@@ -696,6 +754,8 @@ job_types = Base.metadata.tables["jobapi_job_types"]
 workers = Base.metadata.tables["jobapi_workers"]
 jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
+job_logs = Base.metadata.tables["jobapi_job_logs"]
+job_log_heads = Base.metadata.tables["jobapi_job_log_heads"]
 job_counts = Base.metadata.tables["jobapi_job_counts"]
 job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
 job_flow = Base.metadata.tables["jobapi_job_flow"]

@@ -47,7 +47,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST_LOGIN_SECONDS = 300.0
 """How long a stream trusts a login of the host, which can be checked only in a request."""
 
-PrefetchedColumns = Literal["all", "status", "result"]
+PrefetchedColumns = Literal["all", "status", "result", "log"]
 
 _ALWAYS = ("job_id", "job_type", "status", "version")
 
@@ -55,6 +55,7 @@ JOB_COLUMNS: dict[PrefetchedColumns, Sequence[Any]] = {
     "all": COLUMNS,
     "status": tuple(jobs.c[*_ALWAYS, "progress_percent", "progress_message", "updated_at"]),
     "result": tuple(jobs.c[*_ALWAYS, "result", "completed_at"]),
+    "log": tuple(jobs.c[*_ALWAYS, "id"]),
 }
 
 
@@ -151,8 +152,8 @@ def guard(
     ``admin=True`` allows administrators only, ``keys=False`` refuses API keys.
 
     ``job_columns`` is for paths with a job: the columns of the job to read into
-    ``Caller.job``. All of them may be megabytes; ``status`` and ``result`` are the
-    few columns that the views of those names show.
+    ``Caller.job``. All of them may be megabytes; ``status``, ``result`` and ``log`` are the
+    few columns that the views of those names need.
 
     The checks are made in this order: authentication (401), unknown workspace (404),
     not a member (403), role too low (403), unknown job (404).

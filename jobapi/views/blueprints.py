@@ -25,6 +25,7 @@ class Blueprint(SmorestBlueprint):
         "optional_json": JSON,
         "patch_json": JSON,
         "reports_json": JSON,
+        "logs_json": JSON,
     }
 
     def __init__(self, name: str, tag: str, description: str) -> None:

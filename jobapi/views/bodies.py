@@ -17,6 +17,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import get_content_length
 
 from .. import errors
+from ..rules.job_logs import storable
 from ..schemas.fields import MAX_PATHS, Time, wrong_path
 from ..schemas.worker import MAX_REPORTS, Lease, Report
 
@@ -31,11 +32,12 @@ _JSON = "application/json"
 _Read = Callable[[str], Any]
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, clean: Callable[[Any], None] | None = None) -> Any:
     """Parse JSON that both databases can store.
 
-    Raises ``MalformedJson`` for what is not JSON, and for values that no database column takes:
-    NaN, numbers out of range, U+0000, lone surrogates, nesting deeper than ``MAX_DEPTH``.
+    ``clean`` replaces what would be refused in a part of the body. Raises ``MalformedJson`` for
+    what is not JSON, and for values that no database column takes: NaN, numbers out of range,
+    U+0000, lone surrogates, nesting deeper than ``MAX_DEPTH``.
     """
     try:
         text = data.decode("utf-8")
@@ -51,6 +53,8 @@ def parse_json(data: bytes) -> Any:
     # Most bodies need no further check: a bad character needs an escape, and deep nesting needs
     # many brackets.
     if "\\u" in text:
+        if clean is not None:
+            clean(value)
         _check_values(value)
     elif text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(value)
@@ -74,6 +78,24 @@ def _check_depth(value: Any) -> None:
         raise errors.MalformedJson(_TOO_DEEP)
 
 
+def parse_logs(data: bytes) -> Any:
+    """Parse a body of log entries. What cannot be stored is replaced in their messages."""
+    return parse_json(data, lambda body: _clean_entries(body, "entries"))
+
+
+def _clean_entries(holder: Any, name: str) -> None:
+    entries = holder.get(name) if isinstance(holder, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("message"), str):
+            entry["message"] = storable(entry["message"])
+
+
+def _clean_reports(body: Any) -> None:
+    reports = body.get("reports") if isinstance(body, dict) else None
+    for report in reports if isinstance(reports, list) else ():
+        _clean_entries(report, "logs")
+
+
 class Unkept(dict[str, Any]):
     """A report that cannot be stored: only its lease, and in ``wrong`` the messages per field."""
 
@@ -87,9 +109,10 @@ def parse_reports(data: bytes) -> Any:
     invalid.
     """
     try:
-        return parse_json(data)
+        return parse_json(data, _clean_reports)
     except errors.MalformedJson:
         body = _parse_with_errors(data)
+        _clean_reports(body)
         reports = body.get("reports") if isinstance(body, dict) else None
         if not isinstance(reports, list) or len(reports) > MAX_REPORTS:
             raise
@@ -205,6 +228,7 @@ class Parser(FlaskParser):
         "optional_json": "load_optional_json",
         "patch_json": "load_patch_json",
         "reports_json": "load_reports_json",
+        "logs_json": "load_logs_json",
     }
 
     def load_json(self, req: Any, schema: Any) -> Any:
@@ -218,6 +242,10 @@ class Parser(FlaskParser):
     def load_reports_json(self, req: Any, schema: Any) -> Any:
         """A required body of reports. An invalid report does not refuse the others."""
         return _load(req, _JSON, parse=parse_reports)
+
+    def load_logs_json(self, req: Any, schema: Any) -> Any:
+        """A required body of log entries."""
+        return _load(req, _JSON, parse=parse_logs)
 
     def load_optional_json(self, req: Any, schema: Any) -> Any:
         """An optional body; an empty one may have any content type."""

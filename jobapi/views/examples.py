@@ -9,6 +9,7 @@ from typing import Any
 
 from marshmallow import Schema
 
+from ..schemas.job_logs import NewLogEntry
 from ..schemas.jobs import Job, JobCreate, JobResult
 from ..schemas.worker import ClaimedJob
 
@@ -162,6 +163,24 @@ ATTEMPTS: dict[str, Any] = {
             "error": None,
         }
     ]
+}
+
+_LOG_ENTRY: dict[str, Any] = _example(NewLogEntry)
+
+NEW_LOG_ENTRIES: dict[str, Any] = {"entries": [_LOG_ENTRY]}
+
+LOGS_APPENDED = {"stored": 1, "repeated": 0, "dropped": 0}
+
+JOB_LOG: dict[str, Any] = {
+    "data": [{"number": 1, "attempt": 1, **_LOG_ENTRY}],
+    "pagination": {
+        "limit": 100,
+        "total": 1,
+        "total_is_capped": False,
+        "next_cursor": None,
+        "tail_cursor": "WzFd",
+    },
+    "dropped": 0,
 }
 
 OPERATION_CREATE: dict[str, Any] = {

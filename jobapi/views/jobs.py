@@ -57,7 +57,7 @@ JOB = f"{JOBS}/<job_id>"
 _TRACEPARENT = header_parameter(
     "traceparent", "The creator's W3C trace context; a claim of the job returns it."
 )
-_LEASE_TOKEN = header_parameter(
+LEASE_TOKEN = header_parameter(
     "Lease-Token", "The `lease_token` of a claim: this is a report of its holder."
 )
 
@@ -268,7 +268,7 @@ def renews_lease(view: View) -> View:
     "PATCH",
     summary="Update job",
     errors=(404, 409, 412),
-    parameters=[IF_MATCH, _LEASE_TOKEN],
+    parameters=[IF_MATCH, LEASE_TOKEN],
     requestBody={
         "content": {
             MERGE_PATCH: {

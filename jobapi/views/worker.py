@@ -155,7 +155,7 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     `running`, or no status, renews the lease for its own time; `pending` hands
     the job back; `success` and `failed` end the attempt. A final report may be
     repeated with the same token. A report with invalid content is refused but still
-    renews the lease: see its `lease_expires_at`.
+    renews the lease: see its `lease_expires_at`. `logs` go into the job's log.
     """
     given = _loaded(body["reports"])
     reports = [each for each in given if not isinstance(each, _Malformed)]
@@ -178,6 +178,9 @@ def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     metrics = state().metrics
     if metrics is not None:
         metrics.reported(workspace_id, reports, judged, malformed=len(given) - len(reports))
+        logged = [answer.logged for answer in judged if answer.logged is not None]
+        if logged:
+            metrics.logged(workspace_id, logged)
     found = iter(judged)
     return {
         "data": [

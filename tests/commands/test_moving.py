@@ -30,6 +30,8 @@ from jobapi.store.tables import (
     events,
     idempotency_keys,
     job_flow,
+    job_log_heads,
+    job_logs,
     jobs,
     operations,
     workspaces,
@@ -85,10 +87,15 @@ def fill(desk: Desk) -> str:
     """Jobs in each status with attempts, a key, a member, an operation; returns the key."""
     for status in ("pending", "running", "success", "failed", "cancelled"):
         desk.job_in(status, metadata={"of": status, "n": [1, 2.5, None, True, "ä"]})
+    # A log without its job, until the maintenance deletes it.
+    gone = log(desk, "x", "y")
+    desk.report(gone, status="success")
+    assert desk.call("DELETE", f"{desk.jobs_path}/{gone['job_id']}").status_code == 204
     job = desk.create()
-    for _ in range(2):
+    for n in range(2):
         (claimed,) = desk.claim()
-        desk.report(claimed, status="failed", error="no", retry_after=0)
+        logs = [{"message": f"ä{n}\n", "level": "error", "seq": 5}]
+        desk.report(claimed, status="failed", error="no", retry_after=0, logs=logs)
     desk.patch(job["job_id"], {"priority": "urgent"})
     other = desk.world.user()
     desk.call(
@@ -114,6 +121,14 @@ def fill(desk: Desk) -> str:
     return str(made.json["key"])
 
 
+def log(desk: Desk, *messages: str) -> dict[str, Any]:
+    """A leased job that has logged something."""
+    desk.create()
+    (job,) = desk.claim()
+    desk.report(job, logs=[{"message": message} for message in messages])
+    return job
+
+
 def create_many(desk: Desk, n: int) -> None:
     made = desk.post("/batch", json={"jobs": [{"job_type": "x"}] * n})
     assert made.status_code == 201
@@ -136,6 +151,10 @@ def seen(world: World, workspace_id: int, token: str) -> dict[str, Any]:
         "total": listed["pagination"]["total"],
         "attempts": [
             world.call("GET", f"{base}/jobs/{job['job_id']}/attempts", token).json
+            for job in listed["data"]
+        ],
+        "logs": [
+            world.call("GET", f"{base}/jobs/{job['job_id']}/logs", token).json
             for job in listed["data"]
         ],
         "events": [{**event, "event_id": None} for event in history],
@@ -190,7 +209,10 @@ def test_workspace_moves_with_all_that_is_in_it(cells: tuple[World, World, str])
         while services.clear(connection):
             pass
         assert connection.scalar(select(func.count()).select_from(jobs)) == 1
-        for table in (events, idempotency_keys, operations, job_flow, api_keys):
+        for table in (
+            *(events, idempotency_keys, operations, job_flow, api_keys),
+            *(job_logs, job_log_heads),
+        ):
             left = select(func.count()).where(table.c.workspace_id == desk.workspace_id)
             assert connection.scalar(left) == 0, table.name
     assert neighbour.get().json["pagination"]["total"] == 1

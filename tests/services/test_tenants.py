@@ -216,7 +216,13 @@ def test_repeated_claim_reads_no_other_workspaces_leases(crowded: Any, desk: Des
     assert read.n < 20
 
 
-@pytest.mark.parametrize("table", ["jobapi_jobs", "jobapi_events", "jobapi_operations"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        *("jobapi_jobs", "jobapi_events", "jobapi_operations"),
+        *("jobapi_job_logs", "jobapi_job_log_heads"),
+    ],
+)
 def test_every_index_of_what_workspaces_have_begins_with_the_workspace(
     desk: Desk, table: str
 ) -> None:

@@ -111,6 +111,9 @@ TABLE = {
     ("GET", f"{W}/jobs/errors"): Route(VIEWERS, 200),
     ("GET", f"{J}/attempts"): Route(VIEWERS, 200),
     ("GET", f"{J}/explain"): Route(VIEWERS, 200),
+    ("GET", f"{J}/logs"): Route(VIEWERS, 200),
+    # It does not run.
+    ("POST", f"{J}/logs"): Route(MEMBERS, 409, {"entries": [{"message": "x"}]}),
     ("GET", f"{W}/job-types"): Route(VIEWERS, 200),
     ("GET", f"{W}/job-types/<job_type>"): Route(VIEWERS, 200),
     ("PATCH", f"{W}/job-types/<job_type>"): Route(OWNERS, 200, {"max_running": 5}),

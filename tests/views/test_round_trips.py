@@ -10,6 +10,7 @@ import pytest
 from ..factories import Desk
 
 KEY = {"Idempotency-Key": "k"}
+LOGS = [{"message": "x", "seq": n} for n in range(9)]
 
 
 def pending(desk: Desk) -> dict[str, Any]:
@@ -35,6 +36,11 @@ def patch_with_lease(desk: Desk, job: Any) -> Any:
     return desk.patch(job["job_id"], {"status": "success"}, headers=headers)
 
 
+def append_logs(desk: Desk, job: Any) -> Any:
+    headers = {"Lease-Token": job["lease_token"]}
+    return desk.post(f"/{job['job_id']}/logs", json={"entries": LOGS}, headers=headers)
+
+
 Act = Callable[[Desk, Any], Any]
 BODY = {"job_type": "a"}
 REQUESTS: dict[str, tuple[Callable[[Desk], Any], Act, int]] = {
@@ -55,6 +61,8 @@ REQUESTS: dict[str, tuple[Callable[[Desk], Any], Act, int]] = {
     "report success": (leased, lambda desk, job: report(desk, job, status="success"), 4),
     "report a heartbeat": (leased, report, 5),
     "report failed": (leased, lambda desk, job: report(desk, job, status="failed"), 6),
+    "report logs": (leased, lambda desk, job: report(desk, job, logs=LOGS), 8),
+    "append logs": (leased, append_logs, 9),
     "report with PATCH": (leased, patch_with_lease, 5),
     "edit": (pending, lambda desk, job: desk.patch(job["job_id"], {"priority": "high"}), 2),
     "cancel pending": (pending, lambda desk, job: desk.post(f"/{job['job_id']}/cancel"), 2),
