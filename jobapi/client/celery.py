@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any
@@ -30,6 +29,7 @@ from celery import signals
 from celery.exceptions import Ignore, Retry
 from kombu.exceptions import OperationalError
 
+from .capture import capturing
 from .client import Client
 from .leased_jobs import RELEASE, with_end
 from .models import ClaimedJob
@@ -37,7 +37,7 @@ from .options import End, Engine
 from .retries import backoff
 from .runs import Run, hand_over
 from .slots import error_text, failure, success
-from .tasks import Report, Task
+from .tasks import Report, Task, current_task, running
 from .tracing import is_recording, span
 from .worker import Worker
 
@@ -49,18 +49,17 @@ MAX_RETRY_AFTER = 86_400
 
 logger = logging.getLogger("jobapi.worker")
 
-_current: ContextVar[Task | None] = ContextVar("jobapi_current", default=None)
-
 
 def current_job() -> Task | None:
     """The job that the current Celery task runs, to report progress; None outside of a job."""
-    return _current.get()
+    return current_task()
 
 
 class Dispatcher(Worker):
     """Claims jobs and hands them to a Celery application; run it like a ``Worker``.
 
     ``tasks`` maps job types to names of Celery tasks. ``app.conf`` decides on queues and routes.
+    With ``capture_logs``, what the tasks log with Python's ``logging`` goes into their jobs' logs.
     ``concurrency`` is how many messages may wait for a Celery worker at a time: jobs are claimed
     by priority, but a broker delivers in its own order. A message that no Celery worker has taken
     for ``requeue_seconds`` is revoked, and its job released: it may have been lost.
@@ -78,6 +77,7 @@ class Dispatcher(Worker):
         lease_seconds: int = 60,
         grace_seconds: float = 20.0,
         requeue_seconds: float = 300.0,
+        capture_logs: bool = False,
     ) -> None:
         super().__init__(
             client,
@@ -86,6 +86,7 @@ class Dispatcher(Worker):
             concurrency=concurrency,
             lease_seconds=lease_seconds,
             grace_seconds=grace_seconds,
+            capture_logs=capture_logs,
         )
         self.app = app
         self.requeue_seconds = requeue_seconds
@@ -149,6 +150,7 @@ class _CeleryEngine:
         lease = {
             "workspace_id": self.workspace_id,
             "lease_seconds": self.dispatcher.lease_seconds,
+            "capture_logs": self.dispatcher.capture_logs,
             "job": job,
         }
         self.app.send_task(
@@ -233,15 +235,15 @@ def _taking_jobs(run: Callable[..., Any], task: Any = None) -> Callable[..., Any
     """Wrap the function of a task or, without ``task``, the ``__call__`` of a class of tasks."""
 
     @wraps(run)
-    def running(*args: Any, **kwargs: Any) -> Any:
+    def taking(*args: Any, **kwargs: Any) -> Any:
         this = args[0] if task is None else task
         lease = getattr(this.request, HEADER, None)
         if lease is None or current_job() is not None:
             return run(*args, **kwargs)
         return _run_job(this, lease, kwargs, lambda: run(*args, **kwargs))
 
-    _taking.add(running)
-    return running
+    _taking.add(taking)
+    return taking
 
 
 @lru_cache(maxsize=4)
@@ -271,9 +273,12 @@ def _run_job(
         logger.info("message %s is ignored: %s", message_id, refusal.name)
         raise Ignore
     job = run.task
-    marker = _current.set(job)
     try:
-        with span(job.job, recording=is_recording()):
+        with (
+            span(job.job, recording=is_recording()),
+            running(job),
+            capturing(lease.get("capture_logs", False)),
+        ):
             value = call()
             reports = success(job, _result(value))
     except Retry as retry:
@@ -284,8 +289,6 @@ def _run_job(
     except BaseException as error:
         run.end(failure(job, error))
         raise
-    finally:
-        _current.reset(marker)
     run.end(reports)
     return value
 

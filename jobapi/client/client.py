@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -11,6 +12,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from .. import errors
+from ..rules.job_logs import MAX_ENTRIES as MAX_LOG_ENTRIES
+from ..rules.job_logs import shorten
 from .connection import JSON_BODY, Connection, decode, encode
 from .event_stream import follow
 from .models import (
@@ -25,7 +28,10 @@ from .models import (
     JobFilter,
     JobType,
     JobTypeSettings,
+    LogEntry,
+    LogFilter,
     NewJob,
+    NewLogEntry,
     Operation,
     Progress,
     RateLimit,
@@ -41,6 +47,10 @@ MAX_BATCH = 1000
 
 MAX_BATCH_BYTES = 1_000_000
 """The size of a batch; the service takes 1 MiB unless ``JOBAPI_MAX_BODY_BYTES`` changes it."""
+
+
+MAX_LOG_BYTES = 500_000
+"""The size of a request with log entries."""
 
 
 # The filters that an operation takes only as lists.
@@ -204,6 +214,78 @@ class Client(Connection):
         """Read all attempts at a job."""
         answer = self.request("GET", _path(workspace_id, "jobs", job_id, "attempts"))
         return [Attempt.from_json(attempt) for attempt in answer["data"]]
+
+    def logs(
+        self,
+        workspace_id: int,
+        job_id: str,
+        *,
+        order: str = "asc",
+        page_size: int = 1000,
+        **filters: Unpack[LogFilter],
+    ) -> Iterator[LogEntry]:
+        """Iterate over the entries of a job's log, by default the oldest first."""
+        params = {**_json_values(filters), "order": order, "limit": page_size}
+        path = _path(workspace_id, "jobs", job_id, "logs")
+        return map(LogEntry.from_json, self._pages(path, params))
+
+    def follow_logs(
+        self,
+        workspace_id: int,
+        job_id: str,
+        *,
+        poll_seconds: float = 1.0,
+        **filters: Unpack[LogFilter],
+    ) -> Iterator[LogEntry]:
+        """Yield the entries of a job's log, and new ones as they come, until the job has ended.
+
+        Asks every ``poll_seconds`` and tolerates an outage of five minutes. Raises what ``request``
+        raises.
+        """
+        path = _path(workspace_id, "jobs", job_id, "logs")
+        params: dict[str, Any] = {**_json_values(filters), "limit": 1000}
+
+        def read() -> tuple[tuple[dict[str, Any], bool], str]:
+            # First, so that nothing is logged after the last page is read.
+            ended = self.status(workspace_id, job_id).ended
+            return (self.request("GET", path, params=params), ended), ""
+
+        while True:
+            page, ended = poll(read, timeout=None, poll_seconds=poll_seconds)
+            yield from map(LogEntry.from_json, page["data"])
+            paging = page["pagination"]
+            params["cursor"] = paging["tail_cursor"]
+            if paging["next_cursor"] is None:
+                if ended:
+                    return
+                time.sleep(poll_seconds)
+
+    def append_logs(
+        self,
+        workspace_id: int,
+        job_id: str,
+        entries: Sequence[NewLogEntry],
+        *,
+        lease_token: str | None = None,
+    ) -> int:
+        """Append entries to the log of a running job; returns how many were stored.
+
+        ``entries`` are sent in requests of up to 500 entries and 0.5 MB. A job under a lease needs
+        its ``lease_token``. Raises ``JobNotRunning``, ``LeaseRequired``, ``LeaseLost``.
+        """
+        path = _path(workspace_id, "jobs", job_id, "logs")
+        headers = {} if lease_token is None else {"Lease-Token": lease_token}
+        texts = [encode({**_json_values(e), "message": shorten(e["message"])[0]}) for e in entries]
+        stored = start = 0
+        while start < len(texts):
+            end, _ = _batch(texts, start, MAX_LOG_BYTES, MAX_LOG_ENTRIES)
+            body = b'{"entries":[%b]}' % b",".join(texts[start:end])
+            # Entries that are numbered are stored once, however often they are sent.
+            safe = all("seq" in entry for entry in entries[start:end])
+            answer = self.request("POST", path, json=body, headers=headers, safe=safe)
+            stored += answer["stored"]
+            start = end
+        return stored
 
     def explain(self, workspace_id: int, job_id: str) -> Explanation:
         """Explain a job's status: what it waits for, or what ended it."""
@@ -458,7 +540,9 @@ def _new_key() -> str:
     return uuid4().hex
 
 
-def _json_values(given: JobFilter | EventFilter | NewJob) -> dict[str, Any]:
+def _json_values(
+    given: JobFilter | EventFilter | LogFilter | NewJob | NewLogEntry,
+) -> dict[str, Any]:
     """Filters or fields as JSON values, without those that are None or empty."""
     return {
         name: value.isoformat() if isinstance(value, datetime) else value
@@ -467,10 +551,12 @@ def _json_values(given: JobFilter | EventFilter | NewJob) -> dict[str, Any]:
     }
 
 
-def _batch(texts: Sequence[bytes], start: int, max_bytes: int) -> tuple[int, int]:
+def _batch(
+    texts: Sequence[bytes], start: int, max_bytes: int, most: int = MAX_BATCH
+) -> tuple[int, int]:
     """The end and size of the batch that begins at ``start``; it has at least one item."""
     end, size = start + 1, len(texts[start])
-    while end < min(start + MAX_BATCH, len(texts)) and size + len(texts[end]) + 1 <= max_bytes:
+    while end < min(start + most, len(texts)) and size + len(texts[end]) + 1 <= max_bytes:
         size += len(texts[end]) + 1
         end += 1
     return end, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, ClassVar, Self, TypedDict
+from typing import Any, ClassVar, Required, Self, TypedDict
 
 ENDED = frozenset({"success", "failed", "cancelled"})
 
@@ -248,6 +248,41 @@ class Attempt(_FromJson):
     ended_at: datetime | None = None
     outcome: str | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogEntry(_FromJson):
+    """An entry of a job's log.
+
+    ``number`` counts from 1 without gaps, ``seq`` is the number that its writer gave it.
+    """
+
+    number: int
+    attempt: int
+    at: datetime
+    level: str
+    message: str
+    seq: int | None = None
+
+
+class LogFilter(TypedDict, total=False):
+    """Filters of the entries of a log. None means no filter."""
+
+    level: str | None
+    """The lowest level: ``debug``, ``info``, ``warning`` or ``error``."""
+    attempt: int | None
+
+
+class NewLogEntry(TypedDict, total=False):
+    """An entry to append to a job's log."""
+
+    message: Required[str]
+    level: str
+    """``debug``, ``info``, ``warning`` or ``error``; by default ``info``."""
+    at: datetime
+    """By default the time at which the service gets it."""
+    seq: int
+    """Ascends within an attempt. An entry that is not above the last stored one is dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)

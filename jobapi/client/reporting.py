@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -32,6 +33,9 @@ TAKEN = PROBLEM_TYPE_PREFIX + AlreadyBegun.type_name()
 
 FIRST_CHECK = 0.25
 """Seconds after a handover until the first check whether a run has begun; later less often."""
+
+MAX_BYTES = 800_000
+"""The size of a request; the service takes 1 MiB unless ``JOBAPI_MAX_BODY_BYTES`` changes it."""
 
 BEGUN: Report = {"begun": True}
 HEARTBEAT: Report = {}
@@ -93,8 +97,11 @@ class Reporter:
             self._release_queued()
             reports += self._running_reports(now)
         try:
-            for start in range(0, len(reports), MAX_BATCH):
-                self._send(reports[start : start + MAX_BATCH])
+            while reports:
+                n = _fitting(reports)
+                if not self._send(reports[:n], reports[n:]):
+                    break
+                reports = reports[n:]
         except (Unreachable, JobApiError):
             raise
         except Exception:
@@ -142,11 +149,19 @@ class Reporter:
                 reports.append((task, BEGUN))
             elif due and is_over(now - task.renewed_at, every / 2):
                 reports.append((task, HEARTBEAT))
-            reports += [(task, report) for report in task.take_reports()]
+            # As long as nothing can be sent, log entries stay where there is a limit to them.
+            unsent = task.take_reports(logs=not self.failures)
+            reports += [(task, report) for report in unsent]
         return reports
 
-    def _send(self, reports: list[tuple[Task, Report]]) -> None:
-        """Send up to 100 reports. Raises errors that a retry cannot fix."""
+    def _send(
+        self, reports: list[tuple[Task, Report]], rest: Sequence[tuple[Task, Report]] = ()
+    ) -> bool:
+        """Send up to 100 reports; returns False if they could not be sent, and are kept.
+
+        ``rest`` are later ones, which are kept with them: the log entries of an attempt must not
+        overtake each other. Raises errors that a retry cannot fix.
+        """
         body = [{**task.identity, **report} for task, report in reports]
         sent_at = time.monotonic()
         try:
@@ -155,16 +170,15 @@ class Reporter:
             refused = self._apply(reports, answers, sent_at)
         except (BadRequest, BodyTooLarge) as error:
             # One report that cannot be sent must not block the others.
-            self._send_in_halves(reports, error)
-            return
+            return self._send_in_halves(reports, error, rest)
         except (Unreachable, JobApiError) as error:
             if not is_transient(error):
                 raise
             logger.warning("cannot report: %s", error)
-            self._keep(reports, asked_pause(error))
-            return
+            self._keep([*reports, *rest], asked_pause(error))
+            return False
         except Exception:
-            self._keep(reports, 0.0)
+            self._keep([*reports, *rest], 0.0)
             raise
         self.failures = 0
         for task, report, problem in refused:
@@ -172,6 +186,7 @@ class Reporter:
             if problem["status"] in INVALID and "status" in report:
                 # It would be refused again, whichever worker does the job.
                 self._fail_permanently(task, problem["detail"])
+        return True
 
     def _apply(
         self, reports: list[tuple[Task, Report]], answers: list[dict[str, Any]], sent_at: float
@@ -217,16 +232,21 @@ class Reporter:
         else:
             self.jobs.held.discard(task)
 
-    def _send_in_halves(self, reports: list[tuple[Task, Report]], error: JobApiError) -> None:
+    def _send_in_halves(
+        self,
+        reports: list[tuple[Task, Report]],
+        error: JobApiError,
+        rest: Sequence[tuple[Task, Report]],
+    ) -> bool:
         if len(reports) > 1:
             half = len(reports) // 2
-            self._send(reports[:half])
-            self._send(reports[half:])
-            return
+            first, second = reports[:half], reports[half:]
+            return self._send(first, [*second, *rest]) and self._send(second, rest)
         ((task, report),) = reports
         logger.warning("report of job %s cannot be sent: %s", task.job_id, error)
         if "status" in report:
             self._fail_permanently(task, str(error))
+        return True
 
     def _fail_permanently(self, task: Task, why: str) -> None:
         error = f"The result was refused: {why}"
@@ -258,3 +278,14 @@ class Reporter:
         return Bounds(
             self.deadline, self.options.request_seconds, lambda: self.jobs.closing != closing
         )
+
+
+def _fitting(reports: Sequence[tuple[Task, Report]]) -> int:
+    """How many of the reports fit into a request: one at least."""
+    size = 0
+    for n, (_, report) in enumerate(reports[:MAX_BATCH]):
+        if report:
+            size += len(orjson.dumps(report)) + 150
+        if n and size > MAX_BYTES:
+            return n
+    return min(len(reports), MAX_BATCH)

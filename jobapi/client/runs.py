@@ -27,6 +27,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import JobApiError
+from .capture import capturing
 from .client import Client
 from .leased_jobs import RELEASE, LeasedJobs
 from .models import ClaimedJob
@@ -131,6 +132,7 @@ class HandedOver:
     job: ClaimedJob
     lease_seconds: int
     run: Callable[[Task], Any]
+    capture_logs: bool = False
 
 
 def run_job(given: HandedOver) -> Refusal | None:
@@ -138,7 +140,9 @@ def run_job(given: HandedOver) -> Refusal | None:
     run = Run(given.client, given.workspace_id, given.job, lease_seconds=given.lease_seconds)
     refusal = run.begin()
     if refusal is None:
-        run.end(last_reports(run.task, given.run, recording=is_recording()))
+        with capturing(given.capture_logs):
+            reports = last_reports(run.task, given.run, recording=is_recording())
+        run.end(reports)
     return refusal
 
 
@@ -156,6 +160,7 @@ class ExecutorEngine:
     workspace_id: int
     _: KW_ONLY
     lease_seconds: int
+    capture_logs: bool = False
     available: bool = True
     broken: BaseException | None = None
     _futures: dict[Task, Future[Refusal | None]] = field(default_factory=dict)
@@ -179,7 +184,14 @@ class ExecutorEngine:
         try:
             future = self.executor.submit(
                 run_job,
-                HandedOver(self.client, self.workspace_id, task.job, self.lease_seconds, run),
+                HandedOver(
+                    self.client,
+                    self.workspace_id,
+                    task.job,
+                    self.lease_seconds,
+                    run,
+                    self.capture_logs,
+                ),
             )
         except (TypeError, AttributeError, PicklingError) as error:
             # A task that cannot be pickled; some executors find out only later.

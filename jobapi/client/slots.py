@@ -15,7 +15,7 @@ from typing import Any
 
 from .leased_jobs import RELEASE, LeasedJobs, with_end
 from .options import Options
-from .tasks import Permanent, Report, Task
+from .tasks import Permanent, Report, Task, running
 from .tracing import is_recording, span
 
 MAX_ERROR = 65_536
@@ -153,10 +153,10 @@ class MixedSlots(Slots):
         self._loop.close()
 
     def _cancel_all(self) -> None:
-        running = asyncio.all_tasks(self._loop)
-        for each in running:
+        tasks = asyncio.all_tasks(self._loop)
+        for each in tasks:
             each.cancel()
-        ended = asyncio.gather(*running, return_exceptions=True)
+        ended = asyncio.gather(*tasks, return_exceptions=True)
         ended.add_done_callback(lambda _: self._loop.stop())
 
     def _hand_out(self) -> None:
@@ -202,25 +202,25 @@ class MixedSlots(Slots):
             engine.start(task, end)
 
     def _spawn(self, task: Task, end: Callable[[Task, Sequence[Report]], None]) -> None:
-        running = self._loop.create_task(self._await(task))
+        coroutine = self._loop.create_task(self._await(task))
 
         def ended(_: object) -> None:
             task.on_lost = None
             try:
                 # Cancelled before it has begun to run.
-                reports = [RELEASE] if running.cancelled() else running.result()
+                reports = [RELEASE] if coroutine.cancelled() else coroutine.result()
             except BaseException as error:
                 reports = self._unrecorded(task, error)
             end(task, reports)
 
-        running.add_done_callback(ended)
-        task.on_lost = lambda: self._loop.call_soon_threadsafe(running.cancel)
+        coroutine.add_done_callback(ended)
+        task.on_lost = lambda: self._loop.call_soon_threadsafe(coroutine.cancel)
         if task.cancelled:
-            running.cancel()
+            coroutine.cancel()
 
     async def _await(self, task: Task) -> list[Report]:
         try:
-            with span(task.job, recording=self.recording):
+            with span(task.job, recording=self.recording), running(task):
                 run: Any = self.options.tasks[task.job_type]
                 return success(task, await run(task))
         except BaseException as error:
@@ -235,7 +235,7 @@ def is_async(run: Any) -> bool:
 def last_reports(task: Task, run: Callable[[Task], Any], *, recording: bool) -> list[Report]:
     """Run a task, and return its reports that are not sent yet, with its end."""
     try:
-        with span(task.job, recording=recording):
+        with span(task.job, recording=recording), running(task):
             return success(task, run(task))
     except BaseException as error:
         return failure(task, error)

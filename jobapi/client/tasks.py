@@ -8,13 +8,16 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import orjson
 
 from ..rules.documents import compose_patches
 from .connection import encode
+from .log_buffer import LogBuffer
 from .models import ClaimedJob
 
 MAX_DEPTH = 64
@@ -25,6 +28,24 @@ MAX_RESULT_BYTES = 1024 * 1024
 _SUSPICIOUS = re.compile(rb"\\u|[0-9]{19}")
 
 Report = Mapping[str, Any]
+
+
+_current: ContextVar[Task | None] = ContextVar("jobapi_current", default=None)
+
+
+def current_task() -> Task | None:
+    """The job that the current thread or coroutine runs; None outside of a job."""
+    return _current.get()
+
+
+@contextmanager
+def running(task: Task) -> Iterator[None]:
+    """Make a task the current one."""
+    marker = _current.set(task)
+    try:
+        yield
+    finally:
+        _current.reset(marker)
 
 
 class Permanent(Exception):
@@ -63,6 +84,7 @@ class Task:
         # When it was handed to an engine, which runs it and reports its end.
         self.handed_over_at: float | None = None
         self._process = os.getpid()
+        self._logs = LogBuffer()
         self._unsent: list[_Unsent] = []
         # Guards ``_unsent``, between the task's thread and the reporter.
         self._lock = threading.Lock()
@@ -107,8 +129,7 @@ class Task:
         Raises ``TypeError`` or ``ValueError`` for what the service would refuse, and
         ``RuntimeError`` in a process that the task has forked.
         """
-        if os.getpid() != self._process:
-            raise RuntimeError("Only the worker's own process can report progress, not a child.")
+        self._check_process("report progress")
         fields: dict[str, Any] = {"progress_percent": _whole_percent(percent)}
         if message is not None:
             fields["progress_message"] = _checked_message(message)
@@ -122,21 +143,43 @@ class Task:
         with self._lock:
             _add(self._unsent, _Unsent(fields, size))
 
-    def take_reports(self, result: Mapping[str, Any] | None = None) -> list[Report]:
+    def log(self, message: str, level: str = "info", *, at: float | None = None) -> None:
+        """Add an entry to the job's log. It is sent within a second, in the background.
+
+        ``level`` is ``debug``, ``info``, ``warning`` or ``error``, ``at`` the time in seconds since
+        1970, by default now. The message may have several lines and ANSI colors; one of more than
+        8 KiB is cut. It never waits: if the service does not answer, up to 10,000 entries and 4 MiB
+        are kept, and then the oldest are dropped, which an entry says.
+
+        Raises ``TypeError`` or ``ValueError`` for what is no message or level, and ``RuntimeError``
+        in a process that the task has forked.
+        """
+        self._check_process("log")
+        self._logs.add(message, level, at)
+
+    def _check_process(self, what: str) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(f"Only the worker's own process can {what}, not a child.")
+
+    def take_reports(
+        self, result: Mapping[str, Any] | None = None, *, logs: bool = True
+    ) -> list[Report]:
         """Take the unsent reports, in order, merged with a final ``result``.
 
-        Raises ``TypeError`` or ``ValueError`` for a result that the service would refuse.
+        Those of ``logs`` come first. Raises ``TypeError`` or ``ValueError`` for a result that the
+        service would refuse.
         """
-        if result is None and not self._unsent:
-            return []
         text = b"" if result is None else document(result)
+        taken: list[Report] = [*self._logs.take()] if logs else []
+        if result is None and not self._unsent:
+            return taken
         with self._lock:
             unsent, self._unsent = self._unsent, []
         if result is not None:
             if not unsent:
-                return [{"result": orjson.Fragment(text)}]
+                return [*taken, {"result": orjson.Fragment(text)}]
             _add(unsent, _Unsent({"result": json.loads(text)}, len(text)))
-        return [each.report() for each in unsent]
+        return [*taken, *(each.report() for each in unsent)]
 
     def seconds_running(self, now: float) -> float:
         """How long a thread has run it at ``now`` (``time.monotonic``)."""

@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 
 from ..signals import StopSignals
+from .capture import capturing
 from .client import Client
 from .options import Engine, Options, Run, Timing
 from .processes import Processes
@@ -38,6 +39,9 @@ class Worker:
     does; then it releases them, too. A second signal ends the process at once, with the exit
     code 128 + the signal's number.
 
+    Tasks add entries to the logs of their jobs with ``Task.log``. With ``capture_logs``, what they
+    log with Python's ``logging`` goes there, too; see the documentation of workers.
+
     Tasks may start processes: forked children get the signal handlers that were there before
     the worker's.
     """
@@ -53,6 +57,7 @@ class Worker:
         executor: Executor | Callable[[], Executor] | None = None,
         lease_seconds: int = 60,
         grace_seconds: float = 20.0,
+        capture_logs: bool = False,
     ) -> None:
         self.client = client
         self.workspace_id = workspace_id
@@ -62,6 +67,7 @@ class Worker:
         self.executor = executor
         self.lease_seconds = lease_seconds
         self.grace_seconds = grace_seconds
+        self.capture_logs = capture_logs
         self.tasks: dict[str, Run] = {}
         self.timing = Timing()
         self._stopped = False
@@ -138,7 +144,7 @@ class Worker:
             )
             Runner(options).run()
 
-        with StopSignals() as self._signals:
+        with StopSignals() as self._signals, capturing(self.capture_logs):
             if self.processes:
                 Processes(self, name, work, until_idle).run()
             else:
@@ -154,7 +160,12 @@ class Worker:
         given = self.executor
         executor = given if isinstance(given, Executor) else given()
         engine = ExecutorEngine(
-            executor, self.tasks, client, workspace_id, lease_seconds=self.lease_seconds
+            executor,
+            self.tasks,
+            client,
+            workspace_id,
+            lease_seconds=self.lease_seconds,
+            capture_logs=self.capture_logs,
         )
         try:
             yield engine

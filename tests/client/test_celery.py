@@ -49,8 +49,9 @@ class Transport(filesystem.Transport):
 
 # An application as a team has it, and the line that it gets.
 APP = """
-import functools, os, signal, time
+import functools, logging, os, signal, time
 from celery import Celery, Task
+from celery.utils.log import get_task_logger
 import jobapi.client.celery
 
 here = os.path.dirname(__file__)
@@ -111,6 +112,12 @@ def retries(self):
 def text():
     return "done"
 
+@app.task(name="images.logs")
+def logs():
+    logging.getLogger("plain").info("info")
+    get_task_logger("images").warning("of the task")
+    jobapi.client.celery.current_job().log("own", level="debug")
+
 @app.task(name="images.object")
 def object_():
     return object
@@ -131,10 +138,10 @@ import os
 from images import app
 from jobapi.client.celery import Dispatcher
 
-names = ["resize", "bound", "other", "fails", "retries", "text", "object", "long", "dies"]
+names = ["resize", "bound", "other", "fails", "retries", "text", "object", "long", "dies", "logs"]
 worker = Dispatcher(
     app, {name: "images." + name for name in names}, lease_seconds=5,
-    requeue_seconds=float(os.environ.get("REQUEUE", "300")),
+    requeue_seconds=float(os.environ.get("REQUEUE", "300")), capture_logs=True,
 )
 """
 
@@ -199,6 +206,7 @@ def test_application_runs_jobs_and_its_own_messages(stage: CeleryStage) -> None:
     failing = client.create(1, "fails", **once)
     retried = client.create(1, "retries", max_retries=1)
     text = client.create(1, "text")
+    logs = client.create(1, "logs")
     wrong = client.create(1, "object", **once)
     lacking = client.create(1, "resize", **once)
     stage.start_worker()
@@ -211,6 +219,9 @@ def test_application_runs_jobs_and_its_own_messages(stage: CeleryStage) -> None:
     assert (ended[retried.job_id].status, ended[retried.job_id].retry_count) == ("failed", 1)
     assert ended[retried.job_id].result == {"part": 1}
     assert ended[text.job_id].result == {"result": "done"}
+    assert [(entry.level, entry.message) for entry in client.logs(1, logs.job_id)] == [
+        *(("info", "info"), ("warning", "of the task"), ("debug", "own"))
+    ]
     assert "cannot be written as JSON" in (ended[wrong.job_id].error or "")
     assert "width" in (ended[lacking.job_id].error or "")
     until(lambda: "resize 7" in stage.ran(), 20)

@@ -25,6 +25,7 @@ from .base import (
     service,
 )
 from .events import events
+from .job_logs import logs
 from .operations import operate, operations, stop
 
 EXIT_CODES = {"success": 0, "failed": 3, "cancelled": 4}
@@ -40,7 +41,7 @@ def jobs_group() -> None:
     """
 
 
-for _command in (events, operate, operations, stop):
+for _command in (events, logs, operate, operations, stop):
     jobs_group.add_command(_command)
 
 

@@ -24,6 +24,11 @@ from .base import as_json, print_answer, print_table, service
 @click.option(
     "--lease-seconds", type=click.IntRange(5, 3600), help="Length of a lease.  [default: 60]"
 )
+@click.option(
+    "--capture-logs",
+    is_flag=True,
+    help="Send what tasks log with Python's logging to the logs of their jobs.",
+)
 @click.option("--until-idle", is_flag=True, help="End when no job is due.")
 def worker_command(
     client: Client,
@@ -33,6 +38,7 @@ def worker_command(
     processes: bool,
     name: str | None,
     lease_seconds: int | None,
+    capture_logs: bool,
     until_idle: bool,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
@@ -50,6 +56,7 @@ def worker_command(
     worker.concurrency = concurrency or worker.concurrency
     worker.lease_seconds = lease_seconds or worker.lease_seconds
     worker.processes = processes or worker.processes
+    worker.capture_logs = capture_logs or worker.capture_logs
     worker.run(until_idle=until_idle)
 
 
