@@ -155,6 +155,8 @@ function make(leaf, parent) {
 /** @returns {Made} */
 function change(made, leaf) {
   const { node } = made;
+  // A view that keeps a part of its tree, because nothing in it can change, need not pay for it.
+  if (leaf === made.leaf && !resetting) return made;
   if (typeof leaf === "string") {
     if (made.leaf !== leaf) node.nodeValue = leaf;
     return { ...made, leaf };

@@ -567,7 +567,7 @@ def test_move_that_is_killed_is_continued_while_clients_write(
             with (tmp_path / "said").open("w") as said:
                 process = subprocess.Popen(command, env=env, start_new_session=True, stderr=said)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.2 + chance.random() * kills / 4)
+                process.wait(0.2 + chance.random() * kills / 2)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -3,6 +3,7 @@
 import { ask as request, call, get, jobPath, parse, post, problemOf, workspacePath } from "../api.js";
 import { duration, moment, number, ran, running, wholeTime } from "../format.js";
 import { json, jsonState } from "../json.js";
+import { jobLog } from "../log.js";
 import { every, follow, wake } from "../live.js";
 import { badge, bar, capital, cell, confirm, copyButton, empty, ENDED, link, table, who } from "../parts.js";
 import { names } from "../names.js";
@@ -65,6 +66,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
     metadata: jsonState(),
     result: jsonState(),
   };
+  const log = jobLog({ path: path("/logs"), signal, status: () => state.deleted ? null : state.job.status });
   let etag = null;
   // Gets a "wake" when the job has another status, which needs another explanation.
   const changed = new EventTarget();
@@ -129,6 +131,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
         if (mine.length) again();
       },
     });
+    log.live(signal);
     // Events tell of every ten percent only.
     every(PROGRESS, signal, async () => {
       if (state.job.status !== "running" || state.deleted) return null;
@@ -193,7 +196,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
     delete: () =>
       confirm({
         title: "Delete this job?",
-        text: "Its result, attempts and history are deleted too. This cannot be undone.",
+        text: "Its result, attempts, log and history are deleted too. This cannot be undone.",
         label: "Delete the job",
         keep: "Keep it",
         sure: "Delete the job permanently",
@@ -258,6 +261,7 @@ export default async function job({ id, rest: name, signal, go, may }) {
         json("Metadata", job.metadata, state.metadata, `${name}-metadata.json`),
         json("Result", left, state.result, `${name}-result.json`),
       ),
+      log.view(),
       tries(),
       history(),
     );
