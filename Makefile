@@ -11,7 +11,7 @@ RULES := examples/deployment/prometheus/rules.yaml
 # The tests start the service many times, so let Python keep the bytecode of its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test lint test-partitions test-browser fuzz chaos bench bench-cycle bench-scale bench-capacity bench-streams bench-dashboard bench-flow soak \
+.PHONY: help setup run test lint test-partitions test-browser fuzz chaos bench bench-cycle bench-scale bench-capacity bench-streams bench-dashboard bench-flow bench-logs soak \
   example wheels schema lock clean
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-capacity    processor time and disk per job, and what CAPACITY_JOBS a day take"
 	@echo "make bench-streams how soon a change is known to 500 who listen (BENCH_STREAMS)"
 	@echo "make bench-flow    limits, keys and rates beside plain job types"
+	@echo "make bench-logs    requests while 20 jobs log 1,000 lines a second; pages of long logs"
 	@echo "make bench-dashboard its first render with 5 million jobs; needs a Chromium (SCALE_JOBS)"
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
@@ -95,6 +96,9 @@ bench-scale: $(READY)
 
 bench-flow: $(READY)
 	$(BIN)/python benchmarks/flow.py
+
+bench-logs: $(READY)
+	$(BIN)/python benchmarks/logs.py
 
 bench-streams: $(READY)
 	$(BIN)/python benchmarks/streams.py

@@ -24,8 +24,8 @@ from ..store.statement import Statement
 from ..store.tables import job_log_heads, job_logs
 from ..store.transactions import IN_ORDER, plan_without, transactional
 
-TRIM_AT_ONCE = 1_000
-"""How many of the oldest entries one statement looks at, to find those that are too much."""
+TRIM_AT_ONCE = 200
+"""How many of the oldest entries, at least, one statement reads to find those to delete."""
 
 DELETE_AT_ONCE = 5_000
 """How many entries of deleted jobs are deleted in one transaction."""
@@ -155,9 +155,10 @@ def _trim(
     mine = _of_job(workspace_id, job)
     c = job_logs.c
     first, freed = head.first, 0
+    at_once = max(TRIM_AT_ONCE, 2 * len(new))
     while first <= stored_last and (first <= until or freed < too_many):
         # A range of the key, so that a full log is not read as a whole.
-        end = min(first + TRIM_AT_ONCE - 1, stored_last)
+        end = min(first + at_once - 1, stored_last)
         some = select(c.number, c.size).where(mine, c.number.between(first, end))
         for number, size in session.execute(some.order_by(c.number)):
             if number > until and freed >= too_many:

@@ -432,21 +432,21 @@ def append_logs(
     With the token of its lease this is a report: it also renews the lease. Raises ``JobNotFound``,
     ``JobNotRunning``, ``LeaseRequired``, ``LeaseLost``.
     """
+    if lease_token is not None:
+        given: Report = {"job_id": job_id, "lease_token": lease_token, "logs": entries}
+        (answer,) = report(session, workspace_id, [given], backoff=backoff, actor=actor)
+        if answer.problem is not None:
+            if answer.job is not None:
+                leases.check_log(answer.job, lease_token)
+            raise answer.problem
+        return answer.logged or Appended()
     found = lock(session, workspace_id, [job_id])
     if not found:
         raise not_found()
     (job,) = found
-    leases.check_log(job, lease_token)
-    if lease_token is None:
-        (logged,) = job_logs.append(
-            session, workspace_id, [Addition(job.id, job.attempt, entries, job.now)]
-        )
-        return logged
-    given: Report = {"job_id": job_id, "lease_token": lease_token, "logs": entries}
-    (answer,) = report(session, workspace_id, [given], backoff=backoff, actor=actor)
-    if answer.problem is not None:
-        raise answer.problem
-    return answer.logged or Appended()
+    leases.check_log(job, None)
+    addition = Addition(job.id, job.attempt, entries, job.now)
+    return job_logs.append(session, workspace_id, [addition])[0]
 
 
 _SUCCEEDED = cast(CurrentJob, SimpleNamespace(status=JobStatus.SUCCESS, lease_expires_at=None))

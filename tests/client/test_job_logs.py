@@ -408,3 +408,33 @@ def test_follow_logs_yields_new_entries_until_the_job_ends(desk: Desk, client: C
     thread.start()
     assert [entry.message for entry in found] == ["c", "d"]
     thread.join()
+
+
+WRITER = """
+import sys
+from jobapi.client import Client
+url, token, job_id, lease_token, name = sys.argv[1:]
+client = Client(url, token=token)
+for n in range(20):
+    entries = [{"message": f"{name} {n} {m}"} for m in range(50)]
+    assert client.append_logs(1, job_id, entries, lease_token=lease_token) == 50
+"""
+
+
+def test_two_processes_append_to_one_log_at_once(
+    service_env: dict[str, str], tmp_path: Path
+) -> None:
+    stage = Stage(tmp_path, service_env, WRITER)
+    try:
+        stage.client.create(1, "a")
+        (job,) = stage.client.claim(1)
+        given = (stage.service.url, stage.token, job.job_id, job.lease_token)
+        writers = [stage.start("tasks.py", *given, name) for name in "ab"]
+        assert [writer.wait(60) for writer in writers] == [0, 0]
+        found = list(stage.client.logs(1, job.job_id))
+        assert [entry.number for entry in found] == list(range(1, 2001))
+        for name in "ab":
+            own = [entry.message for entry in found if entry.message.startswith(name)]
+            assert own == [f"{name} {n} {m}" for n in range(20) for m in range(50)]
+    finally:
+        stage.close()

@@ -17,7 +17,7 @@ from jobapi.rules.operations import Action
 from jobapi.services import job_errors, job_lists, operations
 from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace
-from jobapi.store.tables import attempts, jobs
+from jobapi.store.tables import attempts, job_log_heads, job_logs, jobs
 from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction
 
 from ..conftest import app_on
@@ -187,6 +187,27 @@ def test_deleted_jobs_on_partitions_take_their_attempts_with_them(desk: Desk) ->
     with desk.world.transaction() as tx:
         mine = select(attempts).where(attempts.c.lease_token == job["lease_token"])
         assert tx.execute(mine).all() == []
+
+
+def test_logs_on_partitions_touch_one_and_go_with_their_jobs(desk: Desk) -> None:
+    (job,) = desk.claim()
+    with one_partition(desk, BY_KEY) as tx:
+        queue.append_logs(
+            tx,
+            desk.workspace_id,
+            job["job_id"],
+            [{"message": "x"}],
+            lease_token=job["lease_token"],
+            backoff=BACKOFF,
+        )
+    assert len(desk.get(f"/{job['job_id']}/logs").json["data"]) == 1
+    desk.report(job, status="success")
+    assert desk.call("DELETE", f"{desk.jobs_path}/{job['job_id']}").status_code == 204
+    desk.world.maintain("logs of deleted jobs")
+    with desk.world.transaction() as tx:
+        for table in (job_logs, job_log_heads):
+            mine = select(table).where(table.c.workspace_id == desk.workspace_id)
+            assert tx.execute(mine).all() == []
 
 
 def test_metadata_filter_on_partitions_finds_this_workspaces_jobs(desk: Desk) -> None:

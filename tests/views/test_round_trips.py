@@ -62,7 +62,7 @@ REQUESTS: dict[str, tuple[Callable[[Desk], Any], Act, int]] = {
     "report a heartbeat": (leased, report, 5),
     "report failed": (leased, lambda desk, job: report(desk, job, status="failed"), 6),
     "report logs": (leased, lambda desk, job: report(desk, job, logs=LOGS), 8),
-    "append logs": (leased, append_logs, 9),
+    "append logs": (leased, append_logs, 8),
     "report with PATCH": (leased, patch_with_lease, 5),
     "edit": (pending, lambda desk, job: desk.patch(job["job_id"], {"priority": "high"}), 2),
     "cancel pending": (pending, lambda desk, job: desk.post(f"/{job['job_id']}/cancel"), 2),
