@@ -103,6 +103,11 @@ class Settings:
     retry_backoff_max_seconds: int = _setting(
         3600, "Upper bound of the delay before any automatic retry.", least=1
     )
+    max_schedules: int = _setting(
+        100,
+        "Largest number of schedules of a workspace. A further one is refused with 409.",
+        least=1,
+    )
     max_body_bytes: int = _setting(
         1024 * 1024, "Largest request body. A larger one is refused with 413.", least=1024
     )

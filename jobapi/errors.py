@@ -15,7 +15,7 @@
     ├── NotFound                  404
     │   ├── UnknownPath, WorkspaceNotFound, JobNotFound
     │   ├── UserNotFound, MemberNotFound, KeyNotFound, OperationNotFound
-    │   └── JobTypeNotFound
+    │   └── JobTypeNotFound, ScheduleNotFound
     ├── MethodNotAllowed          405
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
@@ -23,6 +23,7 @@
     │   ├── LeaseRequired, LeaseLost, AlreadyBegun
     │   ├── JobExists, AtCapacity, RateLimited, TypePaused, WorkspacePaused
     │   ├── RequestInProgress, OperationEnded
+    │   ├── ScheduleNameTaken, TooManySchedules
     │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
@@ -197,6 +198,10 @@ class JobTypeNotFound(NotFound):
     """No such job type"""
 
 
+class ScheduleNotFound(NotFound):
+    """Schedule not found"""
+
+
 class KeyNotFound(NotFound):
     """API key not found"""
 
@@ -289,6 +294,14 @@ class OperationEnded(Conflict):
 
 class RequestInProgress(Conflict):
     """Request already in progress"""
+
+
+class ScheduleNameTaken(Conflict):
+    """Schedule name taken"""
+
+
+class TooManySchedules(Conflict):
+    """Workspace has as many schedules as it may have"""
 
 
 class UsernameTaken(Conflict):

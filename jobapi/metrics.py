@@ -30,6 +30,7 @@ from .rules.jobs import JobStatus, Outcome
 from .services.job_logs import Appended
 from .services.settling import EndedAttempt
 from .services.stats import Backlog
+from .services.ticks import Ticked
 
 PREFIX = "jobapi_"
 CONNECTIONS = "jobapi_database_connections"
@@ -179,6 +180,9 @@ class Metrics:
             ["workspace"],
             **own,
         )
+        self._ticks = Counter(
+            "jobapi_schedule_ticks_total", "Ticks of schedules.", ["outcome"], **own
+        )
         self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
         self.streams = _Level(Gauge("jobapi_open_streams", "Open streams of events.", **live))
         connections = Gauge(CONNECTIONS, "Database connections of the pools.", ["state"], **live)
@@ -257,6 +261,12 @@ class Metrics:
                 self._retries.inc()
             elif job.status == JobStatus.FAILED:
                 self.failed(job.workspace_id)
+
+    @_harmless
+    def ticked(self, ticked: Ticked) -> None:
+        """Count a tick of a schedule."""
+        outcome = "suspended" if ticked.outcome is None else ticked.outcome.label
+        self._ticks.labels(outcome).inc()
 
     @_harmless
     def watch(self, engine: Engine) -> None:
@@ -370,4 +380,8 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         "Job types that jobapi_due_jobs, jobapi_running_jobs and jobapi_live_workers leave out.",
     )
     omitted.add_metric([], backlog.omitted)
-    return [up, count, oldest, *by_type, omitted]
+    overdue = GaugeMetricFamily(
+        "jobapi_schedule_overdue_seconds", "Time that the most overdue tick has been due."
+    )
+    overdue.add_metric([], backlog.overdue)
+    return [up, count, oldest, *by_type, omitted, overdue]

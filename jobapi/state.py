@@ -26,6 +26,7 @@ from .background.periodic_tasks import periodic_tasks
 from .config import SERVED_BY, ConfigError, Settings
 from .rules.leases import Backoff
 from .services import keys, workers
+from .services.ticks import Ticked
 from .store import readiness
 from .store.engine import Limits, engine_options, from_host, normalize_url, prepare_sqlite, set_up
 from .store.faults import judge
@@ -124,7 +125,7 @@ class State:
         )
         self.maintenance = Maintenance(
             lambda: self.engine,
-            periodic_tasks(self.backoff, self.count_reaped, self.waiters.announce),
+            periodic_tasks(self.backoff, self.count_reaped, self.count_tick, self.waiters.announce),
         )
 
     def close(self) -> None:
@@ -232,6 +233,11 @@ class State:
         """Count the attempts whose lease or timeout has expired."""
         if self.metrics is not None:
             self.metrics.reaped(reaped)
+
+    def count_tick(self, ticked: Ticked) -> None:
+        """Count a tick of a schedule."""
+        if self.metrics is not None:
+            self.metrics.ticked(ticked)
 
     def _count_waiting(self, more: int) -> None:
         if self.metrics is not None:

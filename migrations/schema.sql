@@ -281,6 +281,8 @@ CREATE TABLE jobapi_jobs (
   key_slot integer,  -- while it runs: its number among those of its key, with max_running_per_key
   ripe boolean DEFAULT false NOT NULL,  -- has a concurrency_key, and was due when last looked at
   has_begun boolean DEFAULT false NOT NULL,  -- an attempt has begun: it does not expire any more
+  schedule_id character varying(40),
+  scheduled_for timestamp with time zone,  -- the tick of the schedule; null: run by hand
   CONSTRAINT pk_jobapi_jobs PRIMARY KEY (id),
   CONSTRAINT uq_jobapi_jobs_job_id UNIQUE (job_id),
   CONSTRAINT fk_jobapi_jobs_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
@@ -328,10 +330,12 @@ CREATE INDEX ix_jobapi_jobs_error_group ON jobapi_jobs (workspace_id, job_type, 
 CREATE INDEX ix_jobapi_jobs_expires ON jobapi_jobs (expires_at) WHERE status = 0 AND expires_at IS NOT NULL AND NOT has_begun;
 CREATE INDEX ix_jobapi_jobs_kind ON jobapi_jobs (workspace_id, status, job_type, priority, created_at, id);
 CREATE INDEX ix_jobapi_jobs_reap ON jobapi_jobs (reap_at) WHERE reap_at IS NOT NULL;
+CREATE INDEX ix_jobapi_jobs_schedule_live ON jobapi_jobs (workspace_id, schedule_id, id) WHERE status <= 1 AND schedule_id IS NOT NULL;
 CREATE INDEX ix_jobapi_jobs_unripe ON jobapi_jobs (workspace_id, job_type, due_at) WHERE status = 0 AND concurrency_key IS NOT NULL AND NOT ripe;
 CREATE INDEX ix_jobapi_jobs_updated ON jobapi_jobs (workspace_id, status, updated_at, id);
 CREATE UNIQUE INDEX uq_jobapi_jobs_key_slot ON jobapi_jobs (workspace_id, job_type, concurrency_key, key_slot) WHERE status = 1 AND concurrency_key IS NOT NULL;
 CREATE UNIQUE INDEX uq_jobapi_jobs_live ON jobapi_jobs (workspace_id, job_type, unique_key) WHERE status <= 1 AND unique_key IS NOT NULL;
+CREATE UNIQUE INDEX uq_jobapi_jobs_schedule ON jobapi_jobs (workspace_id, schedule_id, scheduled_for) WHERE schedule_id IS NOT NULL;
 CREATE UNIQUE INDEX uq_jobapi_jobs_slot ON jobapi_jobs (workspace_id, job_type, slot) WHERE status = 1 AND slot IS NOT NULL;
 
 CREATE TABLE jobapi_memberships (
@@ -372,6 +376,49 @@ CREATE TABLE jobapi_operations (
 );
 CREATE INDEX ix_jobapi_operations_running ON jobapi_operations (updated_at) WHERE status = 0;
 CREATE INDEX ix_jobapi_operations_workspace_id ON jobapi_operations (workspace_id, id);
+
+CREATE TABLE jobapi_schedules (
+  workspace_id integer NOT NULL,
+  schedule_id character varying(40) NOT NULL,
+  name character varying(200) NOT NULL,
+  cron character varying(200),
+  every_seconds integer,
+  timezone character varying(64) NOT NULL,  -- IANA name
+  job_type character varying(100) NOT NULL,  -- that of job
+  job json NOT NULL,  -- what a create takes
+  overlap smallint NOT NULL,  -- 0 allow 1 skip 2 replace
+  catch_up smallint NOT NULL,  -- 0 none 1 last 2 all
+  jitter_seconds integer NOT NULL,
+  starts_at timestamp with time zone,
+  ends_at timestamp with time zone,
+  paused boolean NOT NULL,
+  paused_reason text,
+  suspended_reason text,
+  next_run_at timestamp with time zone,  -- the next tick; null: paused, suspended or over
+  due_at timestamp with time zone,  -- when that tick makes its job: with the jitter
+  last_scheduled_for timestamp with time zone,
+  last_ran_at timestamp with time zone,
+  last_outcome smallint,  -- 0 created 1 existing 2 overlap 3 queue_full 4 missed
+  last_job_id character varying(40),
+  runs_as character varying(20) NOT NULL,  -- user:1 or key:1, who has changed job last
+  version integer NOT NULL,  -- counts the edits; the ETag
+  created_by integer NOT NULL,
+  created_at timestamp with time zone NOT NULL,
+  updated_at timestamp with time zone NOT NULL,
+  CONSTRAINT pk_jobapi_schedules PRIMARY KEY (workspace_id, schedule_id),
+  CONSTRAINT fk_jobapi_schedules_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
+  CONSTRAINT fk_jobapi_schedules_workspace_id FOREIGN KEY (workspace_id) REFERENCES jobapi_workspaces(id) ON DELETE CASCADE,
+  CONSTRAINT ck_jobapi_schedules_active CHECK (next_run_at IS NULL OR NOT paused AND suspended_reason IS NULL),
+  CONSTRAINT ck_jobapi_schedules_catch_up CHECK (catch_up >= 0 AND catch_up <= 2),
+  CONSTRAINT ck_jobapi_schedules_due_at CHECK ((next_run_at IS NULL) = (due_at IS NULL)),
+  CONSTRAINT ck_jobapi_schedules_every_seconds CHECK (every_seconds >= 1),
+  CONSTRAINT ck_jobapi_schedules_jitter_seconds CHECK (jitter_seconds >= 0),
+  CONSTRAINT ck_jobapi_schedules_last_outcome CHECK (last_outcome >= 0 AND last_outcome <= 4),
+  CONSTRAINT ck_jobapi_schedules_overlap CHECK (overlap >= 0 AND overlap <= 2),
+  CONSTRAINT ck_jobapi_schedules_timing CHECK ((cron IS NULL) <> (every_seconds IS NULL))
+);
+CREATE INDEX ix_jobapi_schedules_due ON jobapi_schedules (due_at) WHERE due_at IS NOT NULL;
+CREATE UNIQUE INDEX uq_jobapi_schedules_name ON jobapi_schedules (workspace_id, name);
 
 CREATE TABLE jobapi_workers (
   workspace_id integer NOT NULL,

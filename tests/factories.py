@@ -62,7 +62,10 @@ class World:
         """Run the periodic tasks, or those of these names, until there is no more to do."""
         state = self.state
         tasks = periodic_tasks(
-            backoff or state.backoff, state.count_reaped, announce or state.waiters.announce
+            backoff or state.backoff,
+            state.count_reaped,
+            state.count_tick,
+            announce or state.waiters.announce,
         )
         assert {*names} <= {task.name for task in tasks}
         with state.engine.connect() as connection:

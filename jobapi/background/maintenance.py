@@ -1,8 +1,8 @@
-"""Runs periodic tasks in the background, in one process at a time.
+"""Runs periodic tasks in the background, most of them in one process at a time.
 
 Any number of processes run a ``Maintenance``. The one that holds the leader lock runs
-the tasks; the others ask for the lock every two seconds. ``periodic_tasks`` lists the
-tasks.
+the tasks; the others ask for the lock every two seconds. Tasks that must not wait for the
+next leader when one has died run in every process. ``periodic_tasks`` lists the tasks.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ class PeriodicTask:
     """The time from the start of one run to the next, if there is nothing more to do."""
 
     step: Callable[[Connection], bool | None]
+
+    everywhere: bool = False
+    """Whether each process runs it, not only the leader."""
 
 
 class RoundRobin:
@@ -113,8 +116,12 @@ class Maintenance:
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._engine = engine
-        self._round_robin = RoundRobin(tasks)
+        self._as_leader = RoundRobin(tasks)
+        everywhere = [task for task in tasks if task.everywhere]
+        self._as_other = RoundRobin(everywhere) if everywhere else None
         self._poll_seconds = poll_seconds
+        self._leads = False
+        self._ask_at = 0.0
         self._holder = secrets.token_hex(16)
         self._stop = Event()
         self._lock = Lock()
@@ -148,13 +155,22 @@ class Maintenance:
             pause = self._poll_seconds
             try:
                 with self._engine().connect() as connection:
-                    if leader_lock.acquire(connection, self._holder):
-                        pause = min(pause, self._round_robin.run(connection, ROUND_SECONDS))
+                    runner = self._as_leader if self._lead(connection) else self._as_other
+                    if runner is not None:
+                        pause = min(pause, runner.run(connection, ROUND_SECONDS))
                 self._log.worked()
             except Exception as error:
+                self._leads = False
                 self._log.failed(error)
         try:
             with self._engine().connect() as connection:
                 leader_lock.release(connection, self._holder)
         except Exception:
             logger.debug("the leader lock expires by itself", exc_info=True)
+
+    def _lead(self, connection: Connection) -> bool:
+        """Ask for the leader lock, or renew it, if it is time to."""
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + self._poll_seconds
+            self._leads = leader_lock.acquire(connection, self._holder)
+        return self._leads

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -26,6 +27,7 @@ from ..services import (
     operations,
     queue,
     throughput,
+    ticks,
     workers,
     workspaces,
 )
@@ -40,10 +42,16 @@ JOBS_AT_ONCE = 500
 EVENTS_AT_ONCE = 5_000
 """How many old events one step deletes at most."""
 
+TICKS_EVERY = 0.5
+"""How often due schedules are looked for, in seconds."""
+
 T = TypeVar("T")
 
 OnReaped = Callable[[Sequence[EndedAttempt]], None]
 """Called after the commit with the attempts whose lease or timeout has expired."""
+
+OnTicked = Callable[[ticks.Ticked], None]
+"""Called after the commit with what a tick of a schedule has done."""
 
 Announce = Callable[[Connection, int], None]
 """Called after the commit for each workspace in which jobs have become due."""
@@ -51,9 +59,17 @@ Announce = Callable[[Connection, int], None]
 logger = logging.getLogger("jobapi")
 
 
-def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) -> list[PeriodicTask]:
+def periodic_tasks(
+    backoff: Backoff, on_reaped: OnReaped, on_ticked: OnTicked, announce: Announce
+) -> list[PeriodicTask]:
     """All periodic tasks, new for each call. ``backoff`` is the default for automatic retries."""
     return [
+        PeriodicTask(
+            "schedules",
+            TICKS_EVERY,
+            partial(run_schedules, on_ticked=on_ticked, announce=announce),
+            everywhere=True,
+        ),
         PeriodicTask(
             "expired leases",
             2,
@@ -71,6 +87,38 @@ def periodic_tasks(backoff: Backoff, on_reaped: OnReaped, announce: Announce) ->
         PeriodicTask("old throughput", 60, throughput.forget),
         PeriodicTask("workers that are gone", 60, workers.forget),
     ]
+
+
+def run_schedules(
+    connection: Connection,
+    *,
+    on_ticked: OnTicked,
+    announce: Announce,
+    now: datetime | None = None,
+) -> bool:
+    """Handle a tick of each schedule that has one due.
+
+    A schedule whose tick fails waits for a while, so that it holds up no other.
+    """
+    handled = False
+    for workspace_id, schedule_id in ticks.find_due(connection, now=now):
+        try:
+            with transaction(connection) as tx:
+                ticked = ticks.tick(tx, workspace_id, schedule_id, now=now)
+        except Exception as error:
+            fault = judge(error)
+            if fault is not None and fault.reconnect:
+                raise
+            detail = None if fault is None else fault.detail
+            logger.warning("schedule %s is tried again: %s", schedule_id, detail, exc_info=error)
+            ticks.put_off(connection, workspace_id, schedule_id)
+            continue
+        if ticked is not None:
+            handled = True
+            on_ticked(ticked)
+            if ticked.wakes:
+                announce(connection, workspace_id)
+    return handled
 
 
 def reap(

@@ -36,6 +36,13 @@ class EventKind(Labelled):
     JOB_TYPE_CHANGED = 28
     JOB_TYPE_PAUSED = 29
     JOB_TYPE_RESUMED = 30
+    SCHEDULE_CREATED = 40
+    SCHEDULE_CHANGED = 41
+    SCHEDULE_DELETED = 42
+    SCHEDULE_PAUSED = 43
+    SCHEDULE_RESUMED = 44
+    SCHEDULE_SUSPENDED = 45
+    SCHEDULE_SKIPPED = 46
 
 
 WORKSPACE_EVENTS = frozenset(
@@ -51,9 +58,16 @@ WORKSPACE_EVENTS = frozenset(
         EventKind.JOB_TYPE_CHANGED,
         EventKind.JOB_TYPE_PAUSED,
         EventKind.JOB_TYPE_RESUMED,
+        EventKind.SCHEDULE_CREATED,
+        EventKind.SCHEDULE_CHANGED,
+        EventKind.SCHEDULE_DELETED,
+        EventKind.SCHEDULE_PAUSED,
+        EventKind.SCHEDULE_RESUMED,
+        EventKind.SCHEDULE_SUSPENDED,
+        EventKind.SCHEDULE_SKIPPED,
     }
 )
-"""What happens to a workspace, its members, keys and job types: only owners see it."""
+"""What happens to a workspace, its members, keys, job types and schedules: only owners see it."""
 
 JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 """What happens to a job."""

@@ -193,6 +193,10 @@ class Job(Protocol):
     """Whether it has a ``concurrency_key`` and takes part in turns: it was due when last seen."""
     has_begun: Annotated[bool, Field(default=False)]
     """Whether an attempt has ever begun."""
+    schedule_id: str | None
+    """The schedule that made it."""
+    scheduled_for: datetime | None
+    """The tick of the schedule. None: no schedule made it, or a caller ran the schedule."""
     last_event: int | None
     """The ``EventKind`` of the last change, or None. The trigger copies it."""
     last_edited: str | None

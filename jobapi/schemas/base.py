@@ -79,6 +79,15 @@ def job_keys(description: str) -> fields.List[str]:
     )
 
 
+def schedule_ids() -> fields.List[str]:
+    """Ids of schedules."""
+    return fields.List(
+        Text(validate=Pattern(r"^sch_[0-9a-f]{1,36}$", error="This is not the id of a schedule.")),
+        validate=length(1, MAX_CHOICES),
+        metadata=doc("Only jobs of these schedules; may be repeated."),
+    )
+
+
 def seconds(least: int, description: str, **metadata: Any) -> Whole:
     """A number of seconds, at most ten years, or null."""
     return Whole(

@@ -24,6 +24,7 @@ from .base import (
     key_text,
     length,
     percent,
+    schedule_ids,
     seconds,
     sort_order,
 )
@@ -47,6 +48,7 @@ class JobListQuery(PagingQuery):
     error_group = error_groups()
     concurrency_key = job_keys("Only jobs with one of these keys; may be repeated.")
     unique_key = job_keys("Only jobs with one of these keys; may be repeated.")
+    schedule_id = schedule_ids()
     expires_after = Time(metadata=doc("Only jobs that expire at this time or later."))
     expires_before = Time(metadata=doc("Only jobs that expire before this time."))
     status = fields.List(
@@ -307,6 +309,15 @@ class Job(Response):
         required=True,
         allow_none=True,
         metadata=doc("When the job is cancelled if no attempt has begun."),
+    )
+
+    schedule_id = fields.String(
+        required=True, allow_none=True, metadata=doc("The schedule that created the job.")
+    )
+    scheduled_for = Time(
+        required=True,
+        allow_none=True,
+        metadata=doc("The tick of the schedule; null if a caller ran the schedule."),
     )
 
     @staticmethod

@@ -16,6 +16,7 @@ from .base import (
     job_keys,
     job_type_text,
     length,
+    schedule_ids,
 )
 from .fields import Choice, Flag, Paths, StatusInput, Text, Time, Whole, doc
 from .loading import Base
@@ -37,6 +38,7 @@ class JobFilter(Base):
     error_group = error_groups()
     concurrency_key = job_keys("Only jobs with one of these keys.")
     unique_key = job_keys("Only jobs with one of these keys.")
+    schedule_id = schedule_ids()
     expires_after = Time()
     expires_before = Time()
     metadata = Paths(metadata=doc('Paths with values: `{"batch_id": 3, "file.name": "a.csv"}`.'))

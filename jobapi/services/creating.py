@@ -76,8 +76,12 @@ _CREATED = (
     *("created_at", "updated_at", "queued_at", "due_at", "changed_by", "traceparent", "ripe"),
 )
 _PLAIN = tuple(name for name in _CREATED if name not in _OF_FLOW)
+_SCHEDULED = (*_CREATED, "schedule_id", "scheduled_for")
 _INSERT_PLAIN = Statement[Job](insert(jobs).returning(*COLUMNS), prepare=True, values=_PLAIN)
 _INSERT = Statement[Job](insert(jobs).returning(*COLUMNS), prepare=True, values=_CREATED)
+_INSERT_SCHEDULED = Statement[Job](
+    insert(jobs).returning(*COLUMNS), prepare=True, values=_SCHEDULED
+)
 
 _JOB_TYPE = re.compile(JOB_TYPE_PATTERN)
 
@@ -114,6 +118,10 @@ class Creation(TypedDict, total=False):
     """The creator's W3C trace context, for the worker; an invalid one counts as None."""
     flow_version: int | None
     """The ``flow_version`` of the workspace."""
+    schedule_id: str | None
+    """The schedule that creates the job; only for ``submit``."""
+    scheduled_for: datetime | None
+    """The schedule's tick; None for a run by hand."""
 
 
 class RequestAndCreation(JobRequest, Creation, total=False):
@@ -143,14 +151,21 @@ def submit(session: Executor, workspace_id: int, **given: Unpack[RequestAndCreat
     _check_job_types(session, workspace_id, [row.job_type], "job_type")
     _let_keys_take_turns(session, workspace_id, who.flow, [row])
     values = {**vars(row), "changed_by": who.actor, "traceparent": who.traceparent}
+    is_scheduled = given.get("schedule_id") is not None
+    if is_scheduled:
+        values |= {name: given.get(name) for name in ("schedule_id", "scheduled_for")}
     if row.unique_key is not None:
         on_conflict = fields.get("on_conflict") or OnConflict.KEEP
         return _insert_unique(
             session, who, values, partial(_resolve, session, row, on_conflict, who)
         )
     _check_room(session, workspace_id, who.flow, {row.job_type: 1})
-    plain = row.concurrency_key is None and row.expires_at is None
-    statement, names = (_INSERT_PLAIN, _PLAIN) if plain else (_INSERT, _CREATED)
+    if is_scheduled:
+        statement, names = _INSERT_SCHEDULED, _SCHEDULED
+    elif row.concurrency_key is None and row.expires_at is None:
+        statement, names = _INSERT_PLAIN, _PLAIN
+    else:
+        statement, names = _INSERT, _CREATED
     (made,) = statement.all(session, {name: values[name] for name in names})
     return Created(made)
 
@@ -176,10 +191,10 @@ class _Who(NamedTuple):
 
 
 @cache
-def _insert_if_unique(dialect: str) -> Statement[Job]:
+def _insert_if_unique(dialect: str, names: tuple[str, ...]) -> Statement[Job]:
     """Returns nothing if a live job has the ``unique_key``."""
     inserted = insert_or_ignore(dialect, jobs).on_conflict_do_nothing(**_UNLESS_LIVE)
-    return Statement[Job](inserted.returning(*COLUMNS), prepare=True, values=_CREATED)
+    return Statement[Job](inserted.returning(*COLUMNS), prepare=True, values=names)
 
 
 def _insert_unique(
@@ -195,8 +210,9 @@ def _insert_unique(
                 return Created(found, existing=True)
             continue
         _check_room(session, workspace_id, who.flow, {job_type: 1})
-        statement = _insert_if_unique(dialect_name(session))
-        made = statement.first(session, {name: values[name] for name in _CREATED})
+        names = _CREATED if values["schedule_id"] is None else _SCHEDULED
+        statement = _insert_if_unique(dialect_name(session), names)
+        made = statement.first(session, {name: values[name] for name in names})
         if made is not None:
             return Created(made)
         # Another create with this key came first. Its job may even have ended by now.

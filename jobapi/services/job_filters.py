@@ -48,6 +48,7 @@ class Filters:
     error: str | None = None
     concurrency_key: Sequence[str] = ()
     unique_key: Sequence[str] = ()
+    schedule_id: Sequence[str] = ()
     expires_after: datetime | None = None
     expires_before: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Filters:
         for column, keys in (
             (jobs.c.concurrency_key, self.concurrency_key),
             (jobs.c.unique_key, self.unique_key),
+            (jobs.c.schedule_id, self.schedule_id),
         ):
             if keys:
                 conditions.append(column.in_(keys))

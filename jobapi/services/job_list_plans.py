@@ -16,6 +16,7 @@ status, type, priority          updated_at          ``SCAN`` *    ``SORT``
 status is running, and others   started_at          ``SCAN``      ``SCAN``
 job_id, and any others          any                 ``LOOKUP``    ``LOOKUP``
 error_group, and any others     any                 ``LOOKUP``    ``LOOKUP``
+schedule_id, and any others     any                 ``LOOKUP``    ``LOOKUP``
 metadata, and any others        any                 ``LOOKUP``    ``SCAN``
 any others                      any                 ``SCAN``      ``SCAN``
 ==============================  ==================  ============  ========
@@ -32,8 +33,8 @@ wanted, to know whether there is a next page; the newest 51 of these 3,060 are t
 
 ``SORT``: SQLite finds the jobs by an index or sorts them all.
 
-``LOOKUP``: an index finds up to ``MAX_COUNTED`` jobs by their ids, error groups or metadata, which
-are filtered and sorted. If there are more, ``SCAN`` is used instead.
+``LOOKUP``: an index finds up to ``MAX_COUNTED`` jobs by their ids, error groups, schedules or
+metadata, which are filtered and sorted. If there are more, ``SCAN`` is used instead.
 
 ``SCAN``: the next ``MAX_SCANNED`` jobs in the order of the list are read and filtered. If the page
 is not full then, it ends early, and its cursor continues after the last job that was read. For a
@@ -226,7 +227,7 @@ class Listing:
 def choose(listing: Listing) -> Plan:
     """The plan for a list, by the table of this module."""
     filters, index = listing.filters, listing.index
-    if filters.job_id or filters.error_group:
+    if filters.job_id or filters.error_group or filters.schedule_id:
         return Plan.LOOKUP
     if listing.dialect == "sqlite":
         return Plan.SORT if listing.is_counted else Plan.SCAN
@@ -416,6 +417,14 @@ def looked_up(listing: Listing, after: Bound | None, offset: int, limit: int) ->
         ids = sorted(set(filters.job_id))
         rows = [{"workspace_id": w, "job_id": each} for w in _workspaces(listing) for each in ids]
         source = _of_each(("workspace_id", "job_id"), columns)
+    elif filters.schedule_id:
+        ids = sorted(set(filters.schedule_id))
+        rows = [
+            {"workspace_id": w, "schedule_id": each} for w in _workspaces(listing) for each in ids
+        ]
+        made = jobs.c.schedule_id.is_not(None)
+        key = ("workspace_id", "schedule_id")
+        source = _of_each(key, columns, made, order=(jobs.c.scheduled_for,))
     elif filters.error_group:
         kinds = sorted({(bucket.workspace_id, bucket.job_type) for bucket in listing.buckets})
         names = ("workspace_id", "job_type", "error_group")
@@ -460,6 +469,12 @@ def _indexed(listing: Listing) -> list[ColumnElement[bool]]:
     filters = listing.filters
     if filters.job_id:
         return [jobs.c.job_id.in_(filters.job_id)]
+    if filters.schedule_id:
+        return [
+            jobs.c.workspace_id.in_(_workspaces(listing)),
+            jobs.c.schedule_id.is_not(None),
+            jobs.c.schedule_id.in_(filters.schedule_id),
+        ]
     return [
         HAS_FAILED,
         jobs.c.workspace_id.in_(_workspaces(listing)),

@@ -62,6 +62,7 @@ from ..store.tables import (
     jobs,
     memberships,
     operations,
+    schedules,
     users,
     workers,
     workspaces,
@@ -94,6 +95,7 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     workers: ("name", "actor"),
     job_log_heads: ("job",),
     job_logs: ("job", "number"),
+    schedules: ("schedule_id",),
 }
 """The order in which the rows of a workspace are read in pages. All but ``api_keys`` have an index
 in this order."""
@@ -537,7 +539,7 @@ def _references(values: dict[str, Any]) -> Iterator[_Reference]:
         for name, kind in (("created_by", "user"), ("user_id", "user"), ("key_id", "key")):
             if isinstance(document.get(name), int):
                 yield _Reference(document, name, kind, document[name])
-    for name in ("changed_by", "actor", "caller"):
+    for name in ("changed_by", "actor", "caller", "runs_as"):
         # A host may write any text.
         if found := _ACTOR.fullmatch(values.get(name) or ""):
             yield _Reference(values, name, found[1], int(found[2]), is_actor=True)

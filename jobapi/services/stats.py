@@ -17,7 +17,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import IN_ORDER, plan_without
-from . import counts, job_lists, throughput, workers
+from . import counts, job_lists, throughput, ticks, workers
 from .job_filters import Filters
 from .job_rows import in_workspace
 
@@ -298,6 +298,8 @@ class Backlog(NamedTuple):
     running: Mapping[OfType, int]
     live_workers: Mapping[tuple[int, str], int]
     omitted: int
+    overdue: float
+    """For how many seconds the most overdue tick of a schedule has been due."""
 
 
 def backlog(session: Executor) -> Backlog:
@@ -324,6 +326,7 @@ def backlog(session: Executor) -> Backlog:
         running={(each.workspace_id, each.job_type): each.running for each in types},
         live_workers=workers.count_live(session, [(ws, str(name)) for ws, name in pending]),
         omitted=omitted,
+        overdue=ticks.most_overdue(session, now),
     )
 
 

@@ -25,6 +25,7 @@ from ..store.tables import (
     jobs,
     memberships,
     operations,
+    schedules,
     users,
     workers,
     workspaces,
@@ -210,12 +211,12 @@ def retention(session: Executor, workspace_id: int | None = None) -> list[Retent
 
 @transactional()
 def remove(session: Executor, workspace_id: int) -> None:
-    """Delete a workspace with its keys and members.
+    """Delete a workspace with its keys, members and schedules.
 
     It is marked as deleted, and inaccessible at once. The maintenance deletes its jobs and
     other rows, of which there may be millions, in small steps (``clear``).
     """
-    for table in (api_keys, memberships):
+    for table in (api_keys, memberships, schedules):
         session.execute(delete(table).where(table.c.workspace_id == workspace_id))
     session.execute(
         update(workspaces)
@@ -243,7 +244,7 @@ def clear(session: Executor) -> bool:
     # has moved away still has its keys and members.
     for table in (
         *(jobs, job_logs, job_log_heads, event_rows, job_flow, idempotency_keys, operations),
-        *(job_types, workers, api_keys, memberships),
+        *(job_types, workers, schedules, api_keys, memberships),
     ):
         in_workspace = table.c.workspace_id == workspace_id
         # On Postgres, events have no index on their id alone. On SQLite that is the primary key,

@@ -25,6 +25,7 @@ from .tables import (
     jobs,
     memberships,
     operations,
+    schedules,
     workers,
     workspaces,
 )
@@ -71,6 +72,7 @@ GUARDS = (
     Guard(workers),
     Guard(job_log_heads),
     Guard(job_logs),
+    Guard(schedules),
     # Not UPDATE: ``events.put_restored_first`` numbers all events of a restored database.
     Guard(events, ("INSERT", "DELETE")),
     # Changes that were made before are still added to the throughput.

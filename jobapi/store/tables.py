@@ -265,6 +265,70 @@ class WorkerRecord(Base):
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class ScheduleRecord(Base):
+    """A schedule: when it makes a job, and which. ``rules.schedules`` says what a tick is."""
+
+    __tablename__ = "jobapi_schedules"
+    __table_args__ = (
+        Index("uq_jobapi_schedules_name", "workspace_id", "name", unique=True),
+        CheckConstraint("(cron IS NULL) <> (every_seconds IS NULL)", "timing"),
+        CheckConstraint("every_seconds >= 1", "every_seconds"),
+        CheckConstraint("jitter_seconds >= 0", "jitter_seconds"),
+        CheckConstraint("overlap BETWEEN 0 AND 2", "overlap"),
+        CheckConstraint("catch_up BETWEEN 0 AND 2", "catch_up"),
+        CheckConstraint("last_outcome BETWEEN 0 AND 4", "last_outcome"),
+        CheckConstraint("(next_run_at IS NULL) = (due_at IS NULL)", "due_at"),
+        CheckConstraint(
+            "next_run_at IS NULL OR (NOT paused AND suspended_reason IS NULL)", "active"
+        ),
+        # The maintenance: ticks that are due.
+        Index(
+            "ix_jobapi_schedules_due",
+            "due_at",
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        ),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    schedule_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(_Key)
+    cron: Mapped[str | None] = mapped_column(String(200))
+    every_seconds: Mapped[int | None]
+    timezone: Mapped[str] = mapped_column(String(64), comment="IANA name")
+    job_type: Mapped[str] = mapped_column(String(100), comment="that of job")
+    job: Mapped[dict[str, Any]] = mapped_column(_Json, comment="what a create takes")
+    overlap: Mapped[int] = mapped_column(SmallInteger, comment="0 allow 1 skip 2 replace")
+    catch_up: Mapped[int] = mapped_column(SmallInteger, comment="0 none 1 last 2 all")
+    jitter_seconds: Mapped[int]
+    starts_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    paused: Mapped[bool]
+    paused_reason: Mapped[str | None] = mapped_column(Text)
+    suspended_reason: Mapped[str | None] = mapped_column(Text)
+    next_run_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="the next tick; null: paused, suspended or over"
+    )
+    due_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="when that tick makes its job: with the jitter"
+    )
+    last_scheduled_for: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_ran_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_outcome: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="0 created 1 existing 2 overlap 3 queue_full 4 missed"
+    )
+    last_job_id: Mapped[str | None] = mapped_column(String(40))
+    runs_as: Mapped[str] = mapped_column(
+        String(20), comment="user:1 or key:1, who has changed job last"
+    )
+    version: Mapped[int] = mapped_column(comment="counts the edits; the ETag")
+    created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class JobRecord(Base):
     """A job. ``rules/lifecycle.py`` has the transitions of its status."""
 
@@ -393,6 +457,21 @@ class JobRecord(Base):
         ),
         # Lists sorted by the time of the last change.
         Index("ix_jobapi_jobs_updated", "workspace_id", "status", "updated_at", "id"),
+        # One job for each tick of a schedule, and lists of its jobs.
+        Index(
+            "uq_jobapi_jobs_schedule",
+            *("workspace_id", "schedule_id", "scheduled_for"),
+            unique=True,
+            postgresql_where=text("schedule_id IS NOT NULL"),
+            sqlite_where=text("schedule_id IS NOT NULL"),
+        ),
+        # The live jobs of a schedule.
+        Index(
+            "ix_jobapi_jobs_schedule_live",
+            *("workspace_id", "schedule_id", "id"),
+            postgresql_where=text("status <= 1 AND schedule_id IS NOT NULL"),
+            sqlite_where=text("status <= 1 AND schedule_id IS NOT NULL"),
+        ),
         # Failures by their cause.
         Index(
             "ix_jobapi_jobs_error_group",
@@ -485,6 +564,10 @@ class JobRecord(Base):
     )
     has_begun: Mapped[bool] = mapped_column(
         server_default=false(), comment="an attempt has begun: it does not expire any more"
+    )
+    schedule_id: Mapped[str | None] = mapped_column(String(40))
+    scheduled_for: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="the tick of the schedule; null: run by hand"
     )
     last_event: Mapped[int | None] = mapped_column(
         SmallInteger, comment="the kind of event that the last change is; null: none"
@@ -752,6 +835,7 @@ memberships = Base.metadata.tables["jobapi_memberships"]
 api_keys = Base.metadata.tables["jobapi_api_keys"]
 job_types = Base.metadata.tables["jobapi_job_types"]
 workers = Base.metadata.tables["jobapi_workers"]
+schedules = Base.metadata.tables["jobapi_schedules"]
 jobs = Base.metadata.tables["jobapi_jobs"]
 attempts = Base.metadata.tables["jobapi_attempts"]
 job_logs = Base.metadata.tables["jobapi_job_logs"]
@@ -769,3 +853,7 @@ SLOTS = (_unique["uq_jobapi_jobs_slot"], _unique["uq_jobapi_jobs_key_slot"])
 """The indexes that refuse a start without a free slot."""
 LIVE = _unique["uq_jobapi_jobs_live"]
 """The index that refuses a second live job with the same ``unique_key``."""
+SCHEDULE_NAMES = next(index for index in schedules.indexes if index.unique)
+"""The index that refuses a second schedule of a workspace with the same name."""
+TICKS = _unique["uq_jobapi_jobs_schedule"]
+"""The index that refuses a second job for a tick of a schedule."""

@@ -156,6 +156,20 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
 
 
 @contextmanager
+def savepoint(session: Executor) -> Iterator[None]:
+    """A part of a transaction that is taken back if it raises; the rest of it goes on."""
+    connection = session if isinstance(session, Connection) else session.connection()
+    _command(connection, "SAVEPOINT jobapi_part")
+    try:
+        yield
+    except BaseException:
+        if not connection.invalidated:
+            _command(connection, "ROLLBACK TO SAVEPOINT jobapi_part")
+        raise
+    _command(connection, "RELEASE SAVEPOINT jobapi_part")
+
+
+@contextmanager
 def snapshot(connection: Connection) -> Iterator[Connection]:
     """A read-only transaction, in which all statements see the same moment."""
     one_moment = " ISOLATION LEVEL REPEATABLE READ READ ONLY"

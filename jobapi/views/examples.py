@@ -11,6 +11,7 @@ from marshmallow import Schema
 
 from ..schemas.job_logs import NewLogEntry
 from ..schemas.jobs import Job, JobCreate, JobResult
+from ..schemas.schedules import LastRun, Schedule
 from ..schemas.worker import ClaimedJob
 
 
@@ -203,6 +204,17 @@ OPERATION: dict[str, Any] = {
     "updated_at": "2024-01-15T11:00:00Z",
     "ended_at": None,
 }
+
+SCHEDULE_CREATE: dict[str, Any] = {
+    "name": "nightly report",
+    "cron": "30 2 * * *",
+    "timezone": "Europe/Berlin",
+    "overlap": "skip",
+    "job": {"job_type": "report", "metadata": {"kind": "nightly"}},
+}
+
+SCHEDULE: dict[str, Any] = _example(Schedule) | SCHEDULE_CREATE
+SCHEDULE |= {"last_run": _example(LastRun)}
 
 _TOTALS = {"pending": 4, "running": 2, "success": 1190, "failed": 3, "cancelled": 1}
 _RATES = {"queued": 12, "started": 11, "succeeded": 10, "failed": 1, "cancelled": 0}

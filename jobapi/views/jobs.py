@@ -54,7 +54,7 @@ blp = Blueprint(
 JOBS = "/workspace/<workspace_id>/jobs"
 JOB = f"{JOBS}/<job_id>"
 
-_TRACEPARENT = header_parameter(
+TRACEPARENT = header_parameter(
     "traceparent", "The creator's W3C trace context; a claim of the job returns it."
 )
 LEASE_TOKEN = header_parameter(
@@ -67,7 +67,7 @@ LEASE_TOKEN = header_parameter(
     "POST",
     summary="Create job in workspace",
     errors=(404, 409, 429),
-    parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
+    parameters=[IDEMPOTENCY_KEY, TRACEPARENT],
     responses=alternative(
         200, "A live job has the `unique_key`.", schemas.ExistingJob, REPLAYED_HEADER
     ),
@@ -88,12 +88,12 @@ def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Respo
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
-    _check_target(body.pop("workspace_id"), workspace_id, "workspace_id")
+    check_target(body.pop("workspace_id"), workspace_id, "workspace_id")
     caller.check_job_type(body["job_type"])
 
     def create(connection: Connection) -> dict[str, Any]:
         made = creating.submit(connection, workspace_id, **_creation(caller), **body)
-        return _with_existing(made) if made.existing else schemas.Job.render(made.job)
+        return with_existing(made) if made.existing else schemas.Job.render(made.job)
 
     answer, headers = replayable(caller, workspace_id, "create_job", body, create)
     if answer.get("existing"):
@@ -113,11 +113,13 @@ def _creation(caller: Caller) -> creating.Creation:
     }
 
 
-def _with_existing(made: creating.Created) -> dict[str, Any]:
+def with_existing(made: creating.Created) -> dict[str, Any]:
+    """Return a job, and whether it was there already."""
     return {**schemas.Job.render(made.job), "existing": made.existing}
 
 
-def _check_target(given: int, workspace_id: int, name: str) -> None:
+def check_target(given: int, workspace_id: int, name: str) -> None:
+    """Raise ``ValidationFailed`` for another workspace than that of the URL."""
     if given != workspace_id:
         raise ValidationFailed({name: [f"Must match the workspace in the URL, {workspace_id}."]})
 
@@ -127,7 +129,7 @@ def _check_target(given: int, workspace_id: int, name: str) -> None:
     "POST",
     summary="Create many jobs in workspace",
     errors=(404, 409, 429),
-    parameters=[IDEMPOTENCY_KEY, _TRACEPARENT],
+    parameters=[IDEMPOTENCY_KEY, TRACEPARENT],
     responses=alternative(
         200,
         "No job was created: live jobs have the unique keys.",
@@ -153,7 +155,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     """
     items = body["jobs"]
     for number, item in enumerate(items):
-        _check_target(
+        check_target(
             item.pop("workspace_id", workspace_id), workspace_id, f"jobs.{number}.workspace_id"
         )
         caller.check_job_type(item["job_type"])
@@ -166,7 +168,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     def render(made: Sequence[creating.Created]) -> dict[str, Any]:
         if not has_unique_keys:
             return {"data": [schemas.Job.render(each.job) for each in made]}
-        return {"data": [_with_existing(each) for each in made]}
+        return {"data": [with_existing(each) for each in made]}
 
     def keep(answer: dict[str, Any]) -> Any:
         if caller.flow_version or has_unique_keys:

@@ -217,6 +217,7 @@ PATH_PARAMETERS = [
         ("user_id", "The user.", _ID, 123),
         ("key_id", "The API key.", _ID, 1),
         ("operation_id", "The operation.", _ID, 1),
+        ("schedule_id", "The schedule.", {"type": "string"}, examples.SCHEDULE["schedule_id"]),
         ("job_type", "The job type.", {"type": "string"}, "data_processing"),
     )
 ]

@@ -110,6 +110,10 @@ def fill(desk: Desk) -> str:
     assert desk.call("PATCH", path, json=limits).status_code == 200
     desk.create(concurrency_key="k", unique_key="u", expires_at="2100-01-01T00:00:00Z")
     desk.claim(worker="w")
+    body = {"name": "nightly", "cron": "30 2 * * *", "job": {"job_type": "x", "metadata": {"a": 1}}}
+    schedule = desk.call("POST", f"/workspace/{desk.workspace_id}/schedules", json=body).json
+    path = f"/workspace/{desk.workspace_id}/schedules/{schedule['schedule_id']}/run"
+    assert desk.call("POST", path).status_code == 201
     made = desk.call(
         "POST", f"/workspace/{desk.workspace_id}/keys", json={"name": "k", "role": "worker"}
     )
@@ -147,6 +151,7 @@ def seen(world: World, workspace_id: int, token: str) -> dict[str, Any]:
             for each in world.call("GET", f"{base}/job-types", token).json["data"]
         ],
         "workers": world.call("GET", f"{base}/workers", token).json,
+        "schedules": world.call("GET", f"{base}/schedules", token).json,
         "jobs": listed["data"],
         "total": listed["pagination"]["total"],
         "attempts": [

@@ -202,6 +202,8 @@ def test_kinds_of_events_that_members_see_are_of_jobs() -> None:
         *("member_added", "member_changed", "member_removed", "key_created", "key_revoked"),
         *("workspace_changed", "workspace_paused", "workspace_resumed"),
         *("job_type_changed", "job_type_paused", "job_type_resumed"),
+        *("schedule_created", "schedule_changed", "schedule_deleted", "schedule_paused"),
+        *("schedule_resumed", "schedule_suspended", "schedule_skipped"),
     }
 
 

@@ -219,7 +219,7 @@ def test_repeated_claim_reads_no_other_workspaces_leases(crowded: Any, desk: Des
 @pytest.mark.parametrize(
     "table",
     [
-        *("jobapi_jobs", "jobapi_events", "jobapi_operations"),
+        *("jobapi_jobs", "jobapi_events", "jobapi_operations", "jobapi_schedules"),
         *("jobapi_job_logs", "jobapi_job_log_heads"),
     ],
 )
@@ -233,6 +233,7 @@ def test_every_index_of_what_workspaces_have_begins_with_the_workspace(
         "ix_jobapi_jobs_reap",
         "ix_jobapi_jobs_expires",
         "ix_jobapi_operations_running",
+        "ix_jobapi_schedules_due",
     }
     with desk.world.state.engine.connect() as connection:
         query = text("SELECT indexname, indexdef FROM pg_indexes WHERE tablename = :table")

@@ -449,7 +449,9 @@ def test_maintenance_with_a_locked_table_continues_and_logs_once(
 
     tasks = [
         PeriodicTask("idempotency keys", 0.05, delete_old_answers),
-        *periodic_tasks.periodic_tasks(state.backoff, state.count_reaped, state.waiters.announce),
+        *periodic_tasks.periodic_tasks(
+            state.backoff, state.count_reaped, state.count_tick, state.waiters.announce
+        ),
     ]
     maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     with psycopg.connect(postgres_url) as other:
@@ -468,7 +470,9 @@ def test_maintenance_after_a_read_only_database_continues(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("jobapi"), "propagate", True)
     state = brief.world.state
-    tasks = periodic_tasks.periodic_tasks(state.backoff, state.count_reaped, state.waiters.announce)
+    tasks = periodic_tasks.periodic_tasks(
+        state.backoff, state.count_reaped, state.count_tick, state.waiters.announce
+    )
     maintained = Maintenance(lambda: state.engine, tasks, poll_seconds=0.05)
     late = brief.create(max_retries=0)
     brief.claim(lease_seconds=5)

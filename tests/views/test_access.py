@@ -14,7 +14,7 @@ from sqlalchemy import delete, select, update
 from jobapi import accounts, keys
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
-from jobapi.services import operations
+from jobapi.services import operations, schedules
 from jobapi.services.job_filters import Filters
 from jobapi.store.tables import Base, api_keys, memberships, users
 
@@ -51,6 +51,7 @@ ADMINS = {"admin"}
 NEW_USER = {"username": "new", "password": PASSWORD}
 JOB = {"job_type": "data_analysis", "workspace_id": 1}
 KEY = {"name": "new", "role": "viewer"}
+SCHEDULE = {"name": "new", "every_seconds": 60, "job": {"job_type": "data_analysis"}}
 CANCEL_ALL = {"action": "cancel", "filter": {}}
 
 
@@ -120,6 +121,14 @@ TABLE = {
     ("POST", f"{W}/job-types/<job_type>/pause"): Route(MEMBERS, 200),
     ("POST", f"{W}/job-types/<job_type>/resume"): Route(MEMBERS, 200),
     ("GET", f"{W}/workers"): Route(VIEWERS, 200),
+    ("GET", f"{W}/schedules"): Route(VIEWERS, 200),
+    ("POST", f"{W}/schedules"): Route(MEMBERS, 201, SCHEDULE),
+    ("GET", f"{W}/schedules/<schedule_id>"): Route(VIEWERS, 200),
+    ("PATCH", f"{W}/schedules/<schedule_id>"): Route(MEMBERS, 200, {"name": "renamed"}),
+    ("DELETE", f"{W}/schedules/<schedule_id>"): Route(MEMBERS, 204),
+    ("POST", f"{W}/schedules/<schedule_id>/run"): Route(MEMBERS, 201),
+    ("POST", f"{W}/schedules/<schedule_id>/pause"): Route(MEMBERS, 200),
+    ("POST", f"{W}/schedules/<schedule_id>/resume"): Route(MEMBERS, 200),
     ("POST", f"{W}/pause"): Route(OWNERS, 200),
     ("POST", f"{W}/resume"): Route(OWNERS, 200),
     ("GET", f"{J}/status"): Route(VIEWERS, 200),
@@ -173,6 +182,15 @@ class Cast:
 
         with world.transaction() as tx:
             operations.create(tx, 1, Action.RETRY, Filters(), created_by=people["owner"].id)
+            self.schedule = schedules.create(
+                tx,
+                1,
+                name="nightly",
+                job={"job_type": "data_analysis"},
+                every_seconds=86_400,
+                created_by=people["owner"].id,
+                most=100,
+            )
 
         def key(name: str, role: Role, workspace: int = 1) -> str:
             return world.key(workspace, people[name], role)
@@ -252,6 +270,7 @@ class Cast:
             "<user_id>": str(self.bystander.id),
             "<key_id>": "4",
             "<operation_id>": "1",
+            "<schedule_id>": self.schedule.schedule_id,
             "<job_type>": "data_analysis",
             "<path:name>": "swagger-ui.css",
             "<name>": "theme.js",

@@ -27,7 +27,7 @@ from schemathesis.config import SchemathesisConfig
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.schemas.fields import wrong_path
-from jobapi.services import operations
+from jobapi.services import operations, schedules
 from jobapi.services.job_filters import Filters
 
 from ..conftest import empty
@@ -131,6 +131,7 @@ class Scene:
             "key_id": 1,
             "operation_id": 1,
             "job_type": "data_analysis",
+            "schedule_id": self._create_schedule("one", desk.workspace_id, desk.user),
         }
         self.url = path.format(**self.ids)
         self.turns = count()
@@ -142,6 +143,19 @@ class Scene:
             workspace_id, user_id = self.ids["workspace_id"], self.ids["user_id"]
             operations.create(tx, workspace_id, Action.RETRY, Filters(), created_by=user_id)
 
+    def _create_schedule(self, name: str, workspace_id: int, user: Any) -> str:
+        with self.world.transaction() as tx:
+            row = schedules.create(
+                tx,
+                workspace_id,
+                name=name,
+                job={"job_type": "data_analysis"},
+                every_seconds=86_400,
+                created_by=user.id,
+                most=100,
+            )
+        return str(row.schedule_id)
+
     def fill(self) -> None:
         """Make another of everything, so that each list has a second page."""
         user = self.world.member(self.ids["workspace_id"], Role.MEMBER)
@@ -152,6 +166,7 @@ class Scene:
         self.call("PATCH", url, json={"status": "running"})
         self.call("POST", f"{url}/logs", json={"entries": [{"message": "x"}] * 2})
         self._create_operation()
+        self._create_schedule("two", self.ids["workspace_id"], user)
         self.world.job(self.ids["workspace_id"], user, job_type="other")
         url = "/workspace/{workspace_id}/jobs/claim".format(**self.ids)
         for worker in ("one", "two"):

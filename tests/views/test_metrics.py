@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import prometheus_client
 import pytest
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from jobapi import create_app, jobs
 from jobapi.config import ConfigError
 from jobapi.services import stats
+from jobapi.store import tables
 
 from ..conftest import METRICS_TOKEN, SECRET
 from ..factories import PASSWORD, Desk, World, until
@@ -203,6 +205,25 @@ def test_due_and_running_jobs_are_counted_by_type(world: World, desk: Desk) -> N
         assert by_type(found, "jobapi_due_jobs", gone) == {}
         assert found["jobapi_omitted_job_types"] == 0
         world.maintain("counts")
+
+
+def test_ticks_of_schedules_are_counted_and_overdue_ones_are_timed(
+    world: World, desk: Desk
+) -> None:
+    path = f"/workspace/{desk.workspace_id}/schedules"
+    body = {"name": "s", "cron": "* * * * *", "job": {"job_type": "a"}}
+    assert desk.call("POST", path, json=body).status_code == 201
+    created = 'jobapi_schedule_ticks_total{outcome="created"}'
+    before = read(world)
+    assert before["jobapi_schedule_overdue_seconds"] == 0
+    due = datetime.now(UTC) - timedelta(seconds=60)
+    with world.transaction() as tx:
+        tx.execute(update(tables.schedules).values(next_run_at=due, due_at=due))
+    assert 60 <= read(world)["jobapi_schedule_overdue_seconds"] < 120
+    world.maintain("schedules")
+    after = read(world)
+    assert after["jobapi_schedule_overdue_seconds"] == 0
+    assert after[created] == before.get(created, 0) + 1
 
 
 def test_job_types_are_bounded_by_workspace_and_by_scrape(

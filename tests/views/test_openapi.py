@@ -13,9 +13,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from jobapi.rules.events import EventKind
 from jobapi.rules.job_logs import LogLevel
-from jobapi.rules.jobs import JobStatus, Outcome, Priority
+from jobapi.rules.jobs import JobStatus, OnConflict, Outcome, Priority
 from jobapi.rules.operations import Action, OperationStatus
 from jobapi.rules.roles import Role
+from jobapi.rules.schedules import CatchUp, Overlap, RunOutcome
 from jobapi.rules.workers import WorkerState
 from jobapi.views.base import BLUEPRINT_PREFIX
 from jobapi.views.cors import EXPOSED_HEADERS
@@ -341,13 +342,17 @@ def schemas_in(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]
 
 ENUMERATIONS = {
     "Action": Action,
+    "CatchUp": CatchUp,
     "EventKind": EventKind,
     "JobStatus": JobStatus,
     "LogLevel": LogLevel,
+    "OnConflict": OnConflict,
     "OperationStatus": OperationStatus,
     "Outcome": Outcome,
+    "Overlap": Overlap,
     "Priority": Priority,
     "Role": Role,
+    "RunOutcome": RunOutcome,
     "WorkerState": WorkerState,
 }
 
@@ -437,6 +442,7 @@ def test_documented_defaults_change_nothing(desk: Desk) -> None:
         "kind": "created",
         "last_event_id": None,
         "metadata.batch_id": "3",
+        "schedule_id": "sch_0",
         "workspace_id": desk.workspace_id,
     }
     compared = 0
