@@ -35,6 +35,9 @@ from .models import (
     Operation,
     Progress,
     RateLimit,
+    Schedule,
+    ScheduleChanges,
+    ScheduleFields,
     WorkerInfo,
     Workspace,
 )
@@ -62,6 +65,7 @@ _LISTS = (
     "error_group",
     "concurrency_key",
     "unique_key",
+    "schedule_id",
 )
 
 
@@ -390,6 +394,70 @@ class Client(Connection):
         answer: dict[str, Any] = self.request("GET", _path(workspace_id, "stats"), params=params)
         return answer
 
+    # Schedules
+
+    def create_schedule(
+        self,
+        workspace_id: int,
+        name: str,
+        *,
+        job: Mapping[str, Any],
+        idempotency_key: str | None = None,
+        **fields: Unpack[ScheduleFields],
+    ) -> Schedule:
+        """Create a schedule, whose jobs run as the caller.
+
+        ``job`` is the body of a create, without ``scheduled_at`` and ``expires_at``;
+        ``ScheduleFields`` documents the other fields. Raises ``ScheduleNameTaken``,
+        ``TooManySchedules``.
+        """
+        body = {"name": name, "job": job, **_json_values(fields)}
+        made = self._post(_schedule(workspace_id), body, key=idempotency_key or _new_key())
+        return Schedule.from_json(made)
+
+    def schedules(self, workspace_id: int) -> Iterator[Schedule]:
+        """Iterate over a workspace's schedules, the oldest first."""
+        pages = self._pages(_schedule(workspace_id), {"limit": 100})
+        return map(Schedule.from_json, pages)
+
+    def schedule(self, workspace_id: int, schedule_id: str) -> Schedule:
+        """Read a schedule. Raises ``ScheduleNotFound``."""
+        return Schedule.from_json(self.request("GET", _schedule(workspace_id, schedule_id)))
+
+    def update_schedule(
+        self, workspace_id: int, schedule_id: str, **changes: Unpack[ScheduleChanges]
+    ) -> Schedule:
+        """Change a schedule; None returns a field to its default.
+
+        Fields that are left out stay as they are. With ``job``, the jobs run as the caller from
+        then on, and a suspended schedule continues.
+        """
+        path = _schedule(workspace_id, schedule_id)
+        return Schedule.from_json(self.request("PATCH", path, json=changes))
+
+    def delete_schedule(self, workspace_id: int, schedule_id: str) -> None:
+        """Delete a schedule. Its jobs stay."""
+        self.request("DELETE", _schedule(workspace_id, schedule_id), safe=False)
+
+    def run_schedule(
+        self, workspace_id: int, schedule_id: str, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Create the schedule's job now, as the caller. ``create`` says what it raises."""
+        path = _schedule(workspace_id, schedule_id, "run")
+        key = idempotency_key or _new_key()
+        return Job.from_json(self._post(path, key=key, headers=trace_headers()))
+
+    def pause_schedule(
+        self, workspace_id: int, schedule_id: str, *, reason: str | None = None
+    ) -> Schedule:
+        """Stop the ticks of a schedule."""
+        path = _schedule(workspace_id, schedule_id, "pause")
+        return Schedule.from_json(self._post(path, {"reason": reason}))
+
+    def resume_schedule(self, workspace_id: int, schedule_id: str) -> Schedule:
+        """Let a paused or suspended schedule continue from now."""
+        return Schedule.from_json(self._post(_schedule(workspace_id, schedule_id, "resume")))
+
     # Job types, workspaces and workers
 
     def job_types(self, workspace_id: int) -> Iterator[JobType]:
@@ -536,12 +604,16 @@ def _path(workspace_id: int, *parts: str | int) -> str:
     return "/".join(["/workspace", str(workspace_id), *names])
 
 
+def _schedule(workspace_id: int, *parts: str) -> str:
+    return _path(workspace_id, "schedules", *parts)
+
+
 def _new_key() -> str:
     return uuid4().hex
 
 
 def _json_values(
-    given: JobFilter | EventFilter | LogFilter | NewJob | NewLogEntry,
+    given: JobFilter | EventFilter | LogFilter | NewJob | NewLogEntry | ScheduleFields,
 ) -> dict[str, Any]:
     """Filters or fields as JSON values, without those that are None or empty."""
     return {

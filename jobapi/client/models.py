@@ -60,6 +60,9 @@ class Job(_FromJson):
     has ``error_cause``, ``error_group``, ``worker`` (while the job is running),
     ``progress_percent`` and ``progress_message``.
 
+    A job of a schedule has its ``schedule_id``, and ``scheduled_for``, the nominal time of the run;
+    None if a caller ran the schedule.
+
     ``existing`` is True only in the answer to a create: the job is not new, it is the live job
     that has the ``unique_key``.
     """
@@ -92,6 +95,8 @@ class Job(_FromJson):
     concurrency_key: str | None = None
     unique_key: str | None = None
     expires_at: datetime | None = None
+    schedule_id: str | None = None
+    scheduled_for: datetime | None = None
     existing: bool = False
 
     @property
@@ -356,6 +361,93 @@ class JobTypeSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleRun(_FromJson):
+    """What has become of the last tick of a schedule, or of a run by hand.
+
+    ``outcome`` is ``created``, ``existing`` (a live job had the ``unique_key``), or without a job:
+    ``overlap``, ``queue_full`` or ``missed``.
+    """
+
+    scheduled_for: datetime | None = None
+    ran_at: datetime
+    outcome: str
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(_FromJson):
+    """A schedule, which creates jobs at times of a time zone or at regular intervals.
+
+    ``ScheduleFields`` documents the fields. ``next_run_at`` and ``upcoming`` are the next ticks;
+    there are none while it is ``paused`` or was suspended (``suspended_reason``), and once it has
+    ended. The jobs run as the user or key ``runs_as``.
+    """
+
+    schedule_id: str
+    workspace_id: int
+    name: str
+    cron: str | None = None
+    every_seconds: int | None = None
+    timezone: str
+    job: dict[str, Any]
+    overlap: str
+    catch_up: str
+    jitter_seconds: int
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    paused: bool
+    paused_reason: str | None = None
+    suspended_reason: str | None = None
+    next_run_at: datetime | None = None
+    upcoming: list[datetime]
+    last_run: ScheduleRun | None = None
+    runs_as: str
+    created_by: int
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Make an object from the service's JSON."""
+        last = data.get("last_run")
+        return super().from_json(
+            {
+                **data,
+                "upcoming": [datetime.fromisoformat(each) for each in data["upcoming"]],
+                "last_run": None if last is None else ScheduleRun.from_json(last),
+            }
+        )
+
+
+class ScheduleFields(TypedDict, total=False):
+    """When a schedule has its ticks, and what they do. None is the default.
+
+    A schedule has either ``cron``, five fields that are read in ``timezone`` (an IANA name, by
+    default UTC), or ``every_seconds``, counted from ``starts_at`` or else from its creation. There
+    are no ticks before ``starts_at`` and after ``ends_at``. ``overlap`` says what a tick does while
+    a job of the schedule is live: ``allow`` (default), ``skip`` or ``replace``. ``catch_up`` says
+    which ticks that an outage has missed create jobs: ``none``, ``last`` (default) or ``all``, 100
+    at most. Each job is created up to ``jitter_seconds`` later.
+    """
+
+    cron: str | None
+    every_seconds: int | None
+    timezone: str | None
+    overlap: str | None
+    catch_up: str | None
+    jitter_seconds: int | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+
+
+class ScheduleChanges(ScheduleFields, total=False):
+    """Changes of a schedule. ``job`` is merged into its job (RFC 7396)."""
+
+    name: str
+    job: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workspace(_FromJson):
     """A workspace; ``role`` is the caller's role in it.
 
@@ -465,6 +557,7 @@ class JobFilter(TypedDict, total=False):
     error_group: str | Sequence[str]
     concurrency_key: str | Sequence[str]
     unique_key: str | Sequence[str]
+    schedule_id: str | Sequence[str]
     expires_after: datetime
     expires_before: datetime
     metadata: Mapping[str, str | int | float | bool | None]

@@ -47,6 +47,10 @@ COMMANDS = {
         "commands.database:maintain",
         "Run the maintenance until stopped; any number of these may run.",
     ),
+    "schedules": _Command(
+        "client.commands.schedules:schedules_group",
+        "List, show, create, edit, run, pause, resume and delete the schedules of a workspace.",
+    ),
     "serve": _Command("commands.serve:serve", "Serve the API with gunicorn."),
     "users": _Command("commands.accounts:users_group", "Users, who may log in."),
     "worker": _Command(

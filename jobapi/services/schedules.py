@@ -27,7 +27,8 @@ from ..rules.events import EventKind
 from ..rules.jobs import JobRequest, OnConflict, Priority
 from ..rules.labels import Labelled
 from ..rules.roles import check_name
-from ..rules.schedules import CatchUp, Overlap, RunOutcome, Timing, due_at
+from ..rules.schedules import CatchUp, Overlap, RunOutcome
+from ..rules.ticks import Timing, due_at
 from ..store.columns import DbNow, JsonBytes, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.faults import violates

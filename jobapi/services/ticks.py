@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from ..errors import JobApiError, JobExists, QueueFull, Unavailable
 from ..rules import lifecycle
 from ..rules.events import EventKind
-from ..rules.schedules import Overlap, RunOutcome, decide
+from ..rules.schedules import Overlap, RunOutcome
+from ..rules.ticks import decide
 from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor
 from ..store.faults import violates

@@ -266,7 +266,7 @@ class WorkerRecord(Base):
 
 
 class ScheduleRecord(Base):
-    """A schedule: when it makes a job, and which. ``rules.schedules`` says what a tick is."""
+    """A schedule: when it makes a job, and which. ``rules.ticks`` says what a tick is."""
 
     __tablename__ = "jobapi_schedules"
     __table_args__ = (

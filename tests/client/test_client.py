@@ -29,6 +29,7 @@ from jobapi.client import (
     Unreachable,
     retries,
 )
+from jobapi.errors import ScheduleNameTaken, ScheduleNotFound
 from jobapi.rules.roles import Role
 from jobapi.services import operations
 
@@ -892,3 +893,42 @@ def test_follow_abandoned_closes_its_connection(desk: Desk, client: Client) -> N
     while len(serving) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(serving) == 0
+
+
+def test_schedules_are_created_changed_run_and_deleted(desk: Desk, client: Client) -> None:
+    w = desk.workspace_id
+    start = datetime(2030, 1, 1, tzinfo=UTC)
+    made = client.create_schedule(
+        w,
+        "nightly",
+        job={"job_type": "report", "metadata": {"a": 1}},
+        cron="30 2 * * *",
+        timezone="Europe/Berlin",
+        starts_at=start,
+    )
+    assert made.starts_at == start
+    assert made.upcoming[0] == made.next_run_at == datetime(2030, 1, 1, 1, 30, tzinfo=UTC)
+    assert made.last_run is None
+    assert client.schedule(w, made.schedule_id) == made
+    assert list(client.schedules(w)) == [made]
+    changed = client.update_schedule(
+        w, made.schedule_id, starts_at=None, timezone=None, job={"priority": "high"}
+    )
+    assert (changed.starts_at, changed.timezone) == (None, "UTC")
+    assert changed.job == {"job_type": "report", "priority": "high", "metadata": {"a": 1}}
+    paused = client.pause_schedule(w, made.schedule_id, reason="deploy")
+    assert (paused.paused, paused.paused_reason, paused.next_run_at) == (True, "deploy", None)
+    assert client.resume_schedule(w, made.schedule_id).next_run_at == changed.next_run_at
+    job = client.run_schedule(w, made.schedule_id)
+    assert (job.schedule_id, job.scheduled_for, job.priority) == (made.schedule_id, None, "high")
+    assert [each.job_id for each in client.jobs(w, schedule_id=made.schedule_id)] == [job.job_id]
+    last = client.schedule(w, made.schedule_id).last_run
+    assert last is not None
+    assert (last.outcome, last.job_id) == ("created", job.job_id)
+    operation = client.operate(w, "cancel", schedule_id=made.schedule_id)
+    assert operation.changed == 1
+    with pytest.raises(ScheduleNameTaken):
+        client.create_schedule(w, "nightly", job={"job_type": "a"}, every_seconds=5)
+    client.delete_schedule(w, made.schedule_id)
+    with pytest.raises(ScheduleNotFound):
+        client.schedule(w, made.schedule_id)

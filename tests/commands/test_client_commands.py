@@ -217,3 +217,59 @@ def test_explain_job_prints_reasons_and_estimates(client: Client, terminal: Term
     unknown = terminal.run("jobs", "explain", "job_y")
     assert unknown.exit_code == 1
     assert unknown.stderr.startswith("Error: ")
+
+
+def test_schedule_is_created_changed_run_and_deleted(client: Client, terminal: Terminal) -> None:
+    (schedule_id,) = terminal.lines(
+        *("schedules", "create", "nightly", "--type", "report", "--cron", "30 2 * * *"),
+        *("--timezone", "Europe/Berlin", "--overlap", "skip", "--metadata", '{"a": 1}'),
+        *("--job", '{"max_retries": 7}', "--starts-at", "2020-01-01T00:00:00Z"),
+    )
+    found = client.schedule(1, schedule_id)
+    assert found.job == {"job_type": "report", "metadata": {"a": 1}, "max_retries": 7}
+    assert (found.cron, found.timezone, found.overlap) == ("30 2 * * *", "Europe/Berlin", "skip")
+    heading, row = terminal.lines("schedules", "list")
+    assert heading.split()[:2] == ["ID", "NAME"]
+    assert row.startswith(f"{schedule_id}  nightly  report  30 2 * * * Europe/Berlin  20")
+    assert row.endswith("-")
+    shown = json.loads("\n".join(terminal.lines("schedules", "show", schedule_id)))
+    assert shown == found.to_json()
+    assert terminal.json("schedules", "list") == [shown]
+    (edited,) = terminal.lines(
+        *("schedules", "edit", schedule_id, "--every-seconds", "3600", "--starts-at", "none"),
+        *("--job", '{"max_retries": null}', "--name", "hourly"),
+    )
+    assert edited.startswith("hourly: next run 20")
+    changed = client.schedule(1, schedule_id)
+    assert (changed.cron, changed.every_seconds, changed.starts_at) == (None, 3600, None)
+    assert changed.job == {"job_type": "report", "metadata": {"a": 1}}
+    assert terminal.lines("schedules", "pause", schedule_id, "--reason", "x") == ["hourly paused"]
+    assert " paused " in terminal.lines("schedules", "list")[1]
+    assert terminal.lines("schedules", "resume", schedule_id)[0].startswith("hourly: next run 20")
+    (job_id,) = terminal.lines("schedules", "run", schedule_id)
+    listed = terminal.json("jobs", "list", "--schedule-id", schedule_id)
+    assert [job["job_id"] for job in listed] == [job_id]
+    assert terminal.lines("schedules", "delete", schedule_id) == [f"{schedule_id} deleted"]
+    assert terminal.lines("schedules", "list")[1:] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["create", "a"], "--type"),
+        (["create", "a", "--type", "t"], "Give either cron or every_seconds"),
+        (["create", "a", "--type", "t", "--cron", "0 0 30 2 *"], "cron"),
+        (["create", "a", "--type", "t", "--cron", "* * * * *", "--timezone", "X"], "timezone"),
+        (["create", "a", "--type", "t", "--every-seconds", "0"], "--every-seconds"),
+        (["create", "a", "--type", "t", "--job", "1"], "must be a JSON object"),
+        (["edit", "sch_0"], "Give at least one field"),
+        (["edit", "sch_0", "--name", "b"], "No schedule"),
+        (["show", "sch_0"], "No schedule"),
+    ],
+)
+def test_schedules_command_with_a_mistake_says_what_is_wrong(
+    shared_terminal: Terminal, arguments: list[str], said: str
+) -> None:
+    done = shared_terminal.run("schedules", *arguments)
+    assert done.exit_code in (1, 2)
+    assert said in done.output

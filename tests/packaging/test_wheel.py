@@ -187,6 +187,7 @@ def test_client_wheel_works_with_nothing_but_what_it_requires(
     assert re.findall(r"^  ([a-z][a-z-]+)  ", listed.stdout, re.M) == [
         "job-types",
         "jobs",
+        "schedules",
         "worker",
         "workers",
     ]

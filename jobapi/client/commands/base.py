@@ -132,6 +132,19 @@ def _pairs(context: Any, parameter: Any, given: Sequence[str]) -> dict[str, str]
     return {path: value for path, _, value in pairs}
 
 
+def json_object(context: Any, parameter: Any, value: str | None) -> Any:
+    """Read an option that is a JSON object."""
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter('must be a JSON object, such as {"batch_id": 3}')
+    return found
+
+
 FILTERS = [
     click.option("--status", multiple=True, type=click.Choice([s.label for s in JobStatus])),
     job_types,
@@ -147,6 +160,7 @@ FILTERS = [
         "--concurrency-key", multiple=True, help="The concurrency key is this; may be repeated."
     ),
     click.option("--unique-key", multiple=True, help="The unique key is this; may be repeated."),
+    click.option("--schedule-id", multiple=True, help="Created by this schedule; may be repeated."),
     click.option("--expires-after", type=Time(), help="Expires at this time or later."),
     click.option("--expires-before", type=Time(), help="Expires before this time."),
     click.option(

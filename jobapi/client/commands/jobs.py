@@ -19,6 +19,7 @@ from .base import (
     as_json,
     filters,
     job_types,
+    json_object,
     print_answer,
     print_table,
     priorities,
@@ -45,23 +46,13 @@ for _command in (events, logs, operate, operations, stop):
     jobs_group.add_command(_command)
 
 
-def _object(context: Any, parameter: Any, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        found = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise click.BadParameter('must be a JSON object, such as {"batch_id": 3}')
-    return found
-
-
 @jobs_group.command("create")
 @click.argument("job_type")
 @service
 @click.option("--priority", type=priorities, help="[default: normal]")
-@click.option("--metadata", callback=_object, metavar="JSON", help="The job's metadata, an object.")
+@click.option(
+    "--metadata", callback=json_object, metavar="JSON", help="The job's metadata, an object."
+)
 @click.option(
     "--at",
     "scheduled_at",
