@@ -20,6 +20,7 @@ const PAGES = /** @type {[RegExp, () => Promise<any>][]} */ ([
   [/^\/(\d+)\/jobs\/([^/]+)\/edit$/, () => import("./pages/job_form.js")],
   [/^\/(\d+)\/jobs\/([^/]+)$/, () => import("./pages/job.js")],
   [/^\/(\d+)\/job-types$/, () => import("./pages/job_types.js")],
+  [/^\/(\d+)\/schedules$/, () => import("./pages/schedules.js")],
   [/^\/(\d+)\/workers$/, () => import("./pages/workers.js")],
   [/^\/(\d+)\/errors$/, () => import("./pages/errors.js")],
   [/^\/(\d+)\/activity$/, () => import("./pages/activity.js")],

@@ -15,6 +15,7 @@ const PAGES = [
   ["", "Overview", "viewer"],
   ["/jobs", "Jobs", "viewer"],
   ["/job-types", "Job types", "viewer"],
+  ["/schedules", "Schedules", "viewer"],
   ["/workers", "Workers", "viewer"],
   ["/errors", "Errors", "viewer"],
   ["/activity", "Activity", "viewer"],

@@ -30,6 +30,7 @@ const FIXED = {
   error_group: () => "One group of errors",
   job_id: (value) => `Job ${value.slice(-8)}`,
   concurrency_key: (value) => `Concurrency key ${value}`,
+  schedule_id: () => "Of one schedule",
   unique_key: (value) => `Unique key ${value}`,
   expires_after: (value) => `Expires at or after ${moment(value)}`,
   expires_before: (value) => `Expires before ${moment(value)}`,

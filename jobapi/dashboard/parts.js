@@ -1,6 +1,6 @@
 // The components that pages share.
 
-import { HOME } from "./api.js";
+import { HOME, parse, Problem } from "./api.js";
 import { ago, moment } from "./format.js";
 import { focusNear, h, pathOf } from "./render.js";
 import { app, say, update } from "./state.js";
@@ -227,6 +227,21 @@ async function submit(state, node, send) {
 
 /** A run of digits as a number. Anything else is sent unchanged; the service explains what is wrong. */
 export const whole = (text) => (/^\d+$/.test(text) ? Number(text) : text);
+
+/** The JSON object that was entered in the field `name`. */
+export function jsonObject(name, text) {
+  const wrong = (message) => new Problem(422, { detail: message, errors: { [name]: [message] } });
+  let value;
+  try {
+    value = parse(text);
+  } catch (error) {
+    throw wrong(`Not valid JSON: ${error.message}`);
+  }
+  if (value === null || typeof value !== "object" || Array.isArray(value)) {
+    throw wrong('Enter a JSON object, such as {"name": "value"}.');
+  }
+  return value;
+}
 
 // Dialogs
 

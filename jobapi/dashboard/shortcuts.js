@@ -9,6 +9,7 @@ const GO = {
   o: ["", "Overview"],
   j: ["/jobs", "Jobs"],
   t: ["/job-types", "Job types"],
+  s: ["/schedules", "Schedules"],
   r: ["/workers", "Workers"],
   e: ["/errors", "Errors"],
   a: ["/activity", "Activity"],

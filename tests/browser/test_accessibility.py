@@ -49,6 +49,8 @@ def filled(demo: Service) -> tuple[Service, list[str]]:
     )
     worker.call("PATCH", "/workspace/1/job-types/other", {"max_running": 3})
     worker.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "disk full"})
+    schedule = {"name": "nightly", "cron": "30 2 * * *", "timezone": "Asia/Tokyo"}
+    worker.call("POST", "/workspace/1/schedules", {**schedule, "job": {"job_type": "etl"}})
     jobs = [f"/1/jobs/{each['job_id']}" for each in (success, failed, running, job)]
     return demo, jobs
 
@@ -112,6 +114,12 @@ def test_axe_finds_nothing_in_menus_dialogs_and_open_parts(
         page.keyboard.press("Escape")
         page.goto(f"{demo.url}/dashboard/1/job-types")
         for button in ("Resume etl", "Edit other", "Add a job type…"):
+            page.get_by_role("button", name=button).click()
+            expect(page.get_by_role("dialog")).to_be_visible()
+            found += findings(page)
+            page.keyboard.press("Escape")
+        page.goto(f"{demo.url}/dashboard/1/schedules")
+        for button in ("Run nightly", "Edit nightly", "Create a schedule…"):
             page.get_by_role("button", name=button).click()
             expect(page.get_by_role("dialog")).to_be_visible()
             found += findings(page)

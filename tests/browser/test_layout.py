@@ -17,6 +17,7 @@ PATHS = (
     "/1/jobs",
     "/1/jobs/new",
     "/1/job-types",
+    "/1/schedules",
     "/1/workers",
     "/1/errors",
     "/1/activity",

@@ -11,12 +11,16 @@ import { update } from "../state.js";
 const LIMIT = 50;
 const PEOPLE = ["member_added", "member_changed", "member_removed", "key_created", "key_revoked", "workspace_changed"];
 const PAUSES = ["workspace_paused", "workspace_resumed", "job_type_paused", "job_type_resumed"];
+const SCHEDULES = ["created", "changed", "deleted", "paused", "resumed", "suspended", "skipped"].map((what) =>
+  `schedule_${what}`
+);
 const BY_HAND = ["started", "edited", "cancelled", "retried", "deleted"];
 const SHOWS = {
   "": { name: "Everything", kinds: [] },
   changes: { name: "Cancels, retries, edits and deletions", kinds: BY_HAND },
   failures: { name: "Failures", kinds: ["failed", "timed_out", "lease_expired"] },
   flow: { name: "Pauses and job types", kinds: [...PAUSES, "job_type_changed"] },
+  schedules: { name: "Schedules", kinds: SCHEDULES },
   people: { name: "Members, keys and settings", kinds: PEOPLE },
 };
 
@@ -104,7 +108,9 @@ export default async function activity({ id, query, signal, go, may, reload }) {
     if (String(there) !== location.search.slice(1)) go(address(`/${id}/activity`, there), { keep: true });
   }
 
-  const shows = Object.entries(SHOWS).filter(([name]) => !["flow", "people"].includes(name) || may("owner"));
+  const shows = Object.entries(SHOWS).filter(([name]) =>
+    !["flow", "schedules", "people"].includes(name) || may("owner")
+  );
   return {
     title: "Activity",
     watched: true,
@@ -148,6 +154,9 @@ export default async function activity({ id, query, signal, go, may, reload }) {
 
 function subject({ data, kind, job_type: type }, id) {
   if (kind.startsWith("workspace_")) return "the workspace";
+  if (kind.startsWith("schedule_")) {
+    return link(`/${id}/schedules`, { class: "name", dir: "auto", title: data.name }, data.name);
+  }
   if (type) {
     return link(`/${id}/jobs?job_type=${encodeURIComponent(type)}`, { class: "type", title: type }, type);
   }
@@ -159,6 +168,7 @@ function text({ data, kind }) {
   if (!data) return "";
   const { username: _username, user_id: _user, key_id: _key, ...rest } = data;
   if (kind.startsWith("key_")) delete rest.name;
+  if (kind.startsWith("schedule_")) ["name", "schedule_id"].forEach((name) => delete rest[name]);
   if (/_(paused|resumed)$/.test(kind)) {
     rest.reason ??= rest.paused_reason;
     ["paused", "paused_reason"].forEach((name) => delete rest[name]);

@@ -5,7 +5,7 @@ import { duration, moment, number, ran, running, wholeTime } from "../format.js"
 import { json, jsonState } from "../json.js";
 import { jobLog } from "../log.js";
 import { every, follow, wake } from "../live.js";
-import { badge, bar, capital, cell, confirm, copyButton, empty, ENDED, link, table, who } from "../parts.js";
+import { address, badge, bar, capital, cell, confirm, copyButton, empty, ENDED, link, table, who } from "../parts.js";
 import { names } from "../names.js";
 import { h } from "../render.js";
 import { say, update } from "../state.js";
@@ -378,6 +378,12 @@ export default async function job({ id, rest: name, signal, go, may }) {
       job.expires_at && ["Expires", wholeTime(job.expires_at)],
       job.concurrency_key && ["Concurrency key", withKey("concurrency_key")],
       job.unique_key && ["Unique key", withKey("unique_key")],
+      job.schedule_id &&
+      [
+        "Schedule",
+        link(address(`/${id}/jobs`, new URLSearchParams({ schedule_id: job.schedule_id })), {}, "All of its jobs"),
+      ],
+      job.scheduled_for && ["Run of", wholeTime(job.scheduled_for)],
       ["Retries", `${job.retry_count} of ${job.max_retries}`],
       ["Changed", wholeTime(job.updated_at)],
     ].filter(Boolean));

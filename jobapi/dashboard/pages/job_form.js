@@ -1,6 +1,6 @@
 // The form of a job: a new one, empty or filled in from another, or a pending one that is edited.
 
-import { call, get, jobPath, newKey, parse, post, Problem, workspacePath } from "../api.js";
+import { call, get, jobPath, newKey, post, workspacePath } from "../api.js";
 import { toLocal, toUtc } from "../format.js";
 import {
   closeButton,
@@ -10,6 +10,7 @@ import {
   form,
   formState,
   input,
+  jsonObject,
   link,
   PRIORITIES,
   select,
@@ -70,7 +71,7 @@ export default async function jobForm({ id, rest, query, signal, go, may }) {
     const body = {};
     if (fields.priority.value) body.priority = fields.priority.value;
     const metadata = fields.metadata.value.trim();
-    if (metadata) body.metadata = object(metadata);
+    if (metadata) body.metadata = jsonObject("metadata", metadata);
     for (const name of NUMBERS) {
       const value = fields[name].value.trim();
       if (value) body[name] = whole(value);
@@ -202,18 +203,3 @@ function tellExisting(replaced) {
     h("div", { class: "buttons" }, closeButton(close)),
   ]);
 }
-
-function object(text) {
-  let value;
-  try {
-    value = parse(text);
-  } catch (error) {
-    throw wrong(`Not valid JSON: ${error.message}`);
-  }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) {
-    throw wrong('Enter a JSON object, such as {"name": "value"}.');
-  }
-  return value;
-}
-
-const wrong = (message) => new Problem(422, { detail: message, errors: { metadata: [message] } });
