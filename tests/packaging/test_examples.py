@@ -86,6 +86,34 @@ def test_shell_worker_does_the_same_work(demo: Any, tmp_path: Path) -> None:
         assert client.get(1, bad.job_id).error == "There is no such input_file."
 
 
+def test_nightly_report_is_made_by_its_schedule(demo: Any, tmp_path: Path) -> None:
+    service, env = demo
+    folder = EXAMPLES / "schedules"
+    with Client(service.url, username="demo", password="demo-password") as client:
+        made = client.request("POST", "/workspace/1/keys", json={"name": "n", "role": "member"})
+        env = {
+            **env,
+            "JOBAPI_TOKEN": made["key"],
+            "PYTHONPATH": str(folder),
+            "REPORT_FOLDER": str(tmp_path),
+        }
+        for _ in range(2):
+            subprocess.run([sys.executable, folder / "nightly_report.py"], env=env, check=True)
+        (schedule,) = client.schedules(1)
+        assert (schedule.cron, schedule.timezone) == ("30 2 * * *", "Europe/Berlin")
+        # A tick in a moment, in place of that of the night.
+        client.update_schedule(1, schedule.schedule_id, every_seconds=1)
+        until(lambda: list(client.jobs(1, schedule_id=schedule.schedule_id)))
+        client.pause_schedule(1, schedule.schedule_id)
+        done = jobapi("worker", "nightly_report:worker", "--until-idle", env=env)
+        assert done.returncode == 0, done.stderr
+        job, *_ = client.jobs(1, schedule_id=schedule.schedule_id)
+        result = client.result(1, job.job_id)
+    assert result is not None
+    assert result["failed"] == 0
+    assert (tmp_path / f"failures-{result['day']}.txt").read_text().startswith("Failures on 20")
+
+
 @pytest.mark.parametrize(
     ("module", "job_type", "metadata", "result"),
     [
