@@ -64,6 +64,11 @@ class Settings:
         f"Signs the tokens; at least {MIN_SECRET_BYTES} bytes. Required in production. Embedded, "
         "the default is derived from the host's `SECRET_KEY`.",
     )
+    secret_key_fallbacks: str = _setting(
+        "",
+        "Predecessors of `JOBAPI_SECRET_KEY`, separated by commas. They only decrypt the secrets "
+        "of webhooks: keep one until all webhooks have been given new secrets since.",
+    )
     instance_path: str | None = _setting(
         None,
         "Folder for the SQLite file and the development secret. Default: Flask's instance folder.",
@@ -177,6 +182,17 @@ class Settings:
         "Whether the processes of the service run the maintenance. If false, run `jobapi "
         "maintain`. Not used when embedded.",
     )
+    webhooks_per_workspace: int = _setting(
+        20, "Largest number of webhooks of a workspace; 0 refuses new ones.", least=0
+    )
+    webhook_private_addresses: bool = _setting(
+        False,
+        "Whether webhooks may lead to addresses that are not globally routable, such as "
+        "`127.0.0.1`. For development: owners of workspaces could reach internal services.",
+    )
+    webhook_allow_http: bool = _setting(
+        False, "Whether webhooks may use http besides https. For development."
+    )
     docs_enabled: bool = _setting(True, "Whether `/docs` and `/openapi.json` are served.")
     dashboard_enabled: bool = _setting(True, "Whether `/dashboard` is served.")
     metrics_token: str | None = _setting(
@@ -200,6 +216,11 @@ class Settings:
     def development(self) -> bool:
         """Whether this is a developer's machine."""
         return self.env == "development"
+
+    @property
+    def fallbacks(self) -> list[str]:
+        """``secret_key_fallbacks`` as a list."""
+        return [key.strip() for key in self.secret_key_fallbacks.split(",") if key.strip()]
 
     @property
     def origins(self) -> list[str]:
@@ -295,6 +316,11 @@ def _check(settings: Settings) -> None:
         raise ConfigError(
             f"JOBAPI_SECRET_KEY must have at least {MIN_SECRET_BYTES} bytes. "
             f"Make one with: {NEW_SECRET_COMMAND}"
+        )
+    if any(len(key.encode()) < MIN_SECRET_BYTES for key in settings.fallbacks):
+        raise ConfigError(
+            f"JOBAPI_SECRET_KEY_FALLBACKS has a key with less than {MIN_SECRET_BYTES} bytes; "
+            "separate the keys by commas."
         )
     if settings.metrics_token is not None and len(settings.metrics_token) < MIN_METRICS_TOKEN:
         raise ConfigError(

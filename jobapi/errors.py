@@ -15,7 +15,7 @@
     ├── NotFound                  404
     │   ├── UnknownPath, WorkspaceNotFound, JobNotFound
     │   ├── UserNotFound, MemberNotFound, KeyNotFound, OperationNotFound
-    │   └── JobTypeNotFound, ScheduleNotFound
+    │   └── JobTypeNotFound, ScheduleNotFound, WebhookNotFound, DeliveryNotFound
     ├── MethodNotAllowed          405
     ├── Conflict                  409
     │   ├── JobNotCancellable, JobNotRetryable, JobNotEditable
@@ -24,6 +24,7 @@
     │   ├── JobExists, AtCapacity, RateLimited, TypePaused, WorkspacePaused
     │   ├── RequestInProgress, OperationEnded
     │   ├── ScheduleNameTaken, TooManySchedules
+    │   ├── TooManyWebhooks, WebhookDisabled
     │   └── UsernameTaken, AlreadyMember, LastOwner, LastAdministrator
     ├── PreconditionFailed        412
     ├── BodyTooLarge              413
@@ -210,6 +211,14 @@ class OperationNotFound(NotFound):
     """Operation not found"""
 
 
+class WebhookNotFound(NotFound):
+    """Webhook not found"""
+
+
+class DeliveryNotFound(NotFound):
+    """Delivery not found"""
+
+
 class MethodNotAllowed(JobApiError):
     """Method not allowed"""
 
@@ -290,6 +299,14 @@ class WorkspacePaused(Conflict):
 
 class OperationEnded(Conflict):
     """Operation has ended"""
+
+
+class TooManyWebhooks(Conflict):
+    """Workspace has as many webhooks as it may have"""
+
+
+class WebhookDisabled(Conflict):
+    """Webhook is disabled"""
 
 
 class RequestInProgress(Conflict):

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from . import __version__, config, logs
 from .commands import main
 from .config import NEW_SECRET_COMMAND, ConfigError, Settings
 from .state import State
+from .store.secret_box import SecretBox
 from .tokens import TokenIssuer
 from .views import (
     auth,
@@ -37,6 +38,7 @@ from .views import (
     schedules,
     stats,
     users,
+    webhooks,
     worker,
     workspaces,
 )
@@ -87,7 +89,7 @@ class JobAPI:
         _install(
             app,
             settings,
-            _host_secret(app, settings),
+            *_host_secrets(app, settings),
             url_prefix=self.url_prefix,
             current_user=self.current_user,
             standalone=False,
@@ -114,6 +116,7 @@ def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
         app,
         loaded,
         secret,
+        loaded.fallbacks,
         url_prefix="",
         current_user=None,
         standalone=True,
@@ -146,6 +149,7 @@ def _install(
     app: Flask,
     settings: Settings,
     secret: str,
+    fallbacks: Sequence[str],
     *,
     url_prefix: str,
     current_user: Callable[[], Any] | None,
@@ -163,6 +167,8 @@ def _install(
         tokens=TokenIssuer(
             private, secret, settings.access_token_seconds, settings.refresh_token_seconds
         ),
+        box=SecretBox(secret, fallbacks),
+        message=webhooks.message,
         url_prefix=url_prefix,
         standalone=standalone,
         current_user=current_user,
@@ -197,6 +203,7 @@ _DOCUMENTED = (
     job_logs.blp,
     job_types.blp,
     schedules.blp,
+    webhooks.blp,
     workspaces.blp,
     workspaces.keys_blp,
     auth.own_blp,
@@ -231,17 +238,26 @@ def _instance_path(settings: Settings) -> str | None:
     return None if settings.instance_path is None else os.path.abspath(settings.instance_path)
 
 
-def _host_secret(app: Flask, settings: Settings) -> str:
+def _host_secrets(app: Flask, settings: Settings) -> tuple[str, list[str]]:
+    """The secret, and its predecessors."""
     if settings.secret_key is not None:
-        return settings.secret_key
-    host = app.config.get("SECRET_KEY") or ""
-    key = host.encode() if isinstance(host, str) else bytes(host)
+        return settings.secret_key, settings.fallbacks
+    key = _bytes(app.config.get("SECRET_KEY") or "")
     if len(key) < MIN_HOST_SECRET_BYTES:
         raise ConfigError(
             "Set JOBAPI_SECRET_KEY, or give the application a SECRET_KEY of at least "
             f"{MIN_HOST_SECRET_BYTES} bytes. Make one with: {NEW_SECRET_COMMAND}"
         )
-    # A derived key, so that nothing the host signs passes as one of jobapi's tokens.
+    hosts = [_derived(_bytes(each)) for each in app.config.get("SECRET_KEY_FALLBACKS") or ()]
+    return _derived(key), [*settings.fallbacks, *hosts]
+
+
+def _bytes(key: str | bytes) -> bytes:
+    return key.encode() if isinstance(key, str) else bytes(key)
+
+
+def _derived(key: bytes) -> str:
+    # So that nothing the host signs passes as one of jobapi's tokens.
     return hmac.new(key, b"jobapi tokens", hashlib.sha256).hexdigest()
 
 

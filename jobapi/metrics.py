@@ -183,6 +183,13 @@ class Metrics:
         self._ticks = Counter(
             "jobapi_schedule_ticks_total", "Ticks of schedules.", ["outcome"], **own
         )
+        self._attempts = Counter(
+            "jobapi_webhook_deliveries_total",
+            "Attempts to deliver to webhooks: success, retried (later), failed (for good) or "
+            "disabled (the webhook).",
+            ["workspace", "outcome"],
+            **own,
+        )
         self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
         self.streams = _Level(Gauge("jobapi_open_streams", "Open streams of events.", **live))
         connections = Gauge(CONNECTIONS, "Database connections of the pools.", ["state"], **live)
@@ -267,6 +274,10 @@ class Metrics:
         """Count a tick of a schedule."""
         outcome = "suspended" if ticked.outcome is None else ticked.outcome.label
         self._ticks.labels(outcome).inc()
+
+    def attempted(self, workspace_id: int, outcome: str) -> None:
+        """Count an attempt to deliver to a webhook."""
+        self._attempts.labels(workspace_id, outcome).inc()
 
     @_harmless
     def watch(self, engine: Engine) -> None:
@@ -365,6 +376,13 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         for status in JobStatus:
             count.add_metric([str(workspace_id), status.label], by_status.get(status, 0))
         oldest.add_metric([str(workspace_id)], backlog.oldest.get(workspace_id, 0))
+    undelivered = GaugeMetricFamily(
+        "jobapi_webhook_oldest_undelivered_seconds",
+        "Age of the oldest event that is not delivered to a webhook.",
+        labels=["workspace"],
+    )
+    for workspace_id, age in backlog.undelivered.items():
+        undelivered.add_metric([str(workspace_id)], age)
     by_type = []
     for name, doc, numbers in (
         ("jobapi_due_jobs", "Pending jobs that can be claimed now.", backlog.due),
@@ -384,4 +402,4 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         "jobapi_schedule_overdue_seconds", "Time that the most overdue tick has been due."
     )
     overdue.add_metric([], backlog.overdue)
-    return [up, count, oldest, *by_type, omitted, overdue]
+    return [up, count, oldest, undelivered, *by_type, omitted, overdue]

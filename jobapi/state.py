@@ -19,17 +19,21 @@ from sqlalchemy import Connection, Engine, create_engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from .background.deliveries import Deliverer
 from .background.event_streams import Streams
 from .background.long_polling import Waiters
 from .background.maintenance import Maintenance
 from .background.periodic_tasks import periodic_tasks
+from .background.sending import Sender
 from .config import SERVED_BY, ConfigError, Settings
 from .rules.leases import Backoff
 from .services import keys, workers
+from .services.deliveries import Message
 from .services.ticks import Ticked
 from .store import readiness
 from .store.engine import Limits, engine_options, from_host, normalize_url, prepare_sqlite, set_up
 from .store.faults import judge
+from .store.secret_box import SecretBox
 from .store.tables import Base
 from .tokens import TokenIssuer
 
@@ -64,6 +68,12 @@ class State:
 
     tokens: TokenIssuer
 
+    box: SecretBox
+    """Encrypts the secrets of webhooks."""
+
+    message: Message
+    """Makes the messages to webhooks."""
+
     url_prefix: str
     """The path below which the API is served; empty for the root."""
 
@@ -90,6 +100,7 @@ class State:
 
     waiters: Waiters = field(init=False)
     streams: Streams = field(init=False)
+    deliverer: Deliverer = field(init=False)
     maintenance: Maintenance = field(init=False)
 
     _note_at: float = float("-inf")
@@ -123,9 +134,17 @@ class State:
             is_closing=lambda: self.is_stopping(),
             on_change=self._count_streams,
         )
+        self.deliverer = Deliverer(
+            lambda: self.engine,
+            box=self.box,
+            message=self.message,
+            sender=self.new_sender,
+            on_attempt=self._count_attempt,
+        )
         self.maintenance = Maintenance(
             lambda: self.engine,
             periodic_tasks(self.backoff, self.count_reaped, self.count_tick, self.waiters.announce),
+            companion=self.deliverer,
         )
 
     def close(self) -> None:
@@ -238,6 +257,17 @@ class State:
         """Count a tick of a schedule."""
         if self.metrics is not None:
             self.metrics.ticked(ticked)
+
+    def new_sender(self) -> Sender:
+        """What sends messages to webhooks."""
+        return Sender(
+            allow_http=self.settings.webhook_allow_http,
+            allow_private=self.settings.webhook_private_addresses,
+        )
+
+    def _count_attempt(self, workspace_id: int, outcome: str) -> None:
+        if self.metrics is not None:
+            self.metrics.attempted(workspace_id, outcome)
 
     def _count_waiting(self, more: int) -> None:
         if self.metrics is not None:

@@ -419,6 +419,33 @@ CREATE TABLE jobapi_schedules (
 );
 CREATE INDEX ix_jobapi_schedules_due ON jobapi_schedules (due_at) WHERE due_at IS NOT NULL;
 CREATE UNIQUE INDEX uq_jobapi_schedules_name ON jobapi_schedules (workspace_id, name);
+CREATE TABLE jobapi_webhooks (
+  workspace_id integer NOT NULL,
+  id character varying(40) NOT NULL,
+  url text NOT NULL,
+  events json,  -- labels of kinds; null: the ends of jobs
+  job_types json,  -- null: all
+  include json NOT NULL,  -- of metadata and result
+  description text,
+  enabled boolean NOT NULL,
+  disabled_reason smallint,  -- 0 gone 1 failing; null: it is enabled, or an owner has disabled it
+  secret text NOT NULL,  -- encrypted
+  previous_secret text,  -- encrypted
+  previous_secret_expires_at timestamp with time zone,
+  "position" text NOT NULL,  -- the name of the position in the log of events up to which there are rows
+  failing_since timestamp with time zone,  -- the first failure after the last success
+  failed_at timestamp with time zone,  -- the last failure
+  created_by integer NOT NULL,
+  created_at timestamp with time zone NOT NULL,
+  updated_at timestamp with time zone NOT NULL,
+  CONSTRAINT pk_jobapi_webhooks PRIMARY KEY (workspace_id, id),
+  CONSTRAINT fk_jobapi_webhooks_created_by FOREIGN KEY (created_by) REFERENCES jobapi_users(id),
+  CONSTRAINT fk_jobapi_webhooks_workspace_id FOREIGN KEY (workspace_id) REFERENCES jobapi_workspaces(id) ON DELETE CASCADE,
+  CONSTRAINT ck_jobapi_webhooks_disabled_reason CHECK (disabled_reason >= 0 AND disabled_reason <= 1),
+  CONSTRAINT ck_jobapi_webhooks_enabled CHECK (NOT enabled OR disabled_reason IS NULL),
+  CONSTRAINT ck_jobapi_webhooks_failing CHECK ((failing_since IS NULL) = (failed_at IS NULL)),
+  CONSTRAINT ck_jobapi_webhooks_previous_secret CHECK ((previous_secret IS NULL) = (previous_secret_expires_at IS NULL))
+);
 
 CREATE TABLE jobapi_workers (
   workspace_id integer NOT NULL,
@@ -447,6 +474,31 @@ CREATE TABLE jobapi_attempts (
   CONSTRAINT ck_jobapi_attempts_outcome CHECK (outcome >= 0 AND outcome <= 5),
   CONSTRAINT ck_jobapi_attempts_times CHECK (ended_at >= started_at)
 );
+
+CREATE TABLE jobapi_webhook_deliveries (
+  workspace_id integer NOT NULL,
+  webhook_id character varying(40) NOT NULL,
+  id character varying(40) NOT NULL,  -- the header webhook-id
+  type character varying(60) NOT NULL,
+  event_id character varying(40),  -- null: a test
+  job_id character varying(40),
+  body text NOT NULL,
+  status smallint NOT NULL,  -- 0 pending 1 success 2 failed 3 cancelled
+  attempts integer DEFAULT 0 NOT NULL,
+  created_at timestamp with time zone NOT NULL,
+  next_attempt_at timestamp with time zone,  -- while an attempt is under way: when another process may take over
+  last_attempt_at timestamp with time zone,
+  response_status smallint,
+  response_body text,  -- its first KiB
+  error text,  -- why the last attempt got no complete response
+  CONSTRAINT pk_jobapi_webhook_deliveries PRIMARY KEY (workspace_id, webhook_id, id),
+  CONSTRAINT fk_jobapi_webhook_deliveries_webhook FOREIGN KEY (workspace_id, webhook_id) REFERENCES jobapi_webhooks(workspace_id, id) ON DELETE CASCADE,
+  CONSTRAINT ck_jobapi_webhook_deliveries_attempts CHECK (attempts >= 0),
+  CONSTRAINT ck_jobapi_webhook_deliveries_next_attempt_at CHECK ((status = 0) = (next_attempt_at IS NOT NULL)),
+  CONSTRAINT ck_jobapi_webhook_deliveries_status CHECK (status >= 0 AND status <= 3)
+);
+CREATE INDEX ix_jobapi_webhook_deliveries_created ON jobapi_webhook_deliveries (workspace_id, webhook_id, created_at, id);
+CREATE INDEX ix_jobapi_webhook_deliveries_due ON jobapi_webhook_deliveries (workspace_id, webhook_id, next_attempt_at) WHERE status = 0;
 
 CREATE OR REPLACE FUNCTION jobapi_count_jobs()
  RETURNS trigger

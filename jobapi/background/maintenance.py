@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
@@ -105,22 +106,38 @@ class RoundRobin:
             return False
 
 
+class Companion(Protocol):
+    """Work with a thread of its own that the leader does besides the tasks."""
+
+    def lead(self, until: float) -> None:
+        """Work until this time on ``time.monotonic``'s clock, unless it is called again."""
+
+    def stop(self) -> None:
+        """Stop the work."""
+
+
 class Maintenance:
-    """One process's share in the maintenance: in its own thread (``start``), or here (``run``)."""
+    """One process's share in the maintenance: in its own thread (``start``), or here (``run``).
+
+    ``companion`` works as long as this process has the leader lock.
+    """
 
     def __init__(
         self,
         engine: Callable[[], Engine],
         tasks: Sequence[PeriodicTask],
         *,
+        companion: Companion | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._engine = engine
+        self._companion = companion
         self._as_leader = RoundRobin(tasks)
         everywhere = [task for task in tasks if task.everywhere]
         self._as_other = RoundRobin(everywhere) if everywhere else None
         self._poll_seconds = poll_seconds
         self._leads = False
+        self._leads_until = 0.0
         self._ask_at = 0.0
         self._holder = secrets.token_hex(16)
         self._stop = Event()
@@ -146,7 +163,7 @@ class Maintenance:
         """End the thread, or ``run``, and release the leader lock."""
         self._stop.set()
         if self._thread is not None and self._process == os.getpid():
-            self._thread.join(POLL_SECONDS + 5)
+            self._thread.join(POLL_SECONDS + 10)
 
     def run(self) -> None:
         """Work until ``stop``. A fault is logged, and the work continues."""
@@ -155,13 +172,18 @@ class Maintenance:
             pause = self._poll_seconds
             try:
                 with self._engine().connect() as connection:
-                    runner = self._as_leader if self._lead(connection) else self._as_other
+                    leads = self._lead(connection)
+                    if leads and self._companion is not None:
+                        self._companion.lead(self._leads_until)
+                    runner = self._as_leader if leads else self._as_other
                     if runner is not None:
                         pause = min(pause, runner.run(connection, ROUND_SECONDS))
                 self._log.worked()
             except Exception as error:
                 self._leads = False
                 self._log.failed(error)
+        if self._companion is not None:
+            self._companion.stop()
         try:
             with self._engine().connect() as connection:
                 leader_lock.release(connection, self._holder)
@@ -171,6 +193,8 @@ class Maintenance:
     def _lead(self, connection: Connection) -> bool:
         """Ask for the leader lock, or renew it, if it is time to."""
         if time.monotonic() >= self._ask_at:
-            self._ask_at = time.monotonic() + self._poll_seconds
+            now = time.monotonic()
+            self._ask_at = now + self._poll_seconds
+            self._leads_until = now + leader_lock.LEASE_SECONDS
             self._leads = leader_lock.acquire(connection, self._holder)
         return self._leads

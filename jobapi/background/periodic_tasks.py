@@ -28,6 +28,7 @@ from ..services import (
     queue,
     throughput,
     ticks,
+    webhooks,
     workers,
     workspaces,
 )
@@ -86,6 +87,7 @@ def periodic_tasks(
         PeriodicTask("old operations", 60, operations.forget),
         PeriodicTask("old throughput", 60, throughput.forget),
         PeriodicTask("workers that are gone", 60, workers.forget),
+        PeriodicTask("old deliveries", 60, InTurns(webhooks.all_ids, delete_old_deliveries)),
     ]
 
 
@@ -233,3 +235,9 @@ def delete_old_events(
         for _, days in events.kept(tx, workspace_id):
             return events.delete_old(tx, workspace_id, days, limit=limit) == limit
     return False
+
+
+def delete_old_deliveries(connection: Connection, of: tuple[int, str]) -> bool:
+    """Delete the oldest deliveries of a webhook that are not kept any longer."""
+    gone = webhooks.delete_old_deliveries(connection, *of)
+    return gone == webhooks.DELETE_AT_ONCE

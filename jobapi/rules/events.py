@@ -43,6 +43,11 @@ class EventKind(Labelled):
     SCHEDULE_RESUMED = 44
     SCHEDULE_SUSPENDED = 45
     SCHEDULE_SKIPPED = 46
+    WEBHOOK_CREATED = 50
+    WEBHOOK_CHANGED = 51
+    WEBHOOK_DELETED = 52
+    WEBHOOK_DISABLED = 53
+    WEBHOOK_SECRET_ROTATED = 54
 
 
 WORKSPACE_EVENTS = frozenset(
@@ -65,9 +70,15 @@ WORKSPACE_EVENTS = frozenset(
         EventKind.SCHEDULE_RESUMED,
         EventKind.SCHEDULE_SUSPENDED,
         EventKind.SCHEDULE_SKIPPED,
+        EventKind.WEBHOOK_CREATED,
+        EventKind.WEBHOOK_CHANGED,
+        EventKind.WEBHOOK_DELETED,
+        EventKind.WEBHOOK_DISABLED,
+        EventKind.WEBHOOK_SECRET_ROTATED,
     }
 )
-"""What happens to a workspace, its members, keys, job types and schedules: only owners see it."""
+"""What happens to a workspace, its members, keys, job types, schedules and webhooks: only owners see
+it."""
 
 JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 """What happens to a job."""

@@ -1,4 +1,4 @@
-"""What happened in a workspace: to jobs, members and keys, when, and by whom.
+"""What happened in a workspace: to jobs, members, keys and webhooks, when, and by whom.
 
 The database's triggers write the events of jobs, in the transaction of the change.
 Deletions and all other events are written here.
@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Integer,
     Text,
     cast,
     delete,
@@ -49,7 +50,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.moving import NOT_MOVING
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 from ..store.records import insert_records, record_source, records
-from ..store.tables import events, workspaces
+from ..store.tables import events, webhooks, workspaces
 from ..store.transactions import IN_ORDER, plan_without, transactional
 
 MAX_COUNTED = 10_000
@@ -331,6 +332,88 @@ def _values(cursor: str, n: int) -> list[Any]:
     return values
 
 
+def position_of(name: str) -> Position:
+    """The position with a name that was stored. Raises ``ValueError`` for another text."""
+    position = _parse(name)
+    if position is None:
+        raise ValueError("This is not the name of a position.")
+    return position
+
+
+def first_unread(session: Executor, workspace_id: int, position: Position) -> AnyRow | None:
+    """The first event that has not been read at a position, in the order of events."""
+    c = events.c
+    return session.execute(
+        select(c.xid, c.id, c.at)
+        .where(c.workspace_id == workspace_id, _unread(position))
+        .order_by(c.xid, c.id)
+        .limit(1)
+    ).first()
+
+
+def _unread(position: Position) -> ColumnElement[bool]:
+    c = events.c
+    above: ColumnElement[bool] = tuple_(c.xid, c.id) > tuple_(position.xid, position.id)
+    if not position.gaps:
+        return above
+    late: ColumnElement[bool] = c.xid.in_(position.gaps)
+    if position.sent is not None:
+        late &= (c.xid != position.sent[0]) | (c.id > position.sent[1])
+    return above | late
+
+
+def first_after(
+    session: Executor, positions: Iterable[tuple[int, int, int]]
+) -> list[tuple[int, datetime | None]]:
+    """When the first event after each position happened, whatever is in its gaps.
+
+    ``positions`` are workspaces with an ``xid`` and an ``id``; so are the results with a time.
+    """
+    kinds = {"workspace_id": Integer(), "xid": BigInteger(), "id": BigInteger()}
+    source = record_source(dialect_name(session), kinds)
+    c = events.c
+    first = (
+        select(c.at)
+        .where(
+            c.workspace_id == source.c.workspace_id,
+            tuple_(c.xid, c.id) > tuple_(source.c.xid, source.c.id),
+        )
+        .order_by(c.xid, c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = [dict(zip(kinds, each, strict=True)) for each in positions]
+    query = select(source.c.workspace_id, first.label("at"))
+    return [(row.workspace_id, row.at) for row in session.execute(query, records(session, rows))]
+
+
+def number_from(session: Executor, workspace_id: int, first: AnyRow | None) -> int:
+    """How many events follow from ``first`` on, that included."""
+    if first is None:
+        return 0
+    c = events.c
+    return int(
+        session.execute(
+            select(func.count()).where(
+                c.workspace_id == workspace_id, tuple_(c.xid, c.id) >= tuple_(first.xid, first.id)
+            )
+        ).scalar_one()
+    )
+
+
+def before_last(session: Executor, workspace_id: int, number: int) -> Position:
+    """The position that the last ``number`` events follow, if no transaction is open."""
+    c = events.c
+    last = session.execute(
+        select(c.xid, c.id)
+        .where(c.workspace_id == workspace_id)
+        .order_by(c.xid.desc(), c.id.desc())
+        .offset(number)
+        .limit(1)
+    ).first()
+    return Position() if last is None else Position(last.xid, last.id)
+
+
 def current_snapshot(session: Executor) -> Snapshot:
     """What the current snapshot sees. Call it in ``store.transactions.snapshot``.
 
@@ -502,4 +585,25 @@ def put_restored_first(session: Executor) -> None:
     for workspace_id in session.execute(select(workspaces.c.id)).scalars().all():
         mine = events.c.workspace_id == workspace_id
         if session.execute(select(events.c.id).where(mine, future).limit(1)).first():
+            unread = _unread_by_webhooks(session, workspace_id)
             session.execute(events.update().where(mine, events.c.xid > 0).values(xid=0))
+            for webhook_id, event_id in unread.items():
+                where = (webhooks.c.workspace_id == workspace_id) & (webhooks.c.id == webhook_id)
+                name = Position(0, event_id - 1).name
+                session.execute(webhooks.update().where(where).values(position=name))
+
+
+def _unread_by_webhooks(session: Executor, workspace_id: int) -> dict[str, int]:
+    """By webhook: the lowest number of an event that it has not read, or the next number."""
+    c = events.c
+    last = session.execute(select(func.max(c.id)).where(c.workspace_id == workspace_id)).scalar()
+    found = {}
+    query = select(webhooks.c.id, webhooks.c.position).where(
+        webhooks.c.workspace_id == workspace_id
+    )
+    for webhook_id, name in session.execute(query).all():
+        lowest = session.execute(
+            select(func.min(c.id)).where(c.workspace_id == workspace_id, _unread(position_of(name)))
+        ).scalar()
+        found[webhook_id] = lowest or (last or 0) + 1
+    return found

@@ -16,8 +16,9 @@ of two processes that move the same workspace only the one that began later cont
 touches a copy that has become visible.
 
 Ids of jobs, events and attempts are internal to a database, so they get new ones, in the same
-order. The id of the workspace stays. Users are matched by name, and keys by their hash. Those that
-the target does not have are copied, with their ids if these are free; so are operations.
+order. The ids of the workspace and its webhooks stay, and the secrets of webhooks stay encrypted as
+they are. Users are matched by name, and keys by their hash. Those that the target does not have are
+copied, with their ids if these are free; so are operations.
 """
 
 from __future__ import annotations
@@ -64,11 +65,14 @@ from ..store.tables import (
     operations,
     schedules,
     users,
+    webhook_deliveries,
+    webhooks,
     workers,
     workspaces,
 )
 from ..store.transactions import IN_ORDER, atomic
 from . import counts
+from . import events as event_log
 
 AT_ONCE = 200
 """How many rows one transaction copies: few enough for memory, with documents of 1 MiB."""
@@ -96,6 +100,8 @@ _KEYS: dict[Table, tuple[str, ...]] = {
     job_log_heads: ("job",),
     job_logs: ("job", "number"),
     schedules: ("schedule_id",),
+    webhooks: ("id",),
+    webhook_deliveries: ("webhook_id", "created_at", "id"),
 }
 """The order in which the rows of a workspace are read in pages. All but ``api_keys`` have an index
 in this order."""
@@ -574,6 +580,9 @@ def _translate(
         for values in translated:
             # Orders them before all events that the target writes.
             values["xid"] = 0
+    elif table is webhooks:
+        for values in translated:
+            values["position"] = _position(source, target, values)
     return translated
 
 
@@ -585,6 +594,18 @@ def _job_ids(source: Connection, target: Connection, rows: Sequence[AnyRow]) -> 
     names = {row.job_id: row.id for row in source.execute(query.where(wanted))}
     found = target.execute(query.where(c.job_id.in_(names)))
     return {names[row.job_id]: row.id for row in found}
+
+
+def _position(source: Connection, target: Connection, webhook: Mapping[str, Any]) -> str:
+    """How far a webhook is in the target's log: as many events follow there.
+
+    If transactions were open at its position, it may get events again.
+    """
+    workspace_id = webhook["workspace_id"]
+    position = event_log.position_of(webhook["position"])
+    first = event_log.first_unread(source, workspace_id, position)
+    unread = event_log.number_from(source, workspace_id, first)
+    return event_log.before_last(target, workspace_id, unread).name
 
 
 def _user_ids(source: Connection, target: Connection, wanted: set[int]) -> dict[int, int]:

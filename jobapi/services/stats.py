@@ -17,7 +17,7 @@ from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import jobs
 from ..store.transactions import IN_ORDER, plan_without
-from . import counts, job_lists, throughput, ticks, workers
+from . import counts, deliveries, job_lists, throughput, ticks, workers
 from .job_filters import Filters
 from .job_rows import in_workspace
 
@@ -289,7 +289,8 @@ class Backlog(NamedTuple):
 
     ``oldest`` is for how many seconds the oldest due job of a workspace has been due. ``due`` and
     ``running`` are numbers of jobs, and ``live_workers`` of workers that claim them, by workspace
-    and type. ``omitted`` is how many types these three leave out.
+    and type. ``omitted`` is how many types these three leave out. ``undelivered`` is for how many
+    seconds the oldest event has not been delivered to a webhook of a workspace.
     """
 
     jobs: Mapping[int, Mapping[JobStatus, int]]
@@ -298,6 +299,7 @@ class Backlog(NamedTuple):
     running: Mapping[OfType, int]
     live_workers: Mapping[tuple[int, str], int]
     omitted: int
+    undelivered: Mapping[int, float]
     overdue: float
     """For how many seconds the most overdue tick of a schedule has been due."""
 
@@ -327,6 +329,7 @@ def backlog(session: Executor) -> Backlog:
         live_workers=workers.count_live(session, [(ws, str(name)) for ws, name in pending]),
         omitted=omitted,
         overdue=ticks.most_overdue(session, now),
+        undelivered=deliveries.oldest_undelivered(session, now),
     )
 
 

@@ -27,6 +27,8 @@ from ..store.tables import (
     operations,
     schedules,
     users,
+    webhook_deliveries,
+    webhooks,
     workers,
     workspaces,
 )
@@ -244,7 +246,7 @@ def clear(session: Executor) -> bool:
     # has moved away still has its keys and members.
     for table in (
         *(jobs, job_logs, job_log_heads, event_rows, job_flow, idempotency_keys, operations),
-        *(job_types, workers, schedules, api_keys, memberships),
+        *(webhook_deliveries, webhooks, job_types, workers, schedules, api_keys, memberships),
     ):
         in_workspace = table.c.workspace_id == workspace_id
         # On Postgres, events have no index on their id alone. On SQLite that is the primary key,

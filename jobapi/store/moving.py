@@ -26,6 +26,8 @@ from .tables import (
     memberships,
     operations,
     schedules,
+    webhook_deliveries,
+    webhooks,
     workers,
     workspaces,
 )
@@ -73,6 +75,9 @@ GUARDS = (
     Guard(job_log_heads),
     Guard(job_logs),
     Guard(schedules),
+    # Not the position: ``events.put_restored_first`` changes it, too.
+    Guard(webhooks, free=("position",)),
+    Guard(webhook_deliveries),
     # Not UPDATE: ``events.put_restored_first`` numbers all events of a restored database.
     Guard(events, ("INSERT", "DELETE")),
     # Changes that were made before are still added to the throughput.

@@ -17,6 +17,7 @@ from sqlalchemy import (
     CheckConstraint,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -802,6 +803,103 @@ class EventRecord(Base):
     data: Mapped[dict[str, Any] | None] = mapped_column(_Json)
 
 
+class Webhook(Base):
+    """A webhook: which events are delivered to which URL, and how far it is in the log of events.
+
+    See ``rules.webhooks``.
+    """
+
+    __tablename__ = "jobapi_webhooks"
+    __table_args__ = (
+        CheckConstraint("disabled_reason BETWEEN 0 AND 1", "disabled_reason"),
+        CheckConstraint("NOT enabled OR disabled_reason IS NULL", "enabled"),
+        CheckConstraint("(failing_since IS NULL) = (failed_at IS NULL)", "failing"),
+        CheckConstraint(
+            "(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", "previous_secret"
+        ),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(
+        ForeignKey("jobapi_workspaces.id", ondelete="CASCADE"), primary_key=True
+    )
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str] | None] = mapped_column(
+        _Json, comment="labels of kinds; null: the ends of jobs"
+    )
+    job_types: Mapped[list[str] | None] = mapped_column(_Json, comment="null: all")
+    include: Mapped[list[str]] = mapped_column(_Json, comment="of metadata and result")
+    description: Mapped[str | None] = mapped_column(Text)
+    enabled: Mapped[bool]
+    disabled_reason: Mapped[int | None] = mapped_column(
+        SmallInteger, comment="0 gone 1 failing; null: it is enabled, or an owner has disabled it"
+    )
+    secret: Mapped[str] = mapped_column(Text, comment="encrypted")
+    previous_secret: Mapped[str | None] = mapped_column(Text, comment="encrypted")
+    previous_secret_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    position: Mapped[str] = mapped_column(
+        Text, comment="the name of the position in the log of events up to which there are rows"
+    )
+    failing_since: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="the first failure after the last success"
+    )
+    failed_at: Mapped[datetime | None] = mapped_column(UtcDateTime, comment="the last failure")
+    created_by: Mapped[int] = mapped_column(ForeignKey("jobapi_users.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class WebhookDelivery(Base):
+    """The delivery of one message to one webhook, with all of its attempts."""
+
+    __tablename__ = "jobapi_webhook_deliveries"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["workspace_id", "webhook_id"],
+            ["jobapi_webhooks.workspace_id", "jobapi_webhooks.id"],
+            name="fk_jobapi_webhook_deliveries_webhook",
+            ondelete="CASCADE",
+        ),
+        CheckConstraint("status BETWEEN 0 AND 3", "status"),
+        CheckConstraint("(status = 0) = (next_attempt_at IS NOT NULL)", "next_attempt_at"),
+        CheckConstraint("attempts >= 0", "attempts"),
+        # Lists, and the deletion of old ones.
+        Index(
+            "ix_jobapi_webhook_deliveries_created",
+            *("workspace_id", "webhook_id", "created_at", "id"),
+        ),
+        # What is due.
+        Index(
+            "ix_jobapi_webhook_deliveries_due",
+            *("workspace_id", "webhook_id", "next_attempt_at"),
+            postgresql_where=text("status = 0"),
+            sqlite_where=text("status = 0"),
+        ),
+    )
+
+    workspace_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    webhook_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    id: Mapped[str] = mapped_column(String(40), primary_key=True, comment="the header webhook-id")
+    type: Mapped[str] = mapped_column(String(60))
+    event_id: Mapped[str | None] = mapped_column(String(40), comment="null: a test")
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[int] = mapped_column(
+        SmallInteger, comment="0 pending 1 success 2 failed 3 cancelled"
+    )
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(
+        UtcDateTime, comment="while an attempt is under way: when another process may take over"
+    )
+    last_attempt_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    response_status: Mapped[int | None] = mapped_column(SmallInteger)
+    response_body: Mapped[str | None] = mapped_column(Text, comment="its first KiB")
+    error: Mapped[str | None] = mapped_column(
+        Text, comment="why the last attempt got no complete response"
+    )
+
+
 class IdempotencyKey(Base):
     """The response to a request with an idempotency key, for repetitions of the request."""
 
@@ -845,6 +943,8 @@ job_count_changes = Base.metadata.tables["jobapi_job_count_changes"]
 job_flow = Base.metadata.tables["jobapi_job_flow"]
 events = Base.metadata.tables["jobapi_events"]
 operations = Base.metadata.tables["jobapi_operations"]
+webhooks = Base.metadata.tables["jobapi_webhooks"]
+webhook_deliveries = Base.metadata.tables["jobapi_webhook_deliveries"]
 idempotency_keys = Base.metadata.tables["jobapi_idempotency_keys"]
 leader_locks = Base.metadata.tables["jobapi_duties"]
 

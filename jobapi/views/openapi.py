@@ -218,6 +218,13 @@ PATH_PARAMETERS = [
         ("key_id", "The API key.", _ID, 1),
         ("operation_id", "The operation.", _ID, 1),
         ("schedule_id", "The schedule.", {"type": "string"}, examples.SCHEDULE["schedule_id"]),
+        ("webhook_id", "The webhook.", {"type": "string"}, "wh_018d0e1c7a4b7c3d9e5f60718293a4b5"),
+        (
+            "delivery_id",
+            "The delivery.",
+            {"type": "string"},
+            "msg_9f0sk2e7bq4l1d8mc5r6ao3htvgjui2p",
+        ),
         ("job_type", "The job type.", {"type": "string"}, "data_processing"),
     )
 ]

@@ -42,7 +42,7 @@ LAYERS = {
     "background": "errors rules services store",
     "state": "background config metrics rules services store tokens",
     "views": "background errors headers metrics rules schemas services state store",
-    "extension": "commands config logs state tokens views",
+    "extension": "commands config logs state store tokens views",
     "client": "errors rules signals",
     "commands": "config errors headers logs metrics rules schemas services signals state store",
 }

@@ -14,7 +14,7 @@ from sqlalchemy import delete, select, update
 from jobapi import accounts, keys
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
-from jobapi.services import operations, schedules
+from jobapi.services import operations, schedules, webhooks
 from jobapi.services.job_filters import Filters
 from jobapi.store.tables import Base, api_keys, memberships, users
 
@@ -65,6 +65,7 @@ class Route(NamedTuple):
 
 W = "/workspace/<workspace_id>"
 J = f"{W}/jobs/<job_id>"
+HOOK = f"{W}/webhooks/<webhook_id>"
 
 TABLE = {
     ("GET", "/health/live"): Route(None, 200),
@@ -129,6 +130,16 @@ TABLE = {
     ("POST", f"{W}/schedules/<schedule_id>/run"): Route(MEMBERS, 201),
     ("POST", f"{W}/schedules/<schedule_id>/pause"): Route(MEMBERS, 200),
     ("POST", f"{W}/schedules/<schedule_id>/resume"): Route(MEMBERS, 200),
+    ("GET", f"{W}/webhooks"): Route(OWNERS, 200),
+    ("POST", f"{W}/webhooks"): Route(OWNERS, 201, {"url": "https://example.com"}),
+    ("GET", HOOK): Route(OWNERS, 200),
+    ("PATCH", HOOK): Route(OWNERS, 200, {"description": "x"}),
+    ("DELETE", HOOK): Route(OWNERS, 204),
+    ("POST", f"{HOOK}/rotate-secret"): Route(OWNERS, 200),
+    ("POST", f"{HOOK}/test"): Route(OWNERS, 201),
+    ("GET", f"{HOOK}/deliveries"): Route(OWNERS, 200),
+    ("GET", f"{HOOK}/deliveries/<delivery_id>"): Route(OWNERS, 200),
+    ("POST", f"{HOOK}/deliveries/<delivery_id>/redeliver"): Route(OWNERS, 200),
     ("POST", f"{W}/pause"): Route(OWNERS, 200),
     ("POST", f"{W}/resume"): Route(OWNERS, 200),
     ("GET", f"{J}/status"): Route(VIEWERS, 200),
@@ -191,6 +202,15 @@ class Cast:
                 created_by=people["owner"].id,
                 most=100,
             )
+            self.webhook = webhooks.create(
+                tx,
+                1,
+                world.state.box,
+                {"url": "https://example.com"},
+                most=1,
+                created_by=people["owner"].id,
+            )[0].id
+            self.delivery = webhooks.test(tx, 1, self.webhook, lambda now: "{}").id
 
         def key(name: str, role: Role, workspace: int = 1) -> str:
             return world.key(workspace, people[name], role)
@@ -271,6 +291,8 @@ class Cast:
             "<key_id>": "4",
             "<operation_id>": "1",
             "<schedule_id>": self.schedule.schedule_id,
+            "<webhook_id>": self.webhook,
+            "<delivery_id>": self.delivery,
             "<job_type>": "data_analysis",
             "<path:name>": "swagger-ui.css",
             "<name>": "theme.js",

@@ -17,6 +17,7 @@ from jobapi.rules.jobs import JobStatus, OnConflict, Outcome, Priority
 from jobapi.rules.operations import Action, OperationStatus
 from jobapi.rules.roles import Role
 from jobapi.rules.schedules import CatchUp, Overlap, RunOutcome
+from jobapi.rules.webhooks import DeliveryStatus, Disabled
 from jobapi.rules.workers import WorkerState
 from jobapi.views.base import BLUEPRINT_PREFIX
 from jobapi.views.cors import EXPOSED_HEADERS
@@ -343,6 +344,8 @@ def schemas_in(node: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]
 ENUMERATIONS = {
     "Action": Action,
     "CatchUp": CatchUp,
+    "DeliveryStatus": DeliveryStatus,
+    "DisabledReason": Disabled,
     "EventKind": EventKind,
     "JobStatus": JobStatus,
     "LogLevel": LogLevel,
@@ -428,7 +431,17 @@ def test_documented_defaults_change_nothing(desk: Desk) -> None:
     for _ in range(2):
         desk.create(metadata={"batch_id": 3})
     token = desk.world.token(desk.world.user("boss", is_admin=True))
-    ids = {"workspace_id": desk.workspace_id, "job_id": desk.create()["job_id"]}
+    body = {"url": "https://example.com"}
+    webhooks = f"/workspace/{desk.workspace_id}/webhooks"
+    for _ in range(2):
+        webhook_id = desk.call("POST", webhooks, json=body).json["webhook_id"]
+    for _ in range(2):
+        desk.call("POST", f"{webhooks}/{webhook_id}/test")
+    ids = {
+        "workspace_id": desk.workspace_id,
+        "job_id": desk.create()["job_id"],
+        "webhook_id": webhook_id,
+    }
     given = {
         "created_after": "2024-01-15T10:00:00Z",
         "created_before": "2124-01-15T10:00:00Z",
