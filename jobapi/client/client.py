@@ -20,6 +20,7 @@ from .models import (
     Attempt,
     ClaimedJob,
     ClaimedJobs,
+    Delivery,
     ErrorGroup,
     Event,
     EventFilter,
@@ -38,6 +39,8 @@ from .models import (
     Schedule,
     ScheduleChanges,
     ScheduleFields,
+    Webhook,
+    WebhookSettings,
     WorkerInfo,
     Workspace,
 )
@@ -513,6 +516,82 @@ class Client(Connection):
         only = {} if state is None else {"state": state}
         pages = self._pages(_path(workspace_id, "workers"), {"limit": 100, **only})
         return map(WorkerInfo.from_json, pages)
+
+    # Webhooks
+
+    def webhooks(self, workspace_id: int) -> Iterator[Webhook]:
+        """Iterate over the webhooks of a workspace, the oldest first."""
+        pages = self._pages(_path(workspace_id, "webhooks"), {"limit": 100})
+        return map(Webhook.from_json, pages)
+
+    def webhook(self, workspace_id: int, webhook_id: str) -> Webhook:
+        """Read a webhook. Raises ``WebhookNotFound``."""
+        path = _path(workspace_id, "webhooks", webhook_id)
+        return Webhook.from_json(self.request("GET", path))
+
+    def create_webhook(
+        self, workspace_id: int, url: str, **settings: Unpack[WebhookSettings]
+    ) -> Webhook:
+        """Create a webhook, which gets the events from now on. Its ``secret`` is shown only now.
+
+        ``WebhookSettings`` documents the settings. Raises ``TooManyWebhooks``.
+        """
+        body = {"url": url, **settings}
+        made = self._post(_path(workspace_id, "webhooks"), body, key=_new_key())
+        return Webhook.from_json(made)
+
+    def edit_webhook(
+        self,
+        workspace_id: int,
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        **settings: Unpack[WebhookSettings],
+    ) -> Webhook:
+        """Change settings of a webhook. Those that are left out stay as they are.
+
+        One that is enabled again gets the events from then on.
+        """
+        changes = {**settings, **({} if url is None else {"url": url})}
+        path = _path(workspace_id, "webhooks", webhook_id)
+        return Webhook.from_json(self.request("PATCH", path, json=changes))
+
+    def delete_webhook(self, workspace_id: int, webhook_id: str) -> None:
+        """Delete a webhook and its deliveries."""
+        self.request("DELETE", _path(workspace_id, "webhooks", webhook_id))
+
+    def rotate_webhook_secret(self, workspace_id: int, webhook_id: str) -> Webhook:
+        """Give a webhook a new ``secret``; the previous one stays valid for 24 hours."""
+        path = _path(workspace_id, "webhooks", webhook_id, "rotate-secret")
+        return Webhook.from_json(self._post(path, key=_new_key()))
+
+    def test_webhook(self, workspace_id: int, webhook_id: str) -> Delivery:
+        """Send a message of the type ``webhook.test``; see ``delivery`` for its result.
+
+        Raises ``WebhookDisabled``, and ``TooManyRequests`` after ten in a minute.
+        """
+        path = _path(workspace_id, "webhooks", webhook_id, "test")
+        return Delivery.from_json(self._post(path, key=_new_key()))
+
+    def deliveries(
+        self, workspace_id: int, webhook_id: str, *, status: Sequence[str] = ()
+    ) -> Iterator[Delivery]:
+        """Iterate over the deliveries of a webhook, the newest first."""
+        params: dict[str, Any] = {"limit": 100}
+        if status:
+            params["status"] = list(status)
+        path = _path(workspace_id, "webhooks", webhook_id, "deliveries")
+        return map(Delivery.from_json, self._pages(path, params))
+
+    def delivery(self, workspace_id: int, webhook_id: str, delivery_id: str) -> Delivery:
+        """Read a delivery. Raises ``DeliveryNotFound``."""
+        path = _path(workspace_id, "webhooks", webhook_id, "deliveries", delivery_id)
+        return Delivery.from_json(self.request("GET", path))
+
+    def redeliver(self, workspace_id: int, webhook_id: str, delivery_id: str) -> Delivery:
+        """Send a message again, with all retries. Raises ``WebhookDisabled``."""
+        path = _path(workspace_id, "webhooks", webhook_id, "deliveries", delivery_id, "redeliver")
+        return Delivery.from_json(self._post(path, key=_new_key()))
 
     # Events
 

@@ -1,4 +1,4 @@
-"""What the client sends and gets: jobs, attempts, operations, events, job types and workers."""
+"""What the client sends and gets: jobs, operations, events, job types, workers, webhooks."""
 
 from __future__ import annotations
 
@@ -216,6 +216,71 @@ class Operation(_FromJson):
     def ended(self) -> bool:
         """Whether the operation is ``finished`` or ``stopped``."""
         return self.status in ("finished", "stopped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook(_FromJson):
+    """A webhook of a workspace. ``WebhookSettings`` documents the settings.
+
+    Only a new webhook, or one with a new secret, has a ``secret``. ``disabled_reason`` is ``gone``
+    or ``failing`` if the service has disabled it.
+    """
+
+    webhook_id: str
+    workspace_id: int
+    url: str
+    events: list[str] | None = field(default=None, hash=False)
+    job_types: list[str] | None = field(default=None, hash=False)
+    include: list[str] = field(hash=False)
+    description: str | None = None
+    enabled: bool
+    disabled_reason: str | None = None
+    failing_since: datetime | None = None
+    previous_secret_expires_at: datetime | None = None
+    created_by: int
+    created_at: datetime
+    updated_at: datetime
+    secret: str | None = field(default=None, repr=False)
+
+
+class WebhookSettings(TypedDict, total=False):
+    """Settings of a webhook. None returns ``events``, ``job_types`` and the like to the default.
+
+    ``events`` are kinds of events; by default every event whose ``to_status`` is an end.
+    ``job_types`` limits it to events about these types, ``include`` (``metadata``, ``result``)
+    adds fields of the job to messages, and ``description`` is for people.
+    """
+
+    events: Sequence[str] | None
+    job_types: Sequence[str] | None
+    include: Sequence[str] | None
+    description: str | None
+    enabled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery(_FromJson):
+    """The delivery of a message to a webhook, with the result of its last attempt.
+
+    ``delivery_id`` is the header ``webhook-id``. ``status`` is ``pending``, ``success``,
+    ``failed`` or ``cancelled``. ``response_body`` is the begin of the response, and ``error`` says
+    why there was no complete one.
+    """
+
+    delivery_id: str
+    webhook_id: str
+    workspace_id: int
+    type: str
+    event_id: str | None = None
+    job_id: str | None = None
+    status: str
+    attempts: int
+    created_at: datetime
+    next_attempt_at: datetime | None = None
+    last_attempt_at: datetime | None = None
+    response_status: int | None = None
+    response_body: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

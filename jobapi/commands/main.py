@@ -53,6 +53,10 @@ COMMANDS = {
     ),
     "serve": _Command("commands.serve:serve", "Serve the API with gunicorn."),
     "users": _Command("commands.accounts:users_group", "Users, who may log in."),
+    "webhooks": _Command(
+        "client.commands.webhooks:webhooks_group",
+        "List, show, create, edit, delete and test the webhooks of a running service.",
+    ),
     "worker": _Command(
         "client.commands.workers:worker_command", "Run a worker until SIGTERM or Ctrl-C."
     ),

@@ -77,8 +77,10 @@ WORKSPACE_EVENTS = frozenset(
         EventKind.WEBHOOK_SECRET_ROTATED,
     }
 )
-"""What happens to a workspace, its members, keys, job types, schedules and webhooks: only owners see
-it."""
+"""What happens to a workspace, its members, keys, job types, schedules and webhooks.
+
+Only owners see it.
+"""
 
 JOB_EVENTS = frozenset(EventKind) - WORKSPACE_EVENTS
 """What happens to a job."""

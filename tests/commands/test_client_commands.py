@@ -1,4 +1,4 @@
-"""``jobapi job-types``, ``jobapi workers``, and what ``jobapi jobs`` has of flow control."""
+"""``jobapi job-types``, ``workers`` and ``webhooks``, and what ``jobs`` has of flow control."""
 
 from __future__ import annotations
 
@@ -273,3 +273,39 @@ def test_schedules_command_with_a_mistake_says_what_is_wrong(
     done = shared_terminal.run("schedules", *arguments)
     assert done.exit_code in (1, 2)
     assert said in done.output
+
+
+def test_webhooks_are_managed(client: Client, terminal: Terminal) -> None:
+    url = "https://example.com/hooks"
+    options = ("--event", "failed", "--event", "created", "--type", "a", "--include", "result")
+    webhook_id, secret = terminal.lines(
+        "webhooks", "create", url, *options, "--description", "Billing"
+    )
+    assert secret.startswith("whsec_")
+    shown = json.loads("".join(terminal.lines("webhooks", "show", webhook_id)))
+    assert "secret" not in shown
+    assert (shown["events"], shown["job_types"]) == (["created", "failed"], ["a"])
+    assert terminal.lines("webhooks", "list")[1].split() == [
+        *(webhook_id, "enabled", url, "Billing")
+    ]
+    changed = terminal.lines(
+        *("webhooks", "edit", webhook_id, "--default", "events", "--disable", "--to", url + "2")
+    )
+    assert changed == [f"{webhook_id} disabled {url}2"]
+    refused = terminal.run("webhooks", "test", webhook_id)
+    assert (refused.exit_code, "Enable it first" in refused.output) == (1, True)
+    (enabled,) = terminal.json("webhooks", "edit", webhook_id, "--enable")
+    assert (enabled["enabled"], enabled["events"], enabled["job_types"]) == (True, None, ["a"])
+    (rotated,) = terminal.lines("webhooks", "rotate-secret", webhook_id)
+    assert rotated != secret
+    (sent,) = terminal.json("webhooks", "test", webhook_id)
+    assert terminal.lines("webhooks", "deliveries", webhook_id)[1].split()[::2][:2] == [
+        *(sent["delivery_id"], "webhook.test")
+    ]
+    assert terminal.json("webhooks", "deliveries", webhook_id, "--status", "cancelled") == []
+    again = terminal.lines("webhooks", "redeliver", webhook_id, sent["delivery_id"])
+    assert again[0].split()[0] == sent["delivery_id"]
+    nothing = terminal.run("webhooks", "edit", webhook_id)
+    assert (nothing.exit_code, "at least one setting" in nothing.output) == (2, True)
+    assert terminal.lines("webhooks", "delete", webhook_id) == [f"{webhook_id} deleted"]
+    assert terminal.json("webhooks", "list") == []

@@ -155,7 +155,7 @@ def test_command_line_page_has_every_command() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"jobapi db"}))
 def test_command_line_page_has_every_option_with_its_default(name: str) -> None:
     found = options(SECTIONS[name])
-    if re.match(r"jobapi (jobs|job-types|schedules|workers?)\b", name):
+    if re.match(r"jobapi (jobs|job-types|schedules|webhooks|workers?)\b", name):
         found |= options(SECTIONS["A running service"])
     if "(#filters)" in SECTIONS[name]:
         found |= options(SECTIONS["Filters"])

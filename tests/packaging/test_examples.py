@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pyarrow.parquet
 import pytest
 
@@ -184,3 +186,47 @@ if __name__ == "__main__":
     os.rename(address + ".new", address)
     time.sleep(600)
 """
+
+
+def test_receiver_of_webhooks_verifies_messages_and_processes_each_once(tmp_path: Path) -> None:
+    env = environment(
+        JOBAPI_ENV="development",
+        JOBAPI_INSTANCE_PATH=str(tmp_path / "instance"),
+        JOBAPI_WEBHOOK_ALLOW_HTTP="true",
+        JOBAPI_WEBHOOK_PRIVATE_ADDRESSES="true",
+    )
+    assert jobapi("init", "--demo", env=env).returncode == 0
+    service = Service(tmp_path, env)
+    receiver = None
+    try:
+        with Client(service.url, username="demo", password="demo-password") as client:
+            # Its address is known only when it runs, and that needs the secret.
+            webhook = client.create_webhook(1, "http://127.0.0.1:9/")
+            receiver = subprocess.Popen(
+                [sys.executable, EXAMPLES / "webhooks" / "receiver.py", "0"],
+                env={
+                    **env,
+                    "WEBHOOK_SECRET": str(webhook.secret),
+                    "WEBHOOK_DATABASE": str(tmp_path / "seen.sqlite3"),
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            assert receiver.stdout is not None
+            url = receiver.stdout.readline().strip()
+            client.edit_webhook(1, webhook.webhook_id, url=url)
+            sent = client.test_webhook(1, webhook.webhook_id)
+            assert receiver.stdout.readline() == f"new webhook.test {sent.delivery_id}\n"
+            ids = (1, webhook.webhook_id, sent.delivery_id)
+            until(lambda: client.delivery(*ids).status == "success")
+            client.redeliver(*ids)
+            assert receiver.stdout.readline() == f"again webhook.test {sent.delivery_id}\n"
+            forged = dict.fromkeys(("webhook-id", "webhook-signature"), "x")
+            forged["webhook-timestamp"] = str(int(time.time()))
+            assert httpx2.post(url, content=b"{}", headers=forged).status_code == 401
+    finally:
+        if receiver is not None:
+            receiver.kill()
+            receiver.communicate()
+        service.close()
