@@ -22,7 +22,7 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         try:
             message = webhook.verify(body, {k.lower(): v for k, v in self.headers.items()})
-        except WebhookVerificationError:
+        except (WebhookVerificationError, ValueError):
             self.send_error(401)
             return
         with seen:  # what a message causes belongs into the same transaction as its id

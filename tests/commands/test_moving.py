@@ -21,8 +21,9 @@ from sqlalchemy.exc import DBAPIError
 
 from jobapi import accounts
 from jobapi.commands.moving import Move, Patience, open_move
-from jobapi.services import counts, moves
+from jobapi.services import counts, deliveries, moves
 from jobapi.services import workspaces as services
+from jobapi.services.events import current_snapshot
 from jobapi.services.moves import CannotMove
 from jobapi.store.faults import judge
 from jobapi.store.tables import (
@@ -34,8 +35,11 @@ from jobapi.store.tables import (
     job_logs,
     jobs,
     operations,
+    webhook_deliveries,
+    webhooks,
     workspaces,
 )
+from jobapi.store.transactions import snapshot
 
 from ..conftest import SECRET, app_on
 from ..factories import Desk, World
@@ -114,6 +118,9 @@ def fill(desk: Desk) -> str:
     schedule = desk.call("POST", f"/workspace/{desk.workspace_id}/schedules", json=body).json
     path = f"/workspace/{desk.workspace_id}/schedules/{schedule['schedule_id']}/run"
     assert desk.call("POST", path).status_code == 201
+    hooks = f"/workspace/{desk.workspace_id}/webhooks"
+    webhook = desk.call("POST", hooks, json={"url": "https://example.com", "include": ["result"]})
+    desk.call("POST", f"{hooks}/{webhook.json['webhook_id']}/test")
     made = desk.call(
         "POST", f"/workspace/{desk.workspace_id}/keys", json={"name": "k", "role": "worker"}
     )
@@ -152,6 +159,11 @@ def seen(world: World, workspace_id: int, token: str) -> dict[str, Any]:
         ],
         "workers": world.call("GET", f"{base}/workers", token).json,
         "schedules": world.call("GET", f"{base}/schedules", token).json,
+        "webhooks": (hooks := world.call("GET", f"{base}/webhooks", token).json["data"]),
+        "deliveries": [
+            world.call("GET", f"{base}/webhooks/{hook['webhook_id']}/deliveries", token).json
+            for hook in hooks
+        ],
         "jobs": listed["data"],
         "total": listed["pagination"]["total"],
         "attempts": [
@@ -226,6 +238,47 @@ def test_workspace_moves_with_all_that_is_in_it(cells: tuple[World, World, str])
     assert (again.exit_code, "in the target already" in again.output) == (0, True)
     unknown = move(source, url, desk.workspace_id + 100)
     assert (unknown.exit_code, "There is no workspace" in unknown.output) == (1, True)
+
+
+def make_deliveries(world: World) -> list[str | None]:
+    """Make deliveries of the events that webhooks have not read; returns the ids of their jobs."""
+    with world.state.engine.connect() as connection:
+        with snapshot(connection):
+            seen = current_snapshot(connection)
+            hooks = deliveries.survey(connection)
+            found = deliveries.read(connection, hooks, world.state.message, seen=seen)
+        for each in found.read:
+            assert deliveries.store(connection, each)
+        return [made["job_id"] for each in found.read for made in each.deliveries]
+
+
+@pytest.mark.parametrize("target_kind", ["sqlite", "postgresql"], indirect=True)
+def test_webhook_goes_on_after_the_last_event_that_it_has_read(
+    cells: tuple[World, World, str],
+) -> None:
+    source, target, url = cells
+    desk = Desk(source)
+    desk.job_in("success")
+    path = f"/workspace/{desk.workspace_id}/webhooks"
+    made = desk.call("POST", path, json={"url": "https://example.com"}).json
+    read = desk.job_in("success")["job_id"]
+    assert make_deliveries(source) == [read]
+    unread = [desk.job_in("failed")["job_id"] for _ in range(3)]
+    done = move(source, url, desk.workspace_id)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert made["secret"] not in done.output
+    assert make_deliveries(target) == unread
+    with target.transaction() as tx:
+        owner = accounts.find_user(tx, desk.user.username)
+        row = tx.execute(select(webhooks)).one()
+        # Both services have the same secret key.
+        assert target.state.box.open(row.secret) == made["secret"]
+        statuses = tx.execute(select(webhook_deliveries.c.status)).scalars().all()
+    assert statuses == [0] * 4
+    desk.token, desk.world = target.token(owner), target
+    new = desk.job_in("cancelled")["job_id"]
+    assert make_deliveries(target) == [new]
+    assert make_deliveries(target) == []
 
 
 def test_users_of_both_cells_are_matched_by_name(cells: tuple[World, World, str]) -> None:

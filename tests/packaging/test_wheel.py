@@ -188,6 +188,7 @@ def test_client_wheel_works_with_nothing_but_what_it_requires(
         "job-types",
         "jobs",
         "schedules",
+        "webhooks",
         "worker",
         "workers",
     ]
