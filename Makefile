@@ -11,7 +11,8 @@ RULES := examples/deployment/prometheus/rules.yaml
 # The tests start the service many times, so let Python keep the bytecode of its modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test lint test-partitions test-browser fuzz chaos bench bench-cycle bench-scale bench-capacity bench-streams bench-dashboard bench-flow bench-logs soak \
+.PHONY: help setup run test lint test-partitions test-browser test-node fuzz chaos bench bench-cycle bench-scale \
+  bench-capacity bench-streams bench-dashboard bench-flow bench-logs soak \
   example wheels schema lock clean
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo "make test          lint, types and all tests, on SQLite and on a real Postgres"
 	@echo "make test-partitions  the tests of the service on a partitioned table of jobs"
 	@echo "make test-browser  the tests that need a Chromium"
+	@echo "make test-node     the tests that need Node and npm"
 	@echo "make fuzz          requests made from the OpenAPI document, many more than in make test"
 	@echo "make chaos         processes killed at random, for longer (CHAOS_SECONDS, CHAOS_SEED)"
 	@echo "make bench         speed: beside a bare Flask view, and then make bench-cycle"
@@ -65,7 +67,7 @@ lint: $(READY)
 	@if command -v promtool >/dev/null; then promtool check rules --lint=all $(RULES); fi
 
 test: lint
-	$(BIN)/pytest --ignore tests/browser
+	$(BIN)/pytest --ignore tests/browser --ignore tests/node
 
 # Left out: the tests of migrations, and two that read the statistics or the index names of the table.
 test-partitions: export TEST_PARTITIONS ?= 16
@@ -75,6 +77,11 @@ test-partitions: $(READY)
 
 test-browser: $(READY)
 	$(BIN)/pytest tests/browser -n 2
+
+# npm's packages go into build/, which git ignores.
+test-node: $(READY)
+	npm install --prefix build/node --no-audit --no-fund --ignore-scripts --silent standardwebhooks@1
+	$(BIN)/pytest tests/node -n 0
 
 fuzz: export FUZZ_EXAMPLES ?= 300
 fuzz: $(READY)
