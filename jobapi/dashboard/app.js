@@ -27,6 +27,8 @@ const PAGES = /** @type {[RegExp, () => Promise<any>][]} */ ([
   [/^\/(\d+)\/operations$/, () => import("./pages/operations.js")],
   [/^\/(\d+)\/members$/, () => import("./pages/members.js")],
   [/^\/(\d+)\/keys$/, () => import("./pages/keys.js")],
+  [/^\/(\d+)\/webhooks$/, () => import("./pages/webhooks.js")],
+  [/^\/(\d+)\/webhooks\/([^/]+)$/, () => import("./pages/webhook.js")],
   [/^\/(\d+)\/settings$/, () => import("./pages/settings.js")],
 ]);
 

@@ -22,9 +22,11 @@ const PAGES = [
   ["/operations", "Operations", "viewer"],
   ["/members", "Members", "viewer"],
   ["/keys", "Keys", "owner"],
+  ["/webhooks", "Webhooks", "owner"],
   ["/settings", "Settings", "owner"],
 ];
-const NOT_BY_KEY = ["/members", "/keys"];
+const NOT_BY_KEY = ["/members", "/keys", "/webhooks"];
+const WITH_DETAILS = ["/jobs", "/webhooks"];
 
 /** @param {import("./state.js").Context["go"]} go */
 export function header(go) {
@@ -49,7 +51,7 @@ function pages(workspace) {
   const here = location.pathname.slice(HOME.length).replace(/\/$/, "");
   const sees = (role) => ROLES.indexOf(workspace.role) >= ROLES.indexOf(role);
   return PAGES.filter(([path, , role]) => sees(role) && !(byKey() && NOT_BY_KEY.includes(path))).map(([path, name]) => {
-    const current = here === home + path || (path === "/jobs" && here.startsWith(`${home}/jobs/`));
+    const current = here === home + path || (WITH_DETAILS.includes(path) && here.startsWith(`${home}${path}/`));
     return link(home + path, { key: path, "aria-current": current ? "page" : null }, name);
   });
 }

@@ -48,11 +48,14 @@ def filled(demo: Service) -> tuple[Service, list[str]]:
         "POST", "/workspace/1/operations", {"action": "retry", "filter": {"job_type": ["none"]}}
     )
     worker.call("PATCH", "/workspace/1/job-types/other", {"max_running": 3})
+    made = worker.call("POST", "/workspace/1/webhooks", {"url": "https://example.invalid"})
+    hook = f"/1/webhooks/{made['webhook_id']}"
+    worker.call("POST", f"/workspace{hook}/test")
     worker.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "disk full"})
     schedule = {"name": "nightly", "cron": "30 2 * * *", "timezone": "Asia/Tokyo"}
     worker.call("POST", "/workspace/1/schedules", {**schedule, "job": {"job_type": "etl"}})
     jobs = [f"/1/jobs/{each['job_id']}" for each in (success, failed, running, job)]
-    return demo, jobs
+    return demo, [*jobs, hook]
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_viewer_gets_no_form_that_only_owners_may_send(browser: Any, demo: Servi
         expect(page.get_by_role("button", name="Save")).to_have_count(0)
         for path, text in (
             ("/1/keys", "require the role owner"),
+            ("/1/webhooks", "require the role owner"),
             ("/1/jobs/new", "requires the role member"),
             ("/users", "managed by administrators"),
         ):

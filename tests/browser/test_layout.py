@@ -24,6 +24,7 @@ PATHS = (
     "/1/operations",
     "/1/members",
     "/1/keys",
+    "/1/webhooks",
     "/1/settings",
     "/account",
     "/users",
@@ -71,11 +72,15 @@ def test_pages_of_any_width_do_not_scroll_sideways(
     busy.call("PATCH", f"/workspace/1/job-types/{LONG}", {"max_running": 20, "max_retries": 0})
     busy.call("POST", "/workspace/1/job-types/etl/pause", {"reason": "z" * 300})
     busy.call("POST", "/workspace/1/pause", {"reason": "upgrade " * 20 + "z" * 100})
+    url = f"https://example.invalid/{'x' * 300}"
+    body = {"url": url, "description": "y" * 300, "job_types": [LONG], "include": ["result"]}
+    hook = f"/1/webhooks/{busy.call('POST', '/workspace/1/webhooks', body)['webhook_id']}"
+    busy.call("POST", f"/workspace{hook}/test")
     with watched(browser, demo.url, color_scheme=scheme) as page:
         log_in(page, demo)
         (failed, *_) = busy.call("GET", "/workspace/1/jobs?status=failed")["data"]
         (running, *_) = busy.call("GET", "/workspace/1/jobs?status=running")["data"]
-        for path in (*PATHS, *(f"/1/jobs/{job['job_id']}" for job in (failed, running))):
+        for path in (*PATHS, hook, *(f"/1/jobs/{job['job_id']}" for job in (failed, running))):
             page.goto(f"{demo.url}/dashboard{path}")
             expect(page.get_by_role("heading", level=1)).to_be_visible()
             page.wait_for_timeout(150)

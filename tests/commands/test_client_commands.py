@@ -276,7 +276,7 @@ def test_schedules_command_with_a_mistake_says_what_is_wrong(
 
 
 def test_webhooks_are_managed(client: Client, terminal: Terminal) -> None:
-    url = "https://example.com/hooks"
+    url = "https://example.invalid/hooks"
     options = ("--event", "failed", "--event", "created", "--type", "a", "--include", "result")
     webhook_id, secret = terminal.lines(
         "webhooks", "create", url, *options, "--description", "Billing"
