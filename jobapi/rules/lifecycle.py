@@ -329,7 +329,9 @@ def _check_work(job: Job, changes: JobEdit, target: JobStatus | None) -> None:
             }
         )
     if target is JobStatus.SUCCESS and changes.get("error") is not None:
-        raise ValidationFailed({"error": ["A job that succeeds has no error."]})
+        raise ValidationFailed(
+            {"error": ["A job that succeeds has no error. Leave error out, or report failed."]}
+        )
 
 
 def work_values(job: Job, changes: WorkFields, target: JobStatus | None) -> JobColumns:

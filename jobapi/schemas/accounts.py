@@ -73,7 +73,7 @@ class UserCreate(Base):
 
 
 class UserUpdate(Base):
-    """Changes of a user."""
+    """Changes to a user."""
 
     password = _new_password()
     is_admin = Flag()

@@ -51,7 +51,7 @@ def error_text() -> Text:
     """A part of the text of errors."""
     return Text(
         validate=length(3, 200),
-        metadata=doc("Only jobs whose error contains this text, in upper or lower case."),
+        metadata=doc("Only jobs whose error contains this text; A to Z match in either case."),
     )
 
 
@@ -61,7 +61,7 @@ def error_groups() -> fields.List[str]:
     return fields.List(
         Text(validate=Pattern(pattern, error=f"Use {GROUP_LENGTH} hexadecimal digits.")),
         validate=length(1, 10),
-        metadata=doc("Only jobs that have failed with an error of these groups."),
+        metadata=doc("Only jobs that have failed with an error of one of these groups."),
     )
 
 
@@ -124,13 +124,13 @@ class Pagination(Response):
     """The position of a page in its list, and the cursor of the next page."""
 
     page = fields.Integer(
-        required=True, allow_none=True, metadata=doc("null if `cursor` was given.")
+        required=True, allow_none=True, metadata=doc("`null` if `cursor` was given.")
     )
     limit = fields.Integer(required=True)
     total = fields.Integer(required=True, metadata=doc("Number of items in the list."))
     total_pages = fields.Integer(required=True)
     next_cursor = fields.String(
-        required=True, allow_none=True, metadata=doc("null on the last page.")
+        required=True, allow_none=True, metadata=doc("`null` on the last page.")
     )
 
 
@@ -160,7 +160,7 @@ class Problem(Response):
     )
     title = fields.String(required=True)
     status = fields.Integer(required=True)
-    detail = fields.String(required=True, metadata=doc("What is wrong, and how to correct it."))
+    detail = fields.String(required=True, metadata=doc("What is wrong, then what to do."))
     errors = fields.Dict(
         keys=fields.String(),
         values=fields.List(fields.String()),

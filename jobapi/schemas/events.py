@@ -30,13 +30,13 @@ class EventFilter(Base):
     kind = fields.List(
         Choice(EventKind),
         validate=length(1, MAX_CHOICES),
-        metadata=doc("Only these kinds; may be repeated."),
+        metadata=doc("Only events of these kinds; may be repeated."),
     )
-    job_id = Text(validate=length(1, 40), metadata=doc("Only this job's."))
+    job_id = Text(validate=length(1, 40), metadata=doc("Only events of this job."))
     job_type = fields.List(
         job_type_text(),
         validate=length(1, MAX_REPEATS),
-        metadata=doc("Only of jobs of these types; may be repeated."),
+        metadata=doc("Only events of jobs of these types; may be repeated."),
     )
 
 
@@ -65,7 +65,7 @@ class Event(Response):
         EventKind,
         required=True,
         grows=True,
-        metadata=doc("`unknown` if only a newer version of the service knows the kind."),
+        metadata=doc("`unknown` stands for a kind that only a newer version of the service knows."),
     )
     workspace_id = fields.Integer(required=True)
     job_id = fields.String(required=True, allow_none=True)

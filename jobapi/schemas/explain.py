@@ -10,34 +10,42 @@ from .rendering import Response
 
 
 class ExplanationReason(Response):
-    """A reason for the state of a job; numbers and times only where they apply."""
+    """A reason for the status of a job. Numbers and times are present only where they apply."""
 
     code = fields.String(
         required=True,
-        metadata=doc("What it is, for programs. Others may be added.", example="at-capacity"),
+        metadata=doc(
+            "Code of the reason, for programs. Later versions may add others.",
+            example="at-capacity",
+        ),
     )
     detail = fields.String(
         required=True,
         metadata=doc(
-            "The same for people.",
+            "The reason as a sentence, for people.",
             example="20 jobs of its type may run at the same time (max_running), and as many do.",
         ),
     )
-    until = Time(metadata=doc("How long it is expected to last."))
+    until = Time(metadata=doc("When the reason is expected to end."))
     at = Time(metadata=doc("When it happened."))
     limit = fields.Integer(metadata=doc("The limit that is reached.", example=20))
-    ahead = fields.Integer(metadata=doc("How many jobs come first, up to 10,000."))
+    ahead = fields.Integer(
+        metadata=doc("Number of jobs that are likely to start first, up to 10,000.")
+    )
     seconds = fields.Integer(metadata=doc("How long the attempt has run."))
     worker = fields.String(allow_none=True, metadata=doc("Name of the worker."))
     attempt = fields.Integer(metadata=doc("Number of the attempt."))
     actor = fields.String(
-        allow_none=True, metadata=doc("Who did it; null: the service itself.", example="user:1")
+        allow_none=True,
+        metadata=doc("Who made the change; `null` for the service itself.", example="user:1"),
     )
-    reason = fields.String(allow_none=True, metadata=doc("The error, or the given reason."))
+    reason = fields.String(
+        allow_none=True, metadata=doc("The error, or the reason that was given.")
+    )
 
 
 class Explanation(Response):
-    """The state of a job, and estimates."""
+    """Why a job has its status, and estimates."""
 
     job_id = fields.String(required=True)
     status = Choice(JobStatus, required=True)
@@ -45,7 +53,10 @@ class Explanation(Response):
     ahead = fields.Integer(
         required=True,
         allow_none=True,
-        metadata=doc("How many jobs of its type come first; null unless the job is pending."),
+        metadata=doc(
+            "Number of jobs of its type that are likely to start first; `null` unless the job "
+            "is pending."
+        ),
     )
     ahead_is_capped = fields.Boolean(
         required=True, metadata=doc("Whether there are more than `ahead`.")
@@ -62,7 +73,7 @@ class Explanation(Response):
     estimate_basis = fields.String(
         required=True,
         metadata=doc(
-            "What the estimates were made of, or why there are none.",
+            "What the estimates are based on, or why there are none.",
             example="The median duration of the last 100 jobs of this type.",
         ),
     )

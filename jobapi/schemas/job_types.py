@@ -1,4 +1,4 @@
-"""Job types: their settings, and how they are doing."""
+"""Job types: their settings, and their numbers of jobs and workers."""
 
 from __future__ import annotations
 
@@ -17,42 +17,48 @@ def _number(least: int, most: int, description: str) -> Whole:
     return Whole(allow_none=True, validate=between(least, most), metadata=doc(description))
 
 
-_DEFAULT = " null: the service's default."
+_DEFAULT = " `null`: the service's default."
 
 
 class RateLimitUpdate(Base):
-    """Changes of a token bucket on starts; a new one needs both."""
+    """Changes to the rate limit; a new one needs both fields."""
 
-    starts = Whole(validate=between(1, 100_000), metadata=doc("So many jobs start at most …"))
-    seconds = Whole(validate=between(1, 86_400), metadata=doc("… in so many seconds."))
+    starts = Whole(
+        validate=between(1, 100_000), metadata=doc("How many jobs may start in `seconds`.")
+    )
+    seconds = Whole(validate=between(1, 86_400), metadata=doc("Length of the period, in seconds."))
 
 
 class JobTypeUpdate(Base):
-    """Changes of the settings of a job type; absent ones stay, null returns to the default."""
+    """Changes to the settings of a job type. Absent settings stay; `null` restores a default."""
 
-    paused = Flag(allow_none=True, metadata=doc("Whether claims hand out none of its jobs."))
+    paused = Flag(allow_none=True, metadata=doc("If `true`, claims return no jobs of this type."))
     paused_reason = Text(
-        allow_none=True, validate=length(1, 1000), metadata=doc("Only while it is paused.")
+        allow_none=True, validate=length(1, 1000), metadata=doc("Only while the type is paused.")
     )
-    max_running = _number(1, 1000, "At most so many of its jobs run at the same time.")
+    max_running = _number(1, 1000, "The most jobs of the type that run at the same time.")
     max_running_per_key = _number(
-        1, 1000, "The same for the jobs with one `concurrency_key`; 1: one after the other."
+        1,
+        1000,
+        "The same for jobs with the same `concurrency_key`. With 1, they run one after the other.",
     )
     rate_limit = fields.Nested(RateLimitUpdate, allow_none=True)
     max_pending = _number(
-        1, 10_000_000, "A create beyond so many pending jobs is 429 `queue-full`."
+        1, 10_000_000, "The most pending jobs; a create beyond it returns 429 `queue-full`."
     )
     start_within_seconds = _number(
         1, 31_536_000, "Default for `expires_at`, counted from `due_at`."
     )
     priority = Choice(Priority, allow_none=True, metadata=doc("Default priority of new jobs."))
-    max_retries = _number(0, MAX_RETRIES_LIMIT, "Default of new jobs." + _DEFAULT)
-    timeout_seconds = seconds(1, "Default of new jobs.")
+    max_retries = _number(
+        0, MAX_RETRIES_LIMIT, "Default limit of automatic retries of new jobs." + _DEFAULT
+    )
+    timeout_seconds = seconds(1, "Default time limit of an attempt, in seconds.")
     retry_backoff_seconds = _number(
-        1, 86_400, "How long the first automatic retry waits." + _DEFAULT
+        1, 86_400, "Longest delay before the first automatic retry, in seconds." + _DEFAULT
     )
     retry_backoff_max_seconds = _number(
-        1, 86_400, "How long an automatic retry waits at most." + _DEFAULT
+        1, 86_400, "Longest delay before any automatic retry, in seconds." + _DEFAULT
     )
 
 
@@ -68,7 +74,7 @@ def _setting(**metadata: Any) -> fields.Integer:
 
 
 class JobType(Response):
-    """A job type: its settings, null for the default, and how it is doing."""
+    """A job type: its settings (`null`: the default), and its numbers of jobs and workers."""
 
     job_type = fields.String(required=True, metadata={"example": "data_processing"})
     paused = fields.Boolean(required=True)
@@ -88,7 +94,7 @@ class JobType(Response):
     oldest_due_seconds = fields.Integer(
         required=True,
         allow_none=True,
-        metadata=doc("For how long the oldest due job has been due; null if none is.", example=4),
+        metadata=doc("How long the oldest due job has been due; `null` if none is due.", example=4),
     )
     live_workers = fields.Integer(
         required=True, metadata=doc("Number of live workers that claim this type.", example=3)

@@ -80,7 +80,10 @@ class JobListQuery(PagingQuery):
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse to sort by start unless all jobs of the list are running."""
         if data["sort"] == "started_at" and set(data.get("status", ())) != {JobStatus.RUNNING}:
-            raise ValidationError("Only running jobs have this order: add status=running.", "sort")
+            raise ValidationError(
+                "Sorting by started_at requires status=running. Add it, or sort by another field.",
+                "sort",
+            )
         return super().complete(data)
 
 
@@ -96,9 +99,9 @@ class JobPagination(Pagination):
     total = fields.Integer(
         required=True,
         metadata=doc(
-            "Number of matching jobs. Exact with filters by status, job_type and "
-            "priority; with other filters it is counted up to 10,000, among the at most 100,000 "
-            "jobs that are read for a page."
+            "Number of matching jobs. Exact with filters by `status`, `job_type` and "
+            "`priority`. With other filters, it counts up to 10,000 matches among the jobs that "
+            "are read for a page, at most 100,000."
         ),
     )
     total_is_capped = fields.Boolean(
@@ -147,14 +150,16 @@ class JobCreate(Base):
         "Jobs of one type with the same key share the type's `max_running_per_key`, and take turns "
         "with the jobs of other keys."
     )
-    unique_key = key_text("At most one pending or running job of a type has it: see `on_conflict`.")
+    unique_key = key_text(
+        "At most one pending or running job of a type may have it; see `on_conflict`."
+    )
     on_conflict = Choice(
         OnConflict,
         allow_none=True,
         metadata=doc(
-            "What to do if a live job has the `unique_key`: answer with that job (`keep`), give it "
+            "What to do if a live job has the `unique_key`: return that job (`keep`), give it "
             "the new `metadata`, `priority` and `scheduled_at` while it is pending (`replace`), or "
-            "answer 409 `job-exists` (`refuse`). Not stored.",
+            "return 409 `job-exists` (`refuse`). Not stored.",
             default="keep",
         ),
     )
@@ -195,7 +200,7 @@ def run_id_text() -> Text:
 
 
 class JobUpdate(Base):
-    """Changes of a job; absent fields stay as they are."""
+    """Changes to a job. Absent fields stay as they are."""
 
     status = StatusInput(metadata=doc("`completed` means `success`."))
     progress_percent = percent()
@@ -308,7 +313,7 @@ class Job(Response):
     expires_at = Time(
         required=True,
         allow_none=True,
-        metadata=doc("When the job is cancelled if no attempt has begun."),
+        metadata=doc("The job is cancelled at this time if no attempt has begun."),
     )
 
     schedule_id = fields.String(
@@ -373,12 +378,15 @@ class LightJob(_Progress, Job):
     error_cause = fields.String(
         required=True,
         allow_none=True,
-        metadata=doc("The line of `error` that says why, such as the last one of a traceback."),
+        metadata=doc(
+            "The line of `error` that says why the job failed, such as the last line of a "
+            "traceback."
+        ),
     )
     error_group = fields.String(
         required=True,
         allow_none=True,
-        metadata=doc("The same for errors whose causes differ only in numbers, ids and the like."),
+        metadata=doc("Identifies errors whose causes differ only in numbers, ids and the like."),
     )
     worker = fields.String(
         required=True, allow_none=True, metadata=doc("Name of the worker that runs the job.")
@@ -435,8 +443,8 @@ class BatchJob(Job):
 
     existing = fields.Boolean(
         metadata=doc(
-            "Whether it is a live job that had the `unique_key`. Only if the request has unique "
-            "keys."
+            "Whether this is a live job that already had the `unique_key`. Only if the request "
+            "has unique keys."
         )
     )
 
@@ -473,7 +481,7 @@ class FailureGroup(Response):
     )
     count = fields.Integer(required=True, metadata=doc("Number of failed jobs.", example=36))
     count_is_capped = fields.Boolean(
-        required=True, metadata=doc("Whether there are more than `count`: it has a limit.")
+        required=True, metadata=doc("Whether there are more jobs than `count`.")
     )
     first_failed_at = Time(required=True, metadata={"example": "2024-01-15T10:00:00Z"})
     last_failed_at = Time(required=True, metadata={"example": "2024-01-15T11:00:00Z"})
@@ -486,6 +494,4 @@ class JobErrors(Response):
     """Failed jobs by their causes."""
 
     data = fields.List(fields.Nested(FailureGroup), required=True)
-    is_capped = fields.Boolean(
-        required=True, metadata=doc("Whether there are more groups than these.")
-    )
+    is_capped = fields.Boolean(required=True, metadata=doc("Whether there are more groups."))

@@ -24,7 +24,7 @@ from .rendering import Response
 
 
 class JobFilter(Base):
-    """Conditions on jobs, all of which must hold."""
+    """Conditions on jobs. A job must meet all of them."""
 
     status = fields.List(StatusInput(), validate=length(1, 5))
     job_type = fields.List(job_type_text(), validate=length(1, 1000))
@@ -58,7 +58,7 @@ class OperationCreate(Base):
 
 
 class OperationFilter(JobFilter):
-    """The filter of an operation, as it was given."""
+    """The filter of the operation, as sent."""
 
     class Meta(Response.Meta):
         pass
@@ -67,7 +67,7 @@ class OperationFilter(JobFilter):
 
 
 class Operation(Response):
-    """An operation; of a dry run, what it would be."""
+    """An operation, or the result of a dry run."""
 
     operation_id = fields.Integer(
         attribute="id", required=True, allow_none=True, metadata=doc("null for a dry run.")
@@ -84,7 +84,7 @@ class Operation(Response):
         metadata=doc("null for a dry run."),
     )
     matched = fields.Integer(
-        required=True, metadata=doc("Number of jobs that matched at the beginning.")
+        required=True, metadata=doc("Number of jobs that matched when the operation started.")
     )
     matched_is_capped = fields.Boolean(
         required=True, metadata=doc("Whether there were more than `matched`.")

@@ -45,7 +45,7 @@ class JobTotals(Response):
     cancelled = fields.Integer(required=True)
 
 
-_DUE = "Pending jobs that could be claimed now, without scheduled jobs and jobs in backoff."
+_DUE = "Pending jobs that could be claimed now; scheduled jobs and jobs in backoff do not count."
 _IS_CAPPED = "Whether there may be more due jobs than `due`."
 _OLDEST_DUE = "How long the oldest due job has been due; 0 if none is due."
 
@@ -55,7 +55,7 @@ def _capped() -> fields.Boolean:
 
 
 class JobTypeTotals(JobTotals):
-    """Number of jobs of a type in each status, and of those that are due."""
+    """Number of jobs of a type in each status, and of due jobs."""
 
     due = _number(_DUE)
     due_is_capped = _capped()
@@ -65,8 +65,8 @@ class JobTypeTotals(JobTotals):
 class JobRates(Response):
     """Number of jobs that were queued, started or ended within the window."""
 
-    queued = _number("Created, or returned to pending.")
-    started = _number("Claimed, or started by an edit.")
+    queued = _number("Created, or returned to the queue.")
+    started = _number("Claimed, or started by a `PATCH`.")
     succeeded = fields.Integer(required=True)
     failed = fields.Integer(required=True)
     cancelled = fields.Integer(required=True)
@@ -107,7 +107,7 @@ class Stats(Response):
     oldest_pending_seconds = fields.Integer(
         required=True,
         allow_none=True,
-        metadata=doc("As `oldest_due_seconds`, but null if none is due."),
+        metadata=doc("Like `oldest_due_seconds`, but `null` if none is due."),
     )
     rates = fields.Nested(Windows, required=True)
     durations = fields.Dict(
@@ -122,24 +122,24 @@ class Stats(Response):
 
 
 class HistoryPoint(JobRates):
-    """Changes within a span of time, and the totals at its end."""
+    """Changes within an interval, and the totals at its end."""
 
-    at = Time(required=True, metadata=doc("When the span begins."))
+    at = Time(required=True, metadata=doc("Start of the interval."))
     wait_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata=doc("Average time that the jobs started in the span had waited."),
+        metadata=doc("Average time that jobs started in the interval had waited."),
     )
     run_seconds = fields.Float(
         required=True,
         allow_none=True,
-        metadata=doc("Average run time of the jobs that succeeded or failed in the span."),
+        metadata=doc("Average run time of jobs that succeeded or failed in the interval."),
     )
     by_status = fields.Nested(JobTotals, required=True)
 
 
 class History(Response):
-    """The history of a workspace, in spans of equal length."""
+    """The history of a workspace, in intervals of equal length."""
 
     workspace_id = fields.Integer(required=True)
     window = fields.String(required=True)

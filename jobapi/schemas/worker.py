@@ -47,9 +47,9 @@ class Claim(Base):
         allow_none=True,
         metadata=doc(
             "Whether the attempts begin with the claim, which is the default. "
-            "`false` prefetches jobs: an attempt begins with the first report that has "
+            "`false` prefetches jobs: an attempt begins with the first report that carries "
             "`begun`, progress, a result, an error or logs, or that ends it. Until then "
-            "`timeout_seconds` does not run, and a lease that expires costs no retry."
+            "`timeout_seconds` does not count, and an expired lease costs no retry."
         ),
     )
 
@@ -57,8 +57,8 @@ class Claim(Base):
         allow_none=True,
         validate=between(0, 100),
         metadata=doc(
-            "How many of `limit` the worker cannot begin yet. None of these is of a type with "
-            "`max_running`, `max_running_per_key` or `rate_limit`.",
+            "How many of the `limit` jobs the worker cannot begin yet. Types with `max_running`, "
+            "`max_running_per_key` or `rate_limit` are left out of these.",
             default=0,
         ),
     )
@@ -81,8 +81,8 @@ class ClaimedJob(Job):
         required=True,
         metadata=doc(
             "Whether the attempt has begun. A job whose last lease expired before "
-            "its attempt began is claimed without other jobs, and its attempt begins with the "
-            "claim, even if `begin` is `false`.",
+            "its attempt began is claimed alone, and its attempt begins with the claim, even if "
+            "`begin` is `false`.",
             example=True,
         ),
     )
@@ -116,14 +116,14 @@ class Lease(Base):
 
 
 class Report(Lease):
-    """A report of the holder of a lease."""
+    """A report from the holder of a lease."""
 
     status = Choice(
         [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCESS, JobStatus.FAILED],
         also={"completed": JobStatus.SUCCESS},
         component="ReportedStatus",
         allow_none=True,
-        metadata=doc("`pending` hands the job back. Default: `running`."),
+        metadata=doc("`pending` releases the job. Default: `running`."),
     )
     progress_percent = percent()
     progress_message = Text(allow_none=True, validate=length(0, 2000))
@@ -155,12 +155,14 @@ class Report(Lease):
         data = {name: value for name, value in data.items() if value is not None}
         data = progress_out_of_result(data)
         if data.get("status") is JobStatus.SUCCESS and "error" in data:
-            raise ValidationError("A job that succeeds has no error.", "error")
+            raise ValidationError(
+                "A job that succeeds has no error. Leave error out, or report failed.", "error"
+            )
         return data
 
 
 class Reports(Base):
-    """Reports, each judged alone."""
+    """Reports. Each is accepted or refused by itself."""
 
     reports = fields.List(Unjudged(Report), required=True, validate=length(1, MAX_REPORTS))
 
@@ -177,8 +179,8 @@ class ReportAnswer(Response):
         required=True,
         allow_none=True,
         metadata=doc(
-            "null if the lease was not renewed, because it no longer holds "
-            "the job or another run has begun the attempt."
+            "`null` if the lease was not renewed, because the token no longer holds the job or "
+            "another run has begun the attempt."
         ),
     )
     problem = fields.Nested("Problem", required=True, allow_none=True)
@@ -202,7 +204,7 @@ class Attempt(Response):
         grows=True,
         required=True,
         allow_none=True,
-        metadata=doc("How the attempt ended; null while it is running."),
+        metadata=doc("How the attempt ended; `null` while it is running."),
     )
     error = fields.String(required=True, allow_none=True)
 

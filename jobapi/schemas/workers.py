@@ -21,7 +21,10 @@ class Worker(Response):
 
     name = fields.String(
         required=True,
-        metadata=doc("As it calls itself; otherwise the name of its key or user.", example="w-1"),
+        metadata=doc(
+            "The name that it sends with a claim; without one, the name of its key or user.",
+            example="w-1",
+        ),
     )
     actor = fields.String(
         required=True, metadata=doc("Who it claims as: `key:7` or `user:1`.", example="key:7")
@@ -30,13 +33,13 @@ class Worker(Response):
         WorkerState,
         grows=True,
         required=True,
-        metadata=doc("`live`: it is claiming, waiting for jobs or holding a lease that is alive."),
+        metadata=doc("`live`: it claims, waits for jobs, or holds a lease that has not expired."),
     )
     job_types = fields.List(
         fields.String(),
         required=True,
         allow_none=True,
-        metadata=doc("The types that it claims; null: all."),
+        metadata=doc("The types that it claims; `null` means all."),
     )
     running = fields.Integer(required=True, metadata=doc("Number of jobs that it runs.", example=2))
     first_seen_at = Time(required=True)

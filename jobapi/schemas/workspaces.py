@@ -29,7 +29,7 @@ def _days() -> Whole:
 
 
 class RetentionUpdate(Base):
-    """Days to keep jobs, by how they ended, and events; null keeps them forever."""
+    """Days to keep ended jobs, by status, and events; `null` means forever."""
 
     success = _days()
     failed = _days()
@@ -42,7 +42,7 @@ def _kept(column: str) -> fields.Integer:
 
 
 class Retention(Response):
-    """Days for which jobs, by how they ended, and events are kept; null: forever."""
+    """Days for which ended jobs, by status, and events are kept; `null` means forever."""
 
     success = _kept("keep_success")
     failed = _kept("keep_failed")
@@ -51,7 +51,7 @@ class Retention(Response):
 
 
 class WorkspaceUpdate(Base):
-    """Changes of a workspace."""
+    """Changes to a workspace."""
 
     name = _name()
     retention = fields.Nested(RetentionUpdate)
@@ -59,8 +59,8 @@ class WorkspaceUpdate(Base):
         allow_none=True,
         validate=between(1, 604_800),
         metadata=doc(
-            "Each level of priority is worth so many seconds of waiting. null: a job of a higher "
-            "priority always comes first."
+            "This many seconds of waiting are worth one level of priority. `null`: a job of a "
+            "higher priority always comes first."
         ),
     )
 
@@ -75,7 +75,7 @@ class Workspace(Response):
     created_at = Time(required=True)
     updated_at = Time(required=True)
     retention = fields.Nested(Retention, required=True)
-    paused = fields.Boolean(required=True, metadata=doc("Whether claims hand out no jobs."))
+    paused = fields.Boolean(required=True, metadata=doc("If `true`, claims return no jobs."))
     paused_reason = fields.String(required=True, allow_none=True)
     priority_ageing_seconds = fields.Integer(required=True, allow_none=True)
 
@@ -94,7 +94,7 @@ class WorkspaceListQuery(PagingQuery):
 
 
 class WorkspaceCounts(Response):
-    """Numbers of jobs that need attention, or will get it."""
+    """Number of pending, running and failed jobs."""
 
     pending = fields.Integer(required=True)
     running = fields.Integer(required=True)

@@ -47,8 +47,9 @@ def login(body: dict[str, Any]) -> Any:
     summary="Refresh tokens",
     errors=(401,),
     description="Send the refresh token as the Bearer token, without a body. For 30 seconds the "
-    "old token may be reused and gives an equivalent pair, because a response may be lost. Reusing "
-    "it later ends the session. A session ends at the latest 90 days after the login.",
+    "old token may be reused and returns an equivalent pair, because a response may be lost. "
+    "Reusing it later ends the login session. A login session ends 90 days after the login at the "
+    "latest.",
     security=[{"bearer": []}],
 )
 @public
@@ -74,7 +75,7 @@ def refresh() -> Any:
 @guard(keys=False)
 @blp.response(204)
 def logout(caller: Caller) -> None:
-    """End the session, so that its access token and refresh token stop working."""
+    """End the login session. Its access token and refresh token stop working."""
     accounts.close_session(caller.connection, caller.session_id or "")
 
 
@@ -83,7 +84,7 @@ def logout(caller: Caller) -> None:
 @blp.arguments(schemas.PasswordChange)
 @blp.response(204)
 def change_password(caller: Caller, body: dict[str, Any]) -> None:
-    """Change the caller's password. All other sessions of the user end."""
+    """Change the caller's password. All other login sessions of the user end."""
     old_hash = accounts.check_current_password(
         caller.connection, caller.user_id, body["current_password"], _attempts()
     )

@@ -52,8 +52,8 @@ def _page(
 def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """List the events of a workspace, the newest first, for as long as it keeps them.
 
-    What happened to members and keys is for owners. Progress is an event when it
-    comes into another tenth.
+    Only owners see the events about members, keys and settings. Progress is an event when it
+    crosses a multiple of 10.
     """
     return _page(caller, workspace_id, filters_of(caller, query), query)
 
@@ -65,7 +65,7 @@ def list_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any
 @blp.arguments(schemas.JobEventQuery, location="query")
 @blp.response(200, schemas.EventList, example=examples.EVENTS)
 def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, job_id: str) -> Any:
-    """What happened to the job, in its order."""
+    """List the events of the job, in order."""
     return _page(caller, workspace_id, events.EventFilters(job_id=job_id), query)
 
 
@@ -75,7 +75,7 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
     errors=(404, 429),
     parameters=[
         header_parameter(
-            "Last-Event-ID", "The last `id` that was received: the stream resumes after it."
+            "Last-Event-ID", "The last `id` that the client received. The stream resumes after it."
         )
     ],
     responses={
@@ -97,13 +97,12 @@ def list_job_events(caller: Caller, query: dict[str, Any], workspace_id: int, jo
 @guard(Role.VIEWER)
 @blp.arguments(schemas.StreamQuery, location="query")
 def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
-    """Events from now on, or after `Last-Event-ID`, as Server-Sent Events.
+    """Stream events as Server-Sent Events, from now on or after `Last-Event-ID`.
 
-    Each `data` line is an event as in the list; none is left out or sent twice. Its
-    `id` is the position after it: the `event_id`, with a suffix while other
-    transactions are open. The first lines give the position at which the stream
-    begins: an `id` and a comment, or for `EventSource` an event of type `start`. A
-    comment every 15 seconds is a heartbeat.
+    Each `data` line is an event as in the list; no event is skipped or sent twice. Its `id` is the
+    position after it: the `event_id`, with a suffix while other transactions are open. The first
+    lines give the position at which the stream begins: an `id` and a comment, or for
+    `EventSource` an event of type `start`. A comment every 15 seconds is a heartbeat.
     """
     streams = state().streams
     given = request.headers.get("Last-Event-ID") or query.get("last_event_id")

@@ -23,7 +23,7 @@ blp = Blueprint("health", "Health", "Probes for load balancers and orchestrators
 @public
 @blp.response(200, schemas.Health)
 def get_live() -> Any:
-    """200 as long as the process responds, whatever the state of the database."""
+    """Return 200 as long as the process responds, whatever the state of the database."""
     return {"status": "ok"}
 
 
@@ -31,7 +31,7 @@ def get_live() -> Any:
 @public
 @blp.response(200, schemas.Health)
 def get_ready() -> Any:
-    """200 if the database has the migrations of this version and accepts a write; else 503."""
+    """Return 200 if the database is migrated and accepts a write, otherwise 503."""
     ours = state()
     with connect() as connection:
         problem = once_more(connection, lambda: ours.schema_problem(connection))

@@ -43,17 +43,18 @@ _METADATA_FILTER = {
 def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Response:
     """List the jobs that match all given filters; status, type and priority may be repeated.
 
-    `metadata.batch_id=3` finds jobs whose metadata has that value, as a number or as a text.
-    A path goes deeper: `metadata.file.name=a.csv`. To read on, send `pagination.next_cursor`
-    as `cursor`: this is fast at any depth, and jobs that are added meanwhile do not shift pages.
+    `metadata.batch_id=3` finds jobs whose metadata has that value, as a number or as a string.
+    A path may be nested: `metadata.file.name=a.csv`. To read the next page, send
+    `pagination.next_cursor` as `cursor`: this is fast at any depth, and jobs that are added
+    meanwhile do not shift pages.
 
     Without `page`, a page ends at 8 MiB, and with filters without an index (`created_by`,
     metadata with many matches, `updated_after` in another order) after reading 100,000 jobs. It
     may then have fewer jobs than `limit`, and the cursor continues. With `page`, more than
-    8 MiB is 422 `page-too-large`: use a smaller `limit`, `light=true` or a cursor. A page behind
-    more than 100,000 jobs is 422 `validation-failed`: use a cursor or more filters.
+    8 MiB returns 422 `page-too-large`: use a smaller `limit`, `light=true` or a cursor. A page
+    more than 100,000 jobs deep returns 422 `validation-failed`: use a cursor or more filters.
 
-    A light list has an `ETag`; with it as `If-None-Match`, an unchanged list is 304.
+    A light list has an `ETag`. Send it as `If-None-Match`: an unchanged list returns 304.
     """
     return _page(caller, in_workspace(workspace_id), query)
 
@@ -63,12 +64,12 @@ def list_jobs(caller: Caller, query: dict[str, Any], workspace_id: int) -> Respo
 @blp.arguments(schemas.JobErrorsQuery, location="query")
 @blp.response(200, schemas.JobErrors)
 def list_job_errors(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
-    """Group the jobs that have failed by type and cause, the largest groups first.
+    """Group the failed jobs by type and cause, the largest groups first.
 
-    The cause is the line of the error that says why. Errors whose causes differ only in numbers,
-    ids, quoted texts, paths and the like are one group. To list the jobs of a group, or to retry
-    them in one operation, filter by `job_type` and `error_group`. A group is counted up to 10,000
-    jobs, and the largest are chosen among at most 200 groups.
+    The cause is the line of the error that says why the job failed. Causes that differ only in
+    numbers, ids, quoted texts, paths and the like form one group. To list the jobs of a group, or
+    to retry them in one operation, filter by `job_type` and `error_group`. Each group is counted
+    up to 10,000 jobs, and the largest groups are chosen among the first 1,000.
     """
     job_types = query.get("job_type", ())
     for job_type in job_types:

@@ -15,7 +15,9 @@ from .base import paginated, state
 from .blueprints import Blueprint
 
 blp = Blueprint(
-    "job_types", "Job types", "Limits, pauses and defaults of job types, and the workers at them."
+    "job_types",
+    "Job types",
+    "Limits, pauses and defaults of job types, and the workers that claim them.",
 )
 
 JOB_TYPES = "/workspace/<workspace_id>/job-types"
@@ -48,7 +50,7 @@ def _shown(row: job_types.JobType) -> dict[str, Any]:
 @guard(Role.VIEWER)
 @blp.response(200, schemas.JobType)
 def get_job_type(caller: Caller, workspace_id: int, job_type: str) -> Any:
-    """Return the settings of a type, and how it is doing."""
+    """Return the settings of a job type, and its numbers of jobs and live workers."""
     return _get(caller, workspace_id, job_type)
 
 
@@ -69,9 +71,9 @@ def _check(caller: Caller, job_type: str) -> None:
 @blp.arguments(schemas.JobTypeUpdate, location="patch_json")
 @blp.response(200, schemas.JobType)
 def update_job_type(caller: Caller, body: dict[str, Any], workspace_id: int, job_type: str) -> Any:
-    """Change the settings of a type, which need not have any jobs yet.
+    """Change the settings of a job type, even before its first job.
 
-    Absent settings stay as they are, and null returns one to its default.
+    Absent settings stay as they are; `null` restores a default.
     """
     job_types.change(caller.connection, workspace_id, job_type, body, actor=caller.name)
     # A limit may have been raised.
@@ -90,9 +92,9 @@ def _settings_after(caller: Caller, workspace_id: int, job_type: str) -> Any:
 @blp.arguments(Reason, location="optional_json", required=False)
 @blp.response(200, schemas.JobType)
 def pause_job_type(caller: Caller, body: dict[str, Any], workspace_id: int, job_type: str) -> Any:
-    """Let claims hand out none of its jobs. Running jobs go on, and jobs can be created.
+    """Stop handing out jobs of this type. Running jobs continue, and jobs can be created.
 
-    A claim that began before may still hand out jobs.
+    A claim that began before the pause may still return jobs.
     """
     _check(caller, job_type)
     job_types.pause(
@@ -105,7 +107,7 @@ def pause_job_type(caller: Caller, body: dict[str, Any], workspace_id: int, job_
 @guard(Role.MEMBER)
 @blp.response(200, schemas.JobType)
 def resume_job_type(caller: Caller, workspace_id: int, job_type: str) -> Any:
-    """Let claims hand out its jobs again."""
+    """Hand out jobs of this type again."""
     _check(caller, job_type)
     job_types.resume(caller.connection, workspace_id, job_type, actor=caller.name)
     state().waiters.announce(caller.connection, workspace_id)
@@ -119,7 +121,8 @@ def resume_job_type(caller: Caller, workspace_id: int, job_type: str) -> Any:
 def list_workers(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """List the workers that have claimed jobs within the last day, by name.
 
-    A worker is a name and who it claims as. Of 10,000 running jobs it is counted who runs them.
+    A worker is identified by its name and the key or user that it claims as. `running` counts
+    among at most 10,000 running jobs.
     """
     with snapshot(caller.connection) as connection:
         found = workers.page(connection, workspace_id, only_job_types=caller.job_types, **query)

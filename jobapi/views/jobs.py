@@ -58,7 +58,7 @@ TRACEPARENT = header_parameter(
     "traceparent", "The creator's W3C trace context; a claim of the job returns it."
 )
 LEASE_TOKEN = header_parameter(
-    "Lease-Token", "The `lease_token` of a claim: this is a report of its holder."
+    "Lease-Token", "The `lease_token` from the claim: makes this request a report from the worker."
 )
 
 
@@ -83,8 +83,9 @@ LEASE_TOKEN = header_parameter(
 def create_job(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Create a job that is due now, or at `scheduled_at`.
 
-    With a `unique_key` that a live job has, `on_conflict` decides; the answer with that job is 200
-    and has `existing`. If the type has as many pending jobs as it may have, it is 429 `queue-full`.
+    If a live job has the same `unique_key`, `on_conflict` decides what happens; a response with
+    that job is 200 and has `existing`. If the type has reached its `max_pending`, the response is
+    429 `queue-full`.
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
@@ -146,10 +147,10 @@ def check_target(given: int, workspace_id: int, name: str) -> None:
     headers=REPLAYED_HEADER,
 )
 def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
-    """Create up to 1,000 jobs, all or none. The answer has them in the same order.
+    """Create up to 1,000 jobs, all or none. The response has them in the same order.
 
-    Items with the same `unique_key` are judged in their order. If each of them has led to a live
-    job, the answer is 200.
+    Items with the same `unique_key` are processed in order. If every item has
+    the `unique_key` of a live job, no job is created and the response is 200.
 
     With an `Idempotency-Key` the request is safe to repeat.
     """
@@ -232,7 +233,7 @@ def get_job_status(caller: Caller, workspace_id: int, job_id: str) -> Any:
 @guard(Role.VIEWER, job_columns="result")
 @blp.response(200, schemas.JobResult, example=examples.RESULT, headers=ETAG)
 def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """Return the result of a job that has ended; 409 before."""
+    """Return the result of a job that has ended; until then, 409."""
     job: Any = caller.job
     status = JobStatus(job.status)
     if not status.ended:
@@ -288,8 +289,8 @@ def update_job(caller: Caller, body: JobEdit, workspace_id: int, job_id: str) ->
     """Change the status, progress or result of a job; while it is pending, also its settings.
 
     `result` and `metadata` are merged (RFC 7396). Absent fields stay as they are. With a
-    `Lease-Token` the request is a report of the worker: invalid content is refused, but the
-    lease is renewed.
+    `Lease-Token`, the request is a report from the worker: invalid content is refused, but the
+    lease is still renewed.
     """
     token = lease_token()
     if token is not None and body.get("status") is not JobStatus.CANCELLED:
@@ -367,7 +368,7 @@ def cancel_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: 
 @blp.arguments(Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Job, example=examples.RETRIED, headers=ETAG)
 def retry_job(caller: Caller, body: dict[str, Any], workspace_id: int, job_id: str) -> Any:
-    """Return a failed or cancelled job to pending, due now."""
+    """Return a failed or cancelled job to the queue, due now."""
     return _wake_claims_and_answer(
         caller, _with_reason(jobs.retry, caller, body, workspace_id, job_id)
     )
@@ -391,7 +392,7 @@ def _with_reason(
 @guard(Role.VIEWER, job_columns="all")
 @blp.response(200, Explanation)
 def explain_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """Say why a job waits and when it is likely to start, how it runs, or what ended it.
+    """Explain why a job is waiting and when it may start, whether it is on time, or what ended it.
 
     Codes for a pending job: `scheduled`, `retry-backoff`, `workspace-paused`, `type-paused`,
     `at-capacity`, `key-at-capacity`, `rate-limited`, `no-live-worker`, `behind-others`, `ready`;
@@ -409,5 +410,5 @@ def explain_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
 @guard(Role.OWNER, job_columns="status")
 @blp.response(204)
 def delete_job(caller: Caller, workspace_id: int, job_id: str) -> None:
-    """Delete a job that has ended, with its attempts; 409 before."""
+    """Delete a job that has ended, with its attempts; until then, 409."""
     jobs.delete(caller.connection, workspace_id, job_id, actor=caller.name)

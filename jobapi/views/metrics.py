@@ -25,7 +25,7 @@ logger = logging.getLogger("jobapi")
 
 @blp.get("/metrics")
 def get_metrics() -> Response:
-    """The metrics of all processes, and the queue depth from the database."""
+    """Return the metrics of all processes, and the queue depth from the database."""
     ours: Any = state()
     _check_token(ours.settings.metrics_token)
     if ours.metrics is None:

@@ -72,9 +72,9 @@ def _role(action: int) -> Role:
 def create_operation(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Cancel, retry or delete all jobs that match a filter at this moment.
 
-    Up to 500 jobs are changed before the answer. More are changed in the background, while the
-    operation can be read and stopped. `dry_run` only counts the matching jobs. `delete` needs
-    the role owner.
+    Up to 500 jobs are changed before the response; the rest are changed in the background, and
+    the operation can be read and stopped meanwhile. `dry_run` only counts the matching jobs.
+    `delete` needs the role owner.
     """
     action = body["action"]
     caller.check_role(_role(action))

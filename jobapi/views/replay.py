@@ -18,13 +18,13 @@ from .openapi import header, header_parameter
 
 IDEMPOTENCY_KEY = header_parameter(
     "Idempotency-Key",
-    "Makes the request safe to repeat: for 24 hours, the same key and body get the same answer.",
+    "Makes the request safe to repeat: for 24 hours, the same key and body get the same response.",
     minLength=1,
     maxLength=idempotency.MAX_KEY_LENGTH,
 )
 REPLAYED_HEADER = header(
     "Idempotency-Replayed",
-    "The answer is that of an earlier request with the same key.",
+    "The response is that of an earlier request with the same key.",
     const="true",
 )
 REPLAYED = {"Idempotency-Replayed": "true"}

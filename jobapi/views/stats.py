@@ -24,9 +24,9 @@ blp = Blueprint("stats", "Stats", "Statistics of a workspace.")
 def get_stats(caller: Caller, query: dict[str, Any], workspace_id: int) -> Any:
     """Return jobs by status and type, due jobs, the oldest wait, rates, and run times by type.
 
-    Cheap enough to poll every few seconds, for a page or an autoscaler. With `job_type` all
+    Cheap enough to poll every few seconds, for a page or an autoscaler. With `job_type`, all
     numbers cover only these types; types without jobs have zeros. A key that is limited to job
-    types sees only these; another type is 403.
+    types sees only these; asking for another type returns 403.
     """
     wanted = query.get("job_type")
     for job_type in wanted or ():
@@ -72,9 +72,9 @@ def _totals(by_status: Mapping[Any, int]) -> dict[str, int]:
 @blp.arguments(schemas.HistoryQuery, location="query")
 @blp.response(200, schemas.History, example=examples.HISTORY)
 def get_stats_history(caller: Caller, query: dict[str, str], workspace_id: int) -> Any:
-    """Return the changes within the last hour, day or month, the oldest span first.
+    """Return the changes within the last hour, day or month, the oldest interval first.
 
-    The last span is still under way.
+    The last interval is not complete yet.
     """
     window = query["window"]
     with snapshot(caller.connection) as connection:

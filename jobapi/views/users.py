@@ -50,10 +50,10 @@ def get_user(caller: Caller, user_id: int) -> Any:
 @blp.arguments(schemas.UserUpdate)
 @blp.response(200, schemas.User)
 def update_user(caller: Caller, body: dict[str, Any], user_id: int) -> Any:
-    """Disable or enable a user, set a new password, or change whether they are an administrator.
+    """Disable or enable a user, set a new password, or grant or revoke the administrator right.
 
-    Disabling a user, or a new password, ends the user's sessions at once. While a user is
-    disabled, the API keys that act for them do not work. The last enabled administrator can
-    be neither disabled nor demoted.
+    Disabling a user, or setting a new password, ends the user's login sessions at once. While a
+    user is disabled, the API keys that act for the user do not work. The last enabled
+    administrator cannot be disabled or demoted.
     """
     return accounts.edit_user(caller.connection, user_id, body)

@@ -37,7 +37,7 @@ RETRY_SECONDS = 2
 _CHANCE = random.SystemRandom()
 _RETRY_AFTER = header(
     "Retry-After",
-    "Seconds to wait before the next claim. Only in an empty answer that came before "
+    "Seconds to wait before the next claim. Only in an empty response that came before "
     "`wait_seconds` had passed.",
     type="integer",
     minimum=1,
@@ -66,12 +66,11 @@ _LEASE = schemas.Lease()
 def claim_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Response:
     """Lease due jobs, the most urgent first; `data` is empty if no job is due.
 
-    A leased job is `running`, and until the lease runs out only its holder
-    can report on it. With an `Idempotency-Key` a claim whose answer was lost
-    can be repeated: it answers with the same leases while they live. An answer
-    has at most 8 MiB; jobs that do not fit are left for a later claim. With
-    `wait_seconds` the claim waits for a first job; if too many claims wait already,
-    it is answered at once, with `Retry-After`.
+    A leased job is `running`, and only the holder of the lease can report on it until the lease
+    expires. With an `Idempotency-Key`, a claim whose response was lost can be repeated: it
+    returns the same leases while they last. A response has at most 8 MiB; jobs that do not fit
+    are left for a later claim. With `wait_seconds`, the claim waits for a first job; if too many
+    claims are already waiting, it returns at once, with `Retry-After`.
     """
     wait_seconds = body.get("wait_seconds") or 0
     deadline = time.monotonic() + wait_seconds
@@ -150,12 +149,13 @@ def _claimed(rows: Any, headers: dict[str, str]) -> Response:
 @blp.arguments(schemas.Reports, location="reports_json", example=examples.REPORTS)
 @blp.response(200, schemas.ReportAnswers, example=examples.REPORT_ANSWERS)
 def report_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Heartbeats, progress, results, hand-backs and ends; each is judged alone.
+    """Report heartbeats, progress, results and ends of attempts; release jobs.
 
-    `running`, or no status, renews the lease for its own time; `pending` hands
-    the job back; `success` and `failed` end the attempt. A final report may be
-    repeated with the same token. A report with invalid content is refused but still
-    renews the lease: see its `lease_expires_at`. `logs` go into the job's log.
+    Each report is accepted or refused by itself. `running`, or no status, renews the lease for its
+    `lease_seconds`; `pending` releases the job; `success` and `failed` end the attempt. A final
+    report may be repeated with the same token. A report with invalid content is refused but still
+    renews the lease: see its `lease_expires_at`. `logs` are added to the
+    job's log.
     """
     given = _loaded(body["reports"])
     reports = [each for each in given if not isinstance(each, _Malformed)]
@@ -257,6 +257,6 @@ def _answer(job_id: str | None, answer: queue.Answer) -> dict[str, Any]:
 @guard(Role.VIEWER, job_columns="all")
 @blp.response(200, schemas.Attempts, example=examples.ATTEMPTS)
 def list_attempts(caller: Caller, workspace_id: int, job_id: str) -> Any:
-    """Every attempt in its order: who, when, and how it ended."""
+    """List the attempts in order: which worker ran each, when, and how it ended."""
     job: Any = caller.job
     return {"data": queue.list_attempts(caller.connection, job)}

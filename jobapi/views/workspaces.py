@@ -35,7 +35,7 @@ def _with_role(row: Any, role: Role | None) -> dict[str, Any]:
 def list_workspaces(caller: Caller, query: dict[str, Any]) -> Any:
     """List the workspaces that the caller may read, with the caller's role in each.
 
-    `counts=true` adds how many pending, running and failed jobs each has. A key that is limited
+    `counts=true` adds the number of pending, running and failed jobs in each. A key that is limited
     to job types counts only these.
     """
     with_counts = query.pop("counts")
@@ -80,7 +80,7 @@ def get_workspace(caller: Caller, workspace_id: int) -> Any:
 def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Rename a workspace, or change how long it keeps jobs and events, or how priorities age.
 
-    Absent fields stay as they are. In `retention`, `null` keeps forever, which is the default for
+    Absent fields stay as they are. In `retention`, `null` means forever, which is the default for
     jobs.
     """
     row = workspaces.change(caller.connection, workspace_id, actor=caller.name, **body)
@@ -92,7 +92,7 @@ def update_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) ->
 @blp.arguments(Reason, location="optional_json", required=False)
 @blp.response(200, schemas.Workspace)
 def pause_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
-    """Let claims hand out no jobs. Running jobs go on, and jobs can be created."""
+    """Stop handing out jobs. Running jobs continue, and jobs can be created."""
     row = workspaces.pause(caller.connection, workspace_id, body.get("reason"), actor=caller.name)
     return _with_role(row, caller.role)
 
@@ -101,7 +101,7 @@ def pause_workspace(caller: Caller, body: dict[str, Any], workspace_id: int) -> 
 @guard(Role.OWNER, keys=False)
 @blp.response(200, schemas.Workspace)
 def resume_workspace(caller: Caller, workspace_id: int) -> Any:
-    """Let claims hand out jobs again."""
+    """Hand out jobs again."""
     row = workspaces.resume(caller.connection, workspace_id, actor=caller.name)
     state().waiters.announce(caller.connection, workspace_id)
     return _with_role(row, caller.role)
@@ -132,8 +132,8 @@ def list_members(caller: Caller, query: dict[str, Any], workspace_id: int) -> An
 def add_member(caller: Caller, body: dict[str, Any], workspace_id: int) -> Any:
     """Add a user, named by the exact `username`, as a member.
 
-    Administrators may send `user_id` instead. For others that is 403, so that they cannot
-    enumerate users. For owners a disabled user is 404, like an unknown one.
+    Administrators may send `user_id` instead. For anyone else, `user_id` returns 403, so that
+    users cannot be enumerated. For owners, a disabled user returns 404, like an unknown one.
     """
     user = _named(caller, body)
     row = workspaces.add_member(
