@@ -172,7 +172,10 @@ export function bulk(id, action, filter, changed) {
         "p",
         { role: "status" },
         `${number(operation.changed)} ${what.done}${text}`,
-        operation.skipped > 0 && ` ${number(operation.skipped)} skipped, because their result would become too large.`,
+        operation.skipped > 0 &&
+          ` ${
+            number(operation.skipped)
+          } skipped, because their result would become too large or another live job has their unique key.`,
       ),
     );
   }

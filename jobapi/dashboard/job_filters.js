@@ -9,13 +9,13 @@ const SORTS = /** @type {[string, string][]} */ ([
   ["created_at desc", "Newest first"],
   ["created_at asc", "Oldest first"],
   ["updated_at desc", "Last changed first"],
-  ["updated_at asc", "Longest unchanged first"],
+  ["updated_at asc", "Least recently changed first"],
   ["priority desc", "Most urgent first"],
   ["priority asc", "Least urgent first"],
   ["status asc", "By status, pending first"],
   ["status desc", "By status, cancelled first"],
   ["started_at asc", "Running longest first"],
-  ["started_at desc", "Started last first"],
+  ["started_at desc", "Most recently started first"],
 ]);
 const LIMITS = ["10", "20", "50", "100"];
 export const TIMES = {

@@ -189,7 +189,7 @@ def test_change_the_own_password(page: Page, demo: Service) -> None:
     expect(page.get_by_text("The two passwords differ.")).to_be_visible()
     page.get_by_label("New password again").fill("a new password")
     page.get_by_role("button", name="Change the password").click()
-    expect(page.locator("#said")).to_have_text("The password is changed")
+    expect(page.locator("#said")).to_have_text("Password changed")
     page.goto(f"{demo.url}/dashboard/1/jobs")
     expect(page.get_by_text("No jobs yet.")).to_be_visible()
 

@@ -24,7 +24,7 @@ export default async function account({ me }) {
     });
     for (const name of ["current_password", "new_password", "again"]) fields[name].value = "";
     state.form.problem = "";
-    say("The password is changed");
+    say("Password changed");
   }
 
   return {

@@ -146,7 +146,7 @@ export default async function activity({ id, query, signal, go, may, reload }) {
           state.events.map(row),
           { class: "activity" },
         )
-        : empty("Nothing happened yet, or the events were deleted after the retention time."),
+        : empty("No events yet, or they were deleted after the retention time."),
       state.cursor && h("button", { type: "button", onclick: older }, "Show older events"),
     ],
   };

@@ -24,9 +24,9 @@ const NUMBERS = ["max_retries", "timeout_seconds", "estimated_duration"];
 const KEYS = ["concurrency_key", "unique_key"];
 const TIMES = ["scheduled_at", "expires_at"];
 const CONFLICTS = /** @type {[string, string][]} */ ([
-  ["keep", "Keep it and create none"],
+  ["keep", "Keep it, and create no job"],
   ["replace", "Replace its metadata, priority and schedule"],
-  ["refuse", "Refuse to create this one"],
+  ["refuse", "Refuse the new job"],
 ]);
 
 /** @param {import("../state.js").Context} context */
@@ -176,7 +176,7 @@ export default async function jobForm({ id, rest, query, signal, go, may }) {
               "Concurrency key",
               "Jobs of a type with the same key share its limit of running jobs per key.",
             ),
-            text("unique_key", "Unique key", "At most one pending or running job of a type has it."),
+            text("unique_key", "Unique key", "At most one pending or running job of a type may have it."),
             !edited &&
               field(
                 state.form,

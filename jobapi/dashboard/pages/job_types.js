@@ -200,7 +200,7 @@ export default async function jobTypes({ id, query, signal, may }) {
       h(
         "div",
         { class: "toolbar" },
-        h("p", { class: "hint" }, "Job types with jobs or with settings of their own."),
+        h("p", { class: "hint" }, "Job types that have jobs or settings."),
         may("owner") &&
           h("button", { type: "button", class: "small", onclick: () => edit() }, "Add a job type…"),
       ),

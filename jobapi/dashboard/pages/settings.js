@@ -151,7 +151,7 @@ export default async function settings({ id, workspace, reload, go, may }) {
               inputmode: "numeric",
               value: workspace.priority_ageing_seconds ?? "",
             }),
-            "Each priority level is worth so many seconds of waiting. Empty: a job of a higher priority always comes first.",
+            "This many seconds of waiting are worth one level of priority. Empty: a job of a higher priority always comes first.",
           ),
         ],
         "Save",
@@ -168,7 +168,7 @@ export default async function settings({ id, workspace, reload, go, may }) {
             h("button", { type: "button", key: "resume", onclick: resume }, "Resume the workspace…"),
           ]
           : [
-            h("p", {}, "Let workers get no more jobs. Running jobs continue, and jobs can be created."),
+            h("p", {}, "Stop handing out jobs to workers. Running jobs continue, and jobs can be created."),
             h("button", { type: "button", key: "pause", onclick: pause }, "Pause the workspace…"),
           ],
       ),

@@ -62,9 +62,9 @@ export default async function users({ me, query, signal, reload }) {
           text: user.is_admin
             ? "They keep their roles in workspaces."
             : "Administrators own every workspace and manage all users.",
-          label: user.is_admin ? "Remove the right" : "Make administrator",
+          label: user.is_admin ? "Remove administrator" : "Make administrator",
         }),
-    }, user.is_admin ? "Not administrator" : "Make administrator"),
+    }, user.is_admin ? "Remove administrator" : "Make administrator"),
   ];
 
   async function create(fields) {
