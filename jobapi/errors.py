@@ -196,7 +196,7 @@ class MemberNotFound(NotFound):
 
 
 class JobTypeNotFound(NotFound):
-    """No such job type"""
+    """Job type not found"""
 
 
 class ScheduleNotFound(NotFound):
@@ -282,11 +282,11 @@ class JobExists(Conflict):
 
 
 class AtCapacity(Conflict):
-    """As many jobs are running as may run"""
+    """Limit of running jobs reached"""
 
 
 class RateLimited(Conflict):
-    """As many jobs were started as may be started"""
+    """Rate limit reached"""
 
 
 class TypePaused(Conflict):

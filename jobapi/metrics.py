@@ -136,14 +136,17 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "jobapi_http_request_seconds",
-            "Duration of requests, including the wait of claims.",
+            "Duration of requests, including the time that claims waited.",
             ["method", "route"],
             buckets=REQUEST_SECONDS,
             **own,
         )
         self._claimed = Counter("jobapi_claimed_jobs_total", "Claimed jobs.", ["workspace"], **own)
         self._queue_wait = _Histogram(
-            "jobapi_queue_wait_seconds", "Time from due to claimed.", buckets=JOB_SECONDS, **own
+            "jobapi_queue_wait_seconds",
+            "How long claimed jobs had been due.",
+            buckets=JOB_SECONDS,
+            **own,
         )
         reports = Counter("jobapi_reports_total", "Reports of workers.", ["status"], **own)
         self._reports = {
@@ -152,7 +155,7 @@ class Metrics:
         self._refused = reports.labels("refused")
         run = _Histogram(
             "jobapi_run_seconds",
-            "Duration of attempts that a report ended.",
+            "Duration of attempts that ended with a report.",
             ["outcome"],
             buckets=JOB_SECONDS,
             **own,
@@ -160,7 +163,7 @@ class Metrics:
         self._run = {status: run.labels(outcome.label) for status, outcome in _OUTCOMES.items()}
         self._failed = Counter(
             "jobapi_failed_jobs_total",
-            "Jobs that became failed: by a report, a PATCH, an expired lease or a timeout.",
+            "Jobs that failed for good: by a report, a PATCH, an expired lease or a timeout.",
             ["workspace"],
             **own,
         )
@@ -190,8 +193,10 @@ class Metrics:
             ["workspace", "outcome"],
             **own,
         )
-        self.waiting = _Level(Gauge("jobapi_waiting_claims", "Claims that wait for a job.", **live))
-        self.streams = _Level(Gauge("jobapi_open_streams", "Open streams of events.", **live))
+        self.waiting = _Level(
+            Gauge("jobapi_waiting_claims", "Claims that are waiting for a job.", **live)
+        )
+        self.streams = _Level(Gauge("jobapi_open_streams", "Open event streams.", **live))
         connections = Gauge(CONNECTIONS, "Database connections of the pools.", ["state"], **live)
         # Idle ones are open and not in use, see ``_idle``: each request changes only in_use.
         self._in_use = _Level(connections.labels("in_use"))
@@ -369,7 +374,7 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
     count = GaugeMetricFamily("jobapi_jobs", "Number of jobs.", labels=["workspace", "status"])
     oldest = GaugeMetricFamily(
         "jobapi_oldest_pending_seconds",
-        "Time that the oldest due job has been due.",
+        "How long the oldest due job has been due.",
         labels=["workspace"],
     )
     for workspace_id, by_status in backlog.jobs.items():
@@ -385,7 +390,7 @@ def _of_database(backlog: Backlog | None) -> list[Metric]:
         undelivered.add_metric([str(workspace_id)], age)
     by_type = []
     for name, doc, numbers in (
-        ("jobapi_due_jobs", "Pending jobs that can be claimed now.", backlog.due),
+        ("jobapi_due_jobs", "Pending jobs that could be claimed now.", backlog.due),
         ("jobapi_running_jobs", "Running jobs.", backlog.running),
         ("jobapi_live_workers", "Live workers that claim the type.", backlog.live_workers),
     ):

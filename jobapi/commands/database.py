@@ -101,14 +101,14 @@ def db(ctx: click.Context) -> None:
     type=click.IntRange(2, 1024),
     default=4,
     show_default=True,
-    help="How many partitions; each costs the statements that change jobs.",
+    help="Number of partitions. Each one slows down the statements that change jobs.",
 )
 @click.option(
     "--max-jobs",
     type=click.IntRange(0),
     default=100_000,
     show_default=True,
-    help="Refuse a table with more jobs: they are copied.",
+    help="Refuse a table with more jobs than this, because all are copied.",
 )
 def partition(by: str, partitions: int, max_jobs: int) -> None:
     """Partition the table of jobs (Postgres). Stop the service first."""

@@ -112,7 +112,7 @@ class Move:
             if not continues:
                 self.thaw()
             raise
-        note(f"Workspace {self.workspace_id} can only be read now.")
+        note(f"Workspace {self.workspace_id} is now read-only.")
         self.copy()
         self.show()
         self.leave()

@@ -317,10 +317,7 @@ def _check_work(job: Job, changes: JobEdit, target: JobStatus | None) -> None:
     if job.lease_token is not None and (
         work or of_lease or target not in (None, JobStatus.CANCELLED)
     ):
-        raise LeaseRequired(
-            "A worker has leased the job; only with its Lease-Token can this be changed. "
-            "It can be cancelled."
-        )
+        raise LeaseRequired("A worker has leased the job. Send its Lease-Token, or cancel the job.")
     if of_lease:
         raise ValidationFailed(
             {

@@ -116,7 +116,7 @@ class PagingQuery(Base):
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Refuse a cursor together with a page number."""
         if "cursor" in data and "page" in data:
-            raise ValidationError("Give either cursor or page.", "cursor")
+            raise ValidationError("Send either cursor or page, not both.", "cursor")
         return data
 
 

@@ -128,7 +128,7 @@ class MemberAdd(Base):
     def complete(self, data: dict[str, Any]) -> dict[str, Any]:
         """Require exactly one of ``username`` and ``user_id``."""
         if ("user_id" in data) == ("username" in data):
-            raise ValidationError("Give either username or user_id.", "username")
+            raise ValidationError("Send exactly one of username and user_id.", "username")
         return data
 
 

@@ -548,13 +548,13 @@ def refresh_session(
         # A concurrent request has exchanged it.
         found = _live(session, session_id)
     if found is None:
-        raise TokenRevoked("The session of this token has ended. Log in again.")
+        raise TokenRevoked("The login session of this token has ended. Log in again.")
     if refresh_id in _recent(found):
         return _login(found, found.refresh_id)
     close_session(session, session_id)
     raise TokenRevoked(
-        "This refresh token was already used and may have been stolen, so its session was ended. "
-        "Log in again."
+        "This refresh token was already used and may have been stolen, so its login session was "
+        "ended. Log in again."
     )
 
 

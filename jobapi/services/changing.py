@@ -43,7 +43,8 @@ def get(session: Executor, workspace_id: int, job_id: str) -> CurrentJob:
 def changed_since() -> PreconditionFailed:
     """The error for a change that was requested for another version of the job."""
     return PreconditionFailed(
-        "The job has changed since you read it. Read it again and decide again."
+        "The job has changed since you read it. Read it again, then repeat the change if it "
+        "still applies."
     )
 
 

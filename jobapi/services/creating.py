@@ -262,8 +262,8 @@ def _check_room(
         limit = limits[name] or 0
         if pending[name] + more[name] > limit:
             raise QueueFull(
-                f"The job type {name} may have {limit:,} pending jobs and has {pending[name]:,}. "
-                "Try again later.",
+                f"The job type {name} has {pending[name]:,} pending jobs; max_pending is "
+                f"{limit:,}. Try again later.",
                 retry_after=QUEUE_FULL_SECONDS,
             )
 
@@ -506,7 +506,7 @@ def _check_job_types(
     for number, job_type in enumerate(job_types):
         if job_type not in known and len(known) >= MAX_JOB_TYPES:
             raise ValidationFailed(
-                {field.format(number): [f"A workspace has {MAX_JOB_TYPES} job types at most."]}
+                {field.format(number): [f"A workspace can have at most {MAX_JOB_TYPES} job types."]}
             )
         known.add(job_type)
     if len(_known_job_types[engine]) >= _MAX_KNOWN:

@@ -20,6 +20,8 @@ is, because a worker repeats its claims anyway."""
 
 TRY_AGAIN_SECONDS = 0.003
 
+_LATER = "Start the job later, or leave it to a claim."
+
 
 class Admission:
     """Permission to start a job outside a claim, and the slots that it gets."""
@@ -83,18 +85,20 @@ def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> A
         return None
     if rated and buckets[name].left(job.now) < 1:
         raise RateLimited(
-            f"The job type {name} may start {settings.rate_starts:,} jobs in "
-            f"{settings.rate_seconds:,} seconds (rate_limit), and as many have started."
+            f"The job type {name} has reached its rate_limit: {settings.rate_starts:,} starts in "
+            f"{settings.rate_seconds:,} seconds. {_LATER}"
         )
     slots = free_slots(session, ws, {name: settings.max_running}, 1)
     if slots.get(name) == []:
-        raise _full(f"the job type {name}", settings.max_running, "max_running")
+        raise _full(f"The job type {name}", settings.max_running, "max_running")
     limited = key is not None and settings.max_running_per_key is not None
     keys = [(name, key)] if limited and key is not None else []
     mine, _ = lock(session, ws, slots, keys, 1)
     key_slots = free_key_slots(session, flow, ws, mine.keys)
     if any(not numbers for numbers in key_slots.values()):
-        raise _full(f"the key {key}", settings.max_running_per_key, "max_running_per_key")
+        raise _full(
+            f"The concurrency key {key}", settings.max_running_per_key, "max_running_per_key"
+        )
     free = mine.slots.get(name)
     if free == [] or len(mine.keys) < len(keys):
         return None
@@ -112,5 +116,4 @@ def _admit(session: Executor, flow: Flow, job: CurrentJob, key: str | None) -> A
 
 
 def _full(what: str, limit: int | None, setting: str) -> AtCapacity:
-    number = "1 job" if limit == 1 else f"{limit:,} jobs"
-    return AtCapacity(f"{number} of {what} may run at the same time ({setting}), and as many do.")
+    return AtCapacity(f"{what} has reached its {setting}: {limit:,}. {_LATER}")

@@ -48,7 +48,7 @@ def recall(
         (lock,) = _LOCK.all(session, {"number": number})
         if not lock.taken:
             raise RequestInProgress(
-                "A request with this Idempotency-Key is under way; ask again in a moment."
+                "A request with this Idempotency-Key is in progress. Repeat it in a moment."
             )
     mine = {"workspace_id": workspace_id, "caller": caller, "key": key}
     row = _RECALL.first(session, mine)

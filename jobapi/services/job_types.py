@@ -260,7 +260,11 @@ def _check_number(session: Executor, workspace_id: int) -> None:
     ).scalar_one()
     if number >= MAX_JOB_TYPES:
         raise ValidationFailed(
-            {"job_type": [f"A workspace has settings for {MAX_JOB_TYPES:,} job types at most."]}
+            {
+                "job_type": [
+                    f"A workspace can have settings for at most {MAX_JOB_TYPES:,} job types."
+                ]
+            }
         )
 
 

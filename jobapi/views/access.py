@@ -222,7 +222,7 @@ def _check(
     if caller.key_id is not None and (access.admin or not access.keys):
         raise errors.KeyNotAllowed("An API key cannot do this. Log in as a user.")
     if access.admin and not caller.is_admin:
-        raise errors.AdministratorOnly("Only an administrator may do this. Ask one to do it.")
+        raise errors.AdministratorOnly("Only an administrator may do this. Ask an administrator.")
     caller.check_role(access.lease_role if access.lease_role and lease_token() else access.role)
     if job_columns is not None and (
         caller.job is None
@@ -450,7 +450,7 @@ def may_still(
 
 
 _REVOKED: dict[Credential, str] = {
-    "token": "The session of this token has ended. Log in again.",
+    "token": "The login session of this token has ended. Log in again.",
     "key": "This API key is not valid; it may have been revoked. Ask a workspace owner for a new "
     "one.",
     "host": "This user is disabled. Ask an administrator.",

@@ -237,7 +237,7 @@ def get_job_result(caller: Caller, workspace_id: int, job_id: str) -> Any:
     job: Any = caller.job
     status = JobStatus(job.status)
     if not status.ended:
-        raise JobNotEnded(f"The job is {status.label}; it has a result only when it has ended.")
+        raise JobNotEnded(f"The job is {status.label}; it has a result only after it has ended.")
     return tagged_unless_known(job)
 
 

@@ -83,4 +83,4 @@ def test_list_by_page_and_cursor_is_422(desk: Desk, admin: str, path: str) -> No
     url = f"{path.format(desk.workspace_id)}?page=2&cursor={write_cursor([1])}"
     response = desk.world.call("GET", url, admin)
     assert response.status_code == 422
-    assert response.json["errors"] == {"cursor": ["Give either cursor or page."]}
+    assert response.json["errors"] == {"cursor": ["Send either cursor or page, not both."]}
