@@ -419,6 +419,7 @@ CREATE TABLE jobapi_schedules (
 );
 CREATE INDEX ix_jobapi_schedules_due ON jobapi_schedules (due_at) WHERE due_at IS NOT NULL;
 CREATE UNIQUE INDEX uq_jobapi_schedules_name ON jobapi_schedules (workspace_id, name);
+
 CREATE TABLE jobapi_webhooks (
   workspace_id integer NOT NULL,
   id character varying(40) NOT NULL,
