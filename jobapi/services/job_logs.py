@@ -1,7 +1,7 @@
 """The logs of jobs: append, read and delete entries.
 
-Whoever appends has locked the job's row, so that each job has one writer at a time, and the
-numbers of its entries are in the order of the commits.
+The caller of ``append`` has locked the job's row, so that each job has one writer at a time, and
+the numbers of its entries are in the order of the commits.
 """
 
 from __future__ import annotations
