@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import ColumnElement, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, func, select, true, tuple_, update
 
 from ..rules.job_logs import Head, LogEntry, LogLevel, NewEntry, excess, extend
 from ..store.columns import insert_or_ignore
@@ -240,7 +240,9 @@ def _number(cursor: str) -> int:
 
 
 @transactional()
-def delete_of_deleted_jobs(session: Executor, *, most: int = DELETE_AT_ONCE) -> bool:
+def delete_of_deleted_jobs(
+    session: Executor, *, workspace_id: int | None = None, most: int = DELETE_AT_ONCE
+) -> bool:
     """Delete up to ``most`` entries of jobs that were deleted; returns whether there may be more.
 
     Logs that another process is deleting are skipped.
@@ -248,7 +250,11 @@ def delete_of_deleted_jobs(session: Executor, *, most: int = DELETE_AT_ONCE) -> 
     c = job_log_heads.c
     heads = session.execute(
         select(c.workspace_id, c.job, c.first, c.last)
-        .where(c.deleted, not_moving(c.workspace_id))
+        .where(
+            c.deleted,
+            not_moving(c.workspace_id),
+            true() if workspace_id is None else c.workspace_id == workspace_id,
+        )
         .limit(HEADS_AT_ONCE)
         .with_for_update(skip_locked=True)
     ).all()

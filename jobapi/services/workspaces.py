@@ -33,8 +33,9 @@ from ..store.tables import (
     workspaces,
 )
 from ..store.tables import events as event_rows
-from ..store.transactions import BY_KEY, transactional
+from ..store.transactions import BY_KEY, IN_ORDER, plan_without, transactional
 from . import events, flow
+from .job_logs import delete_of_deleted_jobs
 
 NOT_DELETED = workspaces.c.deleted_at.is_(None)
 
@@ -249,6 +250,8 @@ def clear(session: Executor) -> bool:
         *(webhook_deliveries, webhooks, job_types, workers, schedules, api_keys, memberships),
     ):
         in_workspace = table.c.workspace_id == workspace_id
+        if table is job_logs and _clear_logs(session, workspace_id):
+            return True
         # On Postgres, events have no index on their id alone. On SQLite that is the primary key,
         # and SQLite 3.40 does not look up pairs in an index that ends with it.
         on_postgres = dialect_name(session) == "postgresql"
@@ -261,6 +264,14 @@ def clear(session: Executor) -> bool:
             return True
     session.execute(delete(workspaces).where(workspaces.c.id == workspace_id))
     return True
+
+
+def _clear_logs(session: Executor, workspace_id: int) -> bool:
+    """Delete some entries of the logs of deleted jobs, by ranges of the key."""
+    plan_without(session, IN_ORDER)
+    found = delete_of_deleted_jobs(session, workspace_id=workspace_id)
+    plan_without(session, BY_KEY)
+    return found
 
 
 def first_owner(session: Executor, workspace_id: int) -> int:
