@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import null, select, update
@@ -110,11 +111,7 @@ def read(
     for (workspace_id, name), alike in at.items():
         position = events.position_of(name)
         if position.xid >= seen.xmax:
-            logger.error(
-                "The positions of the webhooks of workspace %s are ahead of the database server. "
-                "After a restore, run: jobapi init",
-                workspace_id,
-            )
+            _warn_once(workspace_id)
             continue
         log = events.after(session, workspace_id, position, seen=seen, most=EVENTS_AT_ONCE)
         more |= log.more
@@ -125,6 +122,15 @@ def read(
             if each.position != name:
                 found.append(each)
     return Reading(found, more)
+
+
+@cache
+def _warn_once(workspace_id: int) -> None:
+    logger.error(
+        "the webhooks of workspace %s are ahead of the database server; after a restore, run "
+        "jobapi init",
+        workspace_id,
+    )
 
 
 def _of_webhook(

@@ -580,30 +580,33 @@ def put_restored_first(session: Executor) -> None:
     """
     if dialect_name(session) == "sqlite":
         return
-    future = events.c.xid >= _number(func.pg_snapshot_xmax(func.pg_current_snapshot()))
+    limit = session.execute(select(_number(func.pg_snapshot_xmax(func.pg_current_snapshot()))))
+    xmax = int(limit.scalar_one())
     # Workspace by workspace, by the index, because nearly always there is nothing to do.
     for workspace_id in session.execute(select(workspaces.c.id)).scalars().all():
         mine = events.c.workspace_id == workspace_id
-        if session.execute(select(events.c.id).where(mine, future).limit(1)).first():
-            unread = _unread_by_webhooks(session, workspace_id)
-            session.execute(events.update().where(mine, events.c.xid > 0).values(xid=0))
-            for webhook_id, event_id in unread.items():
-                where = (webhooks.c.workspace_id == workspace_id) & (webhooks.c.id == webhook_id)
-                name = Position(0, event_id - 1).name
-                session.execute(webhooks.update().where(where).values(position=name))
+        hooks = session.execute(
+            select(webhooks.c.id, webhooks.c.position).where(
+                webhooks.c.workspace_id == workspace_id
+            )
+        ).all()
+        positions = {hook.id: position_of(hook.position) for hook in hooks}
+        future = select(events.c.id).where(mine, events.c.xid >= xmax).limit(1)
+        is_ahead = any(position.xid >= xmax for position in positions.values())
+        if not is_ahead and session.execute(future).first() is None:
+            continue
+        read = {hook: _read_to(session, workspace_id, at) for hook, at in positions.items()}
+        session.execute(events.update().where(mine, events.c.xid > 0).values(xid=0))
+        for hook, position in read.items():
+            where = (webhooks.c.workspace_id == workspace_id) & (webhooks.c.id == hook)
+            session.execute(webhooks.update().where(where).values(position=position.name))
 
 
-def _unread_by_webhooks(session: Executor, workspace_id: int) -> dict[str, int]:
-    """By webhook: the lowest number of an event that it has not read, or the next number."""
+def _read_to(session: Executor, workspace_id: int, position: Position) -> Position:
+    """A position once all events have the number 0: before the first that has not been read."""
     c = events.c
-    last = session.execute(select(func.max(c.id)).where(c.workspace_id == workspace_id)).scalar()
-    found = {}
-    query = select(webhooks.c.id, webhooks.c.position).where(
-        webhooks.c.workspace_id == workspace_id
-    )
-    for webhook_id, name in session.execute(query).all():
-        lowest = session.execute(
-            select(func.min(c.id)).where(c.workspace_id == workspace_id, _unread(position_of(name)))
-        ).scalar()
-        found[webhook_id] = lowest or (last or 0) + 1
-    return found
+    mine = c.workspace_id == workspace_id
+    lowest = select(func.min(c.id)).where(mine, _unread(position))
+    last = select(func.max(c.id)).where(mine)
+    unread, newest = session.execute(select(lowest.scalar_subquery(), last.scalar_subquery())).one()
+    return Position(0, unread - 1 if unread is not None else newest or 0)

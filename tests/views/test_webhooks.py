@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from jobapi.rules.webhooks import DeliveryStatus, Disabled
 from jobapi.services import deliveries
 from jobapi.services import webhooks as services
-from jobapi.services.events import current_snapshot
+from jobapi.services.events import current_snapshot, position_of, put_restored_first
 from jobapi.store.tables import events, idempotency_keys, webhook_deliveries, webhooks
 from jobapi.store.transactions import snapshot
 
@@ -470,3 +470,31 @@ def test_old_deliveries_are_deleted_and_pending_ones_are_not(hooks: Hooks) -> No
         )
     assert gone == len([at for at in times if at <= times[2]])
     assert len(hooks.deliveries(made)) == len(times) - gone + 1
+
+
+def test_webhook_goes_on_where_it_was_after_a_restore_into_another_server(
+    hooks: Hooks, database: str
+) -> None:
+    if database == "sqlite":
+        return  # all of its events have the number 0
+    made = hooks.create()
+    for _ in range(2):
+        hooks.desk.job_in("success")
+    hooks.read()
+    unread = [hooks.desk.job_in("failed")["job_id"] for _ in range(2)]
+    with hooks.desk.world.transaction() as tx:
+        position = position_of(tx.scalar(select(webhooks.c.position)))
+        # On the other server, transactions had much higher numbers.
+        tx.execute(update(events).values(xid=events.c.xid + 2**60))
+        restored = position._replace(xid=position.xid + 2**60)
+        tx.execute(update(webhooks).values(position=restored.name))
+    hooks.read()
+    assert len(hooks.deliveries(made)) == 2
+    with hooks.desk.world.transaction() as tx:
+        put_restored_first(tx)
+    hooks.read()
+    new = hooks.desk.job_in("cancelled")["job_id"]
+    hooks.read()
+    found = [each["job_id"] for each in hooks.deliveries(made)]
+    assert sorted(found[:3]) == sorted([*unread, new])
+    assert len(found) == 5
