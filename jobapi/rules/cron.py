@@ -7,7 +7,7 @@ expressions mean every minute whose local time matches: an hour that occurs twic
 skipped minutes do not count.
 
 On most days the clock does not change, so a time of day is at a fixed distance from UTC. Days near
-a change of the clock are looked at minute by minute, together, because a later minute of one day
+a change of the clock are looked at more closely, and together, because a later minute of one day
 may come before an earlier minute of the day before.
 """
 
@@ -35,6 +35,7 @@ MAX_YEARS = 50
 """How far the next moment may be away. 29 February on a Sunday recurs within 40 years."""
 
 _DAY = timedelta(days=1)
+_HOUR = timedelta(hours=1)
 _MINUTE = timedelta(minutes=1)
 _LAST_DAY = date(9999, 11, 30)
 
@@ -54,11 +55,8 @@ class Cron:
             self._spec = CronSim(self.text, datetime(2000, 1, 1, tzinfo=UTC))
         except CronSimError as error:
             raise _wrong(f"Not a valid cron expression: {error}.") from None
-        self._times = [
-            timedelta(hours=hour, minutes=minute)
-            for hour in sorted(self._spec.hours)
-            for minute in sorted(self._spec.minutes)
-        ]
+        self._hours = [timedelta(hours=hour) for hour in sorted(self._spec.hours)]
+        self._minutes = [timedelta(minutes=minute) for minute in sorted(self._spec.minutes)]
         self._is_fixed = not any(sign in field for field in fields[:2] for sign in "*/")
         if next(self.moments(ZoneInfo("UTC"), datetime(2000, 1, 1, tzinfo=UTC)), None) is None:
             raise _wrong("This never matches: no month has such a day.")
@@ -76,6 +74,9 @@ class Cron:
             if day.month not in self._spec.months:
                 day = date(day.year + day.month // 12, day.month % 12 + 1, 1)
                 continue
+            if not self._spec.match_day(day):
+                day += _DAY
+                continue
             offset = _offset(zone, day)
             if offset is not None:
                 found = self._on_quiet_day(day, offset, last)
@@ -83,7 +84,7 @@ class Cron:
             else:
                 near: set[datetime] = set()
                 while day <= _LAST_DAY and _offset(zone, day) is None:
-                    near.update(self._near_change(zone, day))
+                    near.update(_near_change(self, zone, day))
                     day += _DAY
                 found = iter(sorted(near))
             for moment in found:
@@ -94,16 +95,30 @@ class Cron:
 
     def _on_quiet_day(self, day: date, offset: timedelta, last: datetime) -> Iterator[datetime]:
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC) - offset
-        if last < midnight + _DAY and self._spec.match_day(day):
-            for time in self._times:
-                yield midnight + time
+        if last < midnight + _DAY:
+            for hour in self._hours:
+                if last < midnight + hour + _HOUR:
+                    for minute in self._minutes:
+                        yield midnight + hour + minute
 
-    def _near_change(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
+    def near_change(self, zone: ZoneInfo, day: date) -> Iterator[datetime]:
+        """The moments of a day near a change of the clock, in any order."""
         if not self._spec.match_day(day):
             return
         midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-        for time in self._times:
-            local = midnight + time
+        for hour in self._hours:
+            begin = midnight + hour
+            ends = [each.replace(fold=n) for each in (begin, begin + _HOUR) for n in (0, 1)]
+            if len({end.utcoffset() for end in ends}) == 1:
+                start = begin.astimezone(UTC)
+                for minute in self._minutes:
+                    yield start + minute
+            else:
+                yield from self._in_changed_hour(zone, begin)
+
+    def _in_changed_hour(self, zone: ZoneInfo, begin: datetime) -> Iterator[datetime]:
+        for minute in self._minutes:
+            local = begin + minute
             # Before and after the change, if the time occurs twice. If it is skipped: the other
             # way round, and none of them shows it.
             first, second = (local.replace(fold=fold).astimezone(UTC) for fold in (0, 1))
@@ -116,7 +131,13 @@ class Cron:
                 yield second
 
 
-@lru_cache(maxsize=1000)
+# Each tick of such a day looks for the next one.
+@lru_cache(maxsize=64)
+def _near_change(cron: Cron, zone: ZoneInfo, day: date) -> tuple[datetime, ...]:
+    return tuple(cron.near_change(zone, day))
+
+
+@lru_cache(maxsize=200)
 def parse(expression: str) -> Cron:
     """The same as ``Cron``, kept: a schedule's next moment is looked for again and again."""
     return Cron(expression)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import chain, islice
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -80,11 +81,9 @@ class Timing:
         """The first tick after a moment; None: there is none."""
         return next(self.after(after), None)
 
-    def upcoming(self, tick: datetime | None) -> list[datetime]:
+    def upcoming(self, tick: datetime | None) -> Sequence[datetime]:
         """A tick, if there is one, and those that follow it."""
-        if tick is None:
-            return []
-        return list(islice(chain([tick], self.after(tick)), UPCOMING))
+        return () if tick is None else _upcoming(self, tick)
 
     def last(self, since: datetime, until: datetime, most: int) -> Sequence[datetime]:
         """The last ``most`` ticks after ``since`` that are not later than ``until``."""
@@ -97,6 +96,12 @@ class Timing:
             if len(found) == most or start == since:
                 return found
             span *= 8
+
+
+# Those of a rare date lie decades ahead, and a list may show a hundred schedules.
+@lru_cache(maxsize=1000)
+def _upcoming(timing: Timing, tick: datetime) -> Sequence[datetime]:
+    return tuple(islice(chain([tick], timing.after(tick)), UPCOMING))
 
 
 class Due(NamedTuple):

@@ -139,7 +139,7 @@ class LastRun(Response):
     scheduled_for = Time(
         required=True,
         allow_none=True,
-        metadata=doc("The last tick; null if there was none.", example="2024-01-15T01:30:00Z"),
+        metadata=doc("The tick; null for a run by hand.", example="2024-01-15T01:30:00Z"),
     )
     ran_at = Time(required=True, metadata={"example": "2024-01-15T01:30:01Z"})
     outcome = Choice(

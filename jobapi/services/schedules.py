@@ -70,7 +70,7 @@ def _timing(values: Mapping[str, Any], created_at: datetime) -> Timing:
     return Timing(**{name: values[name] for name in TIMING}, created_at=created_at)
 
 
-def upcoming(row: Any) -> list[datetime]:
+def upcoming(row: Any) -> Sequence[datetime]:
     """The next ticks of a schedule."""
     return timing_of(row).upcoming(row.next_run_at)
 
@@ -407,7 +407,12 @@ def run(
     session.execute(
         update(schedules)
         .where(*_is(row))
-        .values(last_ran_at=row.now, last_outcome=outcome, last_job_id=made.job.job_id)
+        .values(
+            last_scheduled_for=None,
+            last_ran_at=row.now,
+            last_outcome=outcome,
+            last_job_id=made.job.job_id,
+        )
     )
     return made
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import httpx2
@@ -212,6 +213,28 @@ def test_lease_that_expires_after_the_leader_was_killed_is_reaped_by_another_pro
     (job,) = client.post(f"{JOBS}/claim", json={"lease_seconds": 5}).json()["data"]
     first.kill()
     wait_for_expiry(client, job)
+
+
+def test_ticks_do_not_wait_for_another_leader(serve: Any, service_url: str) -> None:
+    first = serve()
+    until(lambda: leaders(service_url))
+    client = serve().client("boss", PASSWORD)
+    body = {"name": "s", "every_seconds": 1, "catch_up": "none", "job": {"job_type": "a"}}
+    schedule = client.post("/workspace/1/schedules", json=body).json()
+
+    def ticks() -> list[datetime]:
+        query = {"schedule_id": schedule["schedule_id"], "order": "asc", "limit": 100}
+        found = client.get(JOBS, params=query).json()["data"]
+        return [datetime.fromisoformat(job["scheduled_for"]) for job in found]
+
+    until(lambda: len(ticks()) >= 2)
+    first.kill()
+    before = len(ticks())
+    until(lambda: len(ticks()) >= before + 4)
+    # A tick that had to wait for the end of the lease of 7 seconds would have been missed.
+    found = ticks()
+    assert {later - earlier for earlier, later in pairwise(found)} == {timedelta(seconds=1)}
+    assert len(found) == len(set(found))
 
 
 def test_maintain_command_reaps_where_no_service_does(

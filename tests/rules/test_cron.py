@@ -26,15 +26,10 @@ FIXED: dict[str, Match] = {
     "30 0 * * *": lambda t: t.hour == 0 and t.minute == 30,
     "15,45 1-3 * * *": lambda t: t.hour in (1, 2, 3) and t.minute in (15, 45),
     "0 2 13 * 0": lambda t: t.hour == 2 and t.minute == 0 and (t.day == 13 or t.weekday() == 6),
-    "59 23 * * SAT,SUN": lambda t: t.hour == 23 and t.minute == 59 and t.weekday() >= 5,
 }
 WILD: dict[str, Match] = {
-    "* * * * *": lambda t: True,
     "30 * * * *": lambda t: t.minute == 30,
     "*/20 2 * * *": lambda t: t.hour == 2 and t.minute % 20 == 0,
-    "10 */2 * 3,4,10,11 *": lambda t: (
-        t.minute == 10 and t.hour % 2 == 0 and t.month in (3, 4, 10, 11)
-    ),
     "5/25 0-3 * * 0": lambda t: t.hour < 4 and t.minute in (5, 30, 55) and t.weekday() == 6,
 }
 
@@ -112,7 +107,7 @@ def test_moments_near_each_change_of_each_clock_are_those_of_the_rule() -> None:
     for alike in found.values():
         zone = ZoneInfo(alike[0])
         for change in changes(zone):
-            begin, end = change - DAY / 2, change + DAY / 2
+            begin, end = change - 6 * HOUR, change + 6 * HOUR
             minutes = local_minutes(zone, begin, end)
             for fixed, expressions in ((True, FIXED), (False, WILD)):
                 for expression, match in expressions.items():

@@ -472,7 +472,7 @@ def test_pause_and_resume(desk: Desk, clock: Clock) -> None:
     assert len(events(desk, "schedule_resumed")) == 1
 
 
-def test_run_creates_the_job_now(desk: Desk) -> None:
+def test_run_creates_the_job_now(desk: Desk, clock: Clock) -> None:
     schedule = made(desk, overlap="skip")
     act(desk, schedule, "pause")
     headers = {"Idempotency-Key": "k"}
@@ -483,6 +483,8 @@ def test_run_creates_the_job_now(desk: Desk) -> None:
     assert desk.call("GET", response.headers["Location"]).json == job
     again = act(desk, schedule, "run", headers=headers)
     assert again.json == job
+    act(desk, schedule, "resume")
+    assert clock.tick(schedule) == ["overlap"]
     assert act(desk, schedule, "run").status_code == 201
     assert len(jobs_of(desk, schedule)) == 2
     last = shown(desk, schedule)["last_run"]
