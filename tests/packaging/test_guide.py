@@ -24,7 +24,7 @@ from ..stand_ins import install
 GUIDE = (Path(__file__).parents[1] / "guide" / "job-api-guide.md").read_text()
 ADDED = {
     *("metadata", "timeout_seconds", "error", "due_at"),
-    *("concurrency_key", "unique_key", "expires_at"),
+    *("concurrency_key", "unique_key", "expires_at", "schedule_id", "scheduled_for"),
 }
 """What the contract adds to the guide's job."""
 

@@ -204,6 +204,8 @@ def test_kinds_of_events_that_members_see_are_of_jobs() -> None:
         *("job_type_changed", "job_type_paused", "job_type_resumed"),
         *("schedule_created", "schedule_changed", "schedule_deleted", "schedule_paused"),
         *("schedule_resumed", "schedule_suspended", "schedule_skipped"),
+        *("webhook_created", "webhook_changed", "webhook_deleted", "webhook_disabled"),
+        "webhook_secret_rotated",
     }
 
 

@@ -56,6 +56,8 @@ def test_create_minimal_job_answers_the_whole_job(desk: Desk) -> None:
         "concurrency_key": None,
         "unique_key": None,
         "expires_at": None,
+        "schedule_id": None,
+        "scheduled_for": None,
         "due_at": created,
     }
 

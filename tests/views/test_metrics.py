@@ -252,7 +252,7 @@ def test_number_of_statements_is_the_same_for_any_number_of_workspaces(world: Wo
         asked.clear()
         read(world)
         counted.append(len(asked))
-    assert counted[0] == counted[1] < 14
+    assert counted[0] == counted[1] < 16
     assert not any("count(" in statement for statement in asked)
 
 
