@@ -194,7 +194,7 @@ def delete_schedule(caller: Caller, workspace_id: int, schedule_id: str) -> None
     f"{SCHEDULE}/run",
     "POST",
     summary="Run schedule now",
-    errors=(404, 409, 429),
+    errors=(404, 409, 422, 429),
     parameters=[IDEMPOTENCY_KEY, TRACEPARENT],
     responses=alternative(200, "A live job has the `unique_key`.", ExistingJob, REPLAYED_HEADER),
 )

@@ -24,7 +24,7 @@ from ..conftest import app_on
 from ..factories import Desk, World, until
 
 MINUTE = timedelta(minutes=1)
-TICKS = 150
+TICKS = 90
 AHEAD = 40
 """So many ticks may be due at most: an outage with more than 100 would drop some."""
 
@@ -94,7 +94,7 @@ def test_ticks_in_two_processes_that_are_killed_make_one_job_each(
             tell(first + n * MINUTE)
             until(lambda n=n: count() >= (n - AHEAD) * len(several))
             time.sleep(0.02)
-            if chance.random() < 0.1:
+            if chance.random() < 0.12:
                 number = chance.randrange(2)
                 nodes[number].kill()
                 nodes[number] = Node(url, tmp_path)
@@ -111,7 +111,7 @@ def test_ticks_in_two_processes_that_are_killed_make_one_job_each(
     finally:
         for node in nodes:
             node.kill()
-    assert kills > 5
+    assert kills > 3
     for schedule in several:
         found = scheduled(desk, schedule.schedule_id)
         assert Counter(found) == Counter(wanted[schedule.schedule_id]), schedule.name

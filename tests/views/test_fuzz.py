@@ -97,6 +97,21 @@ def fit_filter(given: dict[str, Any]) -> None:
         del given["metadata"][path]
 
 
+def fit_schedule(body: dict[str, Any], workspace_id: int, *, is_new: bool) -> None:
+    """What the document says in words: one of two times, a known zone, an end after the start."""
+    body.pop("ends_at", None)
+    if body.get("timezone") is not None:
+        body["timezone"] = "Europe/Paris"
+    if is_new or not {"cron", "every_seconds"}.isdisjoint(body):
+        if body.get("every_seconds") is None:
+            body.pop("every_seconds", None)
+            body["cron"] = "30 2 * * MON-FRI"
+        else:
+            body.pop("cron", None)
+    if (body.get("job") or {}).get("workspace_id") is not None:
+        body["job"]["workspace_id"] = workspace_id
+
+
 def operation_of(app: Flask, method: str, path: str, *, whole: bool = False) -> Any:
     """An operation of the served document, whose answers may have no fields besides.
 
@@ -213,6 +228,8 @@ class Scene:
             if body.get("rate_limit") is not None:
                 # A new one has both, which the document says in words.
                 body["rate_limit"] = {"starts": 5, "seconds": 1, **body["rate_limit"]}
+            if case.path.endswith(("/schedules", "/{schedule_id}")):
+                fit_schedule(body, self.ids["workspace_id"], is_new=case.method == "POST")
             if "action" in body:
                 fit_filter(body["filter"])
             if "Lease-Token" not in (case.headers or {}) and "lease_token" not in body:
