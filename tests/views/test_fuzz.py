@@ -27,7 +27,7 @@ from schemathesis.config import SchemathesisConfig
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.schemas.fields import wrong_path
-from jobapi.services import operations, schedules
+from jobapi.services import operations, schedules, webhooks
 from jobapi.services.job_filters import Filters
 
 from ..conftest import empty
@@ -148,6 +148,8 @@ class Scene:
             "job_type": "data_analysis",
             "schedule_id": self._create_schedule("one", desk.workspace_id, desk.user),
         }
+        for _ in range(2):
+            self._create_webhook()
         self.url = path.format(**self.ids)
         self.turns = count()
         world.key(desk.workspace_id, desk.user, Role.VIEWER)
@@ -170,6 +172,17 @@ class Scene:
                 most=100,
             )
         return str(row.schedule_id)
+
+    def _create_webhook(self) -> None:
+        """A webhook with two deliveries."""
+        with self.world.transaction() as tx:
+            workspace_id, user_id = self.ids["workspace_id"], self.ids["user_id"]
+            values = {"url": "https://example.com"}
+            box = self.world.state.box
+            row, _ = webhooks.create(tx, workspace_id, box, values, most=2, created_by=user_id)
+            for _ in range(2):
+                made = webhooks.test(tx, workspace_id, row.id, lambda now: "{}")
+            self.ids |= {"webhook_id": row.id, "delivery_id": made.id}
 
     def fill(self) -> None:
         """Make another of everything, so that each list has a second page."""
@@ -223,6 +236,8 @@ class Scene:
                 # Exactly one of the two, which the document says in words.
                 body.pop("user_id", None)
                 body["username"] = "nobody"
+            if "url" in body:
+                body["url"] = "https://example.com"  # the document says in words which are allowed
             if not body.get("paused"):
                 body.pop("paused_reason", None)
             if body.get("rate_limit") is not None:
