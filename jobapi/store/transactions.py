@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import Connection, Index, func, select, true
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ..errors import Unavailable
 from .connections import Executor, dialect_name, run_on_driver
 from .faults import is_deadlock, violates
 
@@ -85,7 +86,9 @@ def repeating(session: Executor, run: Callable[[], T], after: Sequence[Index]) -
     """Run a transaction, and repeat it after a deadlock, or if one of these indexes refuses a row.
 
     It is run only once if the caller has a transaction open, which has to be rolled back first.
+    Raises ``Unavailable`` if it fails ``MAX_REPEATS`` times.
     """
+    last: DBAPIError | None = None
     if not isinstance(session, Connection) or not _commits_each_statement(session):
         return run()
     for _ in range(MAX_REPEATS):
@@ -94,7 +97,8 @@ def repeating(session: Executor, run: Callable[[], T], after: Sequence[Index]) -
         except DBAPIError as error:
             if not is_deadlock(error) and not any(violates(error, index) for index in after):
                 raise
-    return run()
+            last = error
+    raise Unavailable("Other requests keep coming first. Try again.") from last
 
 
 def _commits_each_statement(connection: Connection) -> bool:

