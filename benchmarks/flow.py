@@ -193,7 +193,7 @@ def wakes_by_expiry(url: str, other: str, token: str, workspace_id: int) -> None
     for _ in range(10):
         client.create_many(workspace_id, [{"job_type": job_type, "max_retries": 0}] * 2)
         (lost,) = client.claim(workspace_id, job_types=[job_type], lease_seconds=5)
-        (job,) = waiting.claim(workspace_id, job_types=[job_type], wait_seconds=30)
+        (job,) = waiting.claim(workspace_id, job_types=[job_type], wait_seconds=20)
         (event,) = client.events(workspace_id, job_id=lost.job_id, kind=["lease_expired"])
         started_at = client.get(workspace_id, job.job_id).started_at
         assert started_at is not None
