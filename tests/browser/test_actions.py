@@ -118,12 +118,16 @@ def test_arrow_keys_on_a_role_change_nothing_until_it_is_saved(browser: Any, dem
             page.keyboard.press("ArrowDown")
         page.wait_for_timeout(300)
         assert changes == []
-        page.get_by_role("button", name="Save").click()
+        page.get_by_label("Role of demo").select_option("viewer")
+        save = page.get_by_role("button", name="Save")
+        rows(page).filter(has_text="bob").get_by_role("button", name="Save").click()
         expect(page.locator("#said")).to_have_text("bob is now owner")
         assert len(changes) == 1
+        # What was chosen in another row is still there.
+        expect(save).to_have_count(1)
+        expect(page.get_by_label("Role of demo")).to_have_value("viewer")
         # One's own role asks first, and then the controls of an owner are gone.
-        page.get_by_label("Role of demo").select_option("viewer")
-        page.get_by_role("button", name="Save").click()
+        save.click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text("Change your own role?")
         dialog.get_by_role("button", name="Become viewer").click()

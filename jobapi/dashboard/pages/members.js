@@ -33,12 +33,15 @@ export default async function members({ id, query, me, signal, may, reload, go }
   }
 
   async function save(member, role) {
+    const own = member.user_id === me.user_id;
     const put = async () => {
       await call("PATCH", `${path}/${member.user_id}`, { body: { role } });
       say(`${member.username} is now ${role}`);
-      await reload();
+      // One's own role decides what the page shows. Reading it again would reset the choices in other rows.
+      if (own) await reload();
+      else member.role = role;
     };
-    if (member.user_id === me.user_id) {
+    if (own) {
       confirm({
         title: "Change your own role?",
         text: `You will be ${role} of this workspace. Only another owner can undo this.`,
