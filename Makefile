@@ -12,7 +12,7 @@ RULES := examples/deployment/prometheus/rules.yaml
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup run test lint test-partitions test-browser test-node fuzz chaos bench bench-cycle bench-scale \
-  bench-capacity bench-streams bench-dashboard bench-flow bench-logs soak \
+  bench-capacity bench-streams bench-dashboard bench-flow bench-footprint bench-latency bench-logs soak \
   example wheels schema lock clean
 
 help:
@@ -30,6 +30,8 @@ help:
 	@echo "make bench-streams how soon a change is known to 500 who listen (BENCH_STREAMS)"
 	@echo "make bench-flow    limits, keys and rates beside plain job types"
 	@echo "make bench-logs    requests while 20 jobs log 1,000 lines a second; pages of long logs"
+	@echo "make bench-footprint memory, start, and the load of what only waits (FOOTPRINT_SECONDS)"
+	@echo "make bench-latency how soon a created job starts in a waiting worker"
 	@echo "make bench-dashboard its first render with 5 million jobs; needs a Chromium (SCALE_JOBS)"
 	@echo "make soak          the whole cycle for ten minutes; does its speed hold? (SOAK_SECONDS)"
 	@echo "make example       the guide's data pipeline, while make run serves"
@@ -69,11 +71,13 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest --ignore tests/browser --ignore tests/node
 
-# Left out: the tests of migrations, and two that read the statistics or the index names of the table.
+# Left out: the tests of migrations; two that read the statistics or the index names of the table; and
+# those of kept plans, because no plans are kept for a partitioned table.
 test-partitions: export TEST_PARTITIONS ?= 16
 test-partitions: $(READY)
 	$(BIN)/pytest tests/background tests/services tests/views tests/client/test_survival.py \
-	  tests/client/test_worker.py -k "not (sqlite or touches_no_index or index_of_claims_only)"
+	  tests/client/test_worker.py tests/client/test_commands.py \
+	  -k "not (sqlite or touches_no_index or index_of_claims_only or kept_plans)"
 
 test-browser: $(READY)
 	$(BIN)/pytest tests/browser -n 2
@@ -106,6 +110,12 @@ bench-flow: $(READY)
 
 bench-logs: $(READY)
 	$(BIN)/python benchmarks/logs.py
+
+bench-latency: $(READY)
+	$(BIN)/python benchmarks/latency.py
+
+bench-footprint: $(READY)
+	$(BIN)/python benchmarks/footprint.py
 
 bench-streams: $(READY)
 	$(BIN)/python benchmarks/streams.py

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
-from bench import postgres, prepare, served
+from bench import clear, postgres, prepare, served
 from cycle import processes, until, work, work_singly
 from soak import count
 
@@ -71,7 +71,7 @@ def run(database: str, port: int, token: str, workspace_id: int, jobs: int, sing
         psycopg.connect(database, autocommit=True) as connection,
         Client(url, token=token) as client,
     ):
-        connection.execute("TRUNCATE jobapi_jobs, jobapi_events CASCADE")
+        clear(connection)
         target = work_singly if singly else work
         item = {"job_type": "noop", "metadata": {"batch_id": 7, "file": "dataset-0007.csv"}}
         with processes(target, 2, url, token, workspace_id):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from flask_migrate import Migrate
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import __version__, config, logs
@@ -44,7 +43,6 @@ from .views import (
 )
 from .views.openapi import Api
 
-VERSION_TABLE = "jobapi_alembic_version"
 MIN_HOST_SECRET_BYTES = 16
 
 logger = logging.getLogger("jobapi")
@@ -158,7 +156,6 @@ def _install(
 ) -> None:
     _check_application(app, url_prefix)
     private = Flask("jobapi", instance_path=app.instance_path, static_folder=None)
-    Migrate().init_app(private, directory=str(migrations_folder()), version_table=VERSION_TABLE)
     api = Api(app, version=__version__, description=docs.DESCRIPTION)
     state = State(
         app=app,
@@ -172,11 +169,12 @@ def _install(
         url_prefix=url_prefix,
         standalone=standalone,
         current_user=current_user,
-        spec=api.spec,
+        document=lambda: api.spec,
         maintain=maintain,
     )
     app.extensions["jobapi"] = private.extensions["jobapi"] = state
     api.describe_security(current_user is not None)
+    api.describe_messages()
     for blueprint in _DOCUMENTED:
         if blueprint is not auth.blp or current_user is None:
             api.register_blueprint(blueprint, url_prefix=url_prefix or None)
@@ -225,13 +223,6 @@ def _check_application(app: Flask, url_prefix: str) -> None:
             "JobAPI does not support an application with host_matching; mount jobapi.create_app() "
             "beside it instead."
         )
-
-
-def migrations_folder() -> Path:
-    """The migrations: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def _instance_path(settings: Settings) -> str | None:

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import RLock
@@ -62,8 +63,8 @@ class State:
     private: Flask
     """jobapi's private application, which serves nothing.
 
-    It has our flask-jwt-extended, our Flask-Migrate and, if the host has no database for
-    us, our Flask-SQLAlchemy, so that the host's own stay as they are.
+    It has our flask-jwt-extended, our Flask-Migrate (see ``migrating``) and, if the host has no
+    database for us, our Flask-SQLAlchemy, so that the host's own stay as they are.
     """
 
     tokens: TokenIssuer
@@ -83,8 +84,8 @@ class State:
     current_user: Callable[[], Any] | None
     """Returns the id of the host's user who is logged in; None if jobapi's own login is used."""
 
-    spec: APISpec
-    """The OpenAPI document."""
+    document: Callable[[], APISpec]
+    """Returns the OpenAPI document, which is written when it is first asked for."""
 
     maintain: bool = False
     """Whether each serving process has a thread for the maintenance."""
@@ -310,12 +311,16 @@ class State:
             s.database_statement_seconds, s.database_lock_seconds, s.database_connect_seconds
         )
 
-    def schema_problem(self, connection: Connection) -> str | None:
-        """What to do if the database lacks migrations of this version; otherwise None."""
-        migrate: Any = self.private.extensions["migrate"]
-        return readiness.schema_problem(
-            connection, migrate.directory, migrate.configure_args["version_table"]
-        )
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        """The application context in which Flask-Migrate works on our database."""
+        # Imported only here, because importing Alembic is slow.
+        from flask_migrate import Migrate
+
+        directory = str(readiness.migrations_folder())
+        Migrate().init_app(self.private, directory=directory, version_table=readiness.VERSION_TABLE)
+        with self.private.app_context():
+            yield
 
 
 def _has_written(session: Session) -> bool:

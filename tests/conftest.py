@@ -12,16 +12,18 @@ from typing import Any
 import flask_migrate
 import psycopg
 import pytest
+from argon2 import PasswordHasher
 from flask import Flask
 from hypothesis import settings
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import event
 
-from jobapi import create_app
+from jobapi import accounts, create_app
 from jobapi.store.partitions import CannotPartition, partition_jobs
 from jobapi.store.tables import Base
 
 from .factories import PASSWORD, Desk, World
+from .host import Host
 from .postgres import Postgres
 from .served import Service, environment
 
@@ -118,7 +120,7 @@ def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> 
         }
     )
     if migrate:
-        with app.extensions["jobapi"].private.app_context():
+        with app.extensions["jobapi"].migrating():
             flask_migrate.upgrade()
         if PARTITIONS and url.startswith("postgresql"):
             with (
@@ -127,6 +129,18 @@ def app_on(url: str, folder: Path, *, migrate: bool = True, **settings: Any) -> 
             ):
                 partition_jobs(connection, PARTITIONS, max_jobs=0)
     return app
+
+
+HASHER = accounts._hasher
+"""What hashes passwords outside of tests."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hash_quickly() -> Any:
+    """Hash passwords with the least effort: thousands of tests have users with one."""
+    accounts._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    yield
+    accounts._hasher = HASHER
 
 
 @pytest.fixture
@@ -317,3 +331,17 @@ def serve(service_env: dict[str, str], tmp_path: Path) -> Any:
     yield start
     for service in services:
         service.close()
+
+
+@pytest.fixture
+def embed(new_database: Any, database: str) -> Any:
+    """Makes host applications with jobapi in them."""
+    made: list[Host] = []
+
+    def make(*arguments: Any, **kw: Any) -> Host:
+        made.append(Host(new_database(database), *arguments, **kw))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()

@@ -1,9 +1,10 @@
-"""A host application with extensions, errors and schemas of its own, which must stay unchanged."""
+"""A host application with extensions, errors and schemas of its own, without jobapi and with it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import flask_migrate
 import marshmallow
 from flask import Flask, jsonify, request
 from flask.views import MethodView
@@ -11,10 +12,16 @@ from flask_jwt_extended import JWTManager, create_access_token, get_jwt_identity
 from flask_smorest import Api, Blueprint
 from flask_sqlalchemy import SQLAlchemy
 
+from jobapi import JobAPI
+
+from .factories import World
+
 HTML_404 = "<!doctype html><h1>The host has no such page</h1>"
 HTML_405 = "<!doctype html><h1>The host does not do that</h1>"
 HTML_500 = "<!doctype html><h1>The host is sorry</h1>"
 SECRET_KEY = "the host's own secret"
+PREFIX = "/job-api"
+"""The path below which a ``Host`` serves jobapi."""
 
 
 class Job(marshmallow.Schema):
@@ -24,7 +31,7 @@ class Job(marshmallow.Schema):
 
 
 def make_host(url: str, **config: Any) -> tuple[Flask, SQLAlchemy]:
-    """The application without us, and its database."""
+    """The application without jobapi, and its database."""
     app = Flask("host")
     app.config |= {
         "SECRET_KEY": SECRET_KEY,
@@ -132,3 +139,39 @@ def answers(app: Flask) -> list[tuple[int, dict[str, str], bytes]]:
             client.open(path, method=method, buffered=True, **kw) for method, path, kw in REQUESTS
         )
     ]
+
+
+class Host:
+    """A host with jobapi in it, on a migrated database."""
+
+    def __init__(self, url: str, prefix: str = PREFIX, current_user: Any = None, **config: Any):
+        self.app, self.db = make_host(url, **config)
+        JobAPI(self.app, url_prefix=prefix, current_user=current_user)
+        with self.app.extensions["jobapi"].migrating():
+            flask_migrate.upgrade()
+        self.world = World(self.app)
+
+    def close(self) -> None:
+        with self.app.app_context():
+            self.db.session.remove()
+            for engine in self.db.engines.values():
+                engine.dispose()
+        self.app.extensions["jobapi"].close()
+
+
+def who() -> str | None:
+    """A ``current_user`` that trusts a header."""
+    return request.headers.get("X-Host-User")
+
+
+def as_host_user(world: World, method: str, path: str, user: str | None, **kw: Any) -> Any:
+    """A request of a user whom ``who`` recognizes."""
+    headers = {**kw.pop("headers", {}), **({} if user is None else {"X-Host-User": user})}
+    return world.call(method, PREFIX + path, headers=headers, **kw)
+
+
+class Thing:
+    """Something with attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from jobapi.commands.main import main
+
+from .factories import until
+
 BIN = Path(sys.executable).parent
+NULL = Path(os.devnull)
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -28,15 +36,96 @@ def jobapi(
     *arguments: str, env: dict[str, str], input: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command and wait for it."""
-    return subprocess.run(
-        [BIN / "jobapi", *arguments],
-        env=env,
-        input=input,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd="/",
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+        said[0].write_text(input or "")
+        command = Command(*arguments, env=env, stdin=said[0], stdout=said[1], stderr=said[2])
+        try:
+            code = command.wait(60)
+        finally:
+            command.kill()
+        return subprocess.CompletedProcess(
+            arguments, code, said[1].read_text(), said[2].read_text()
+        )
+
+
+# A command spends most of its time on imports, which processes can share.
+_forks = multiprocessing.get_context("forkserver")
+_PRELOADED = ("accounts", "database", "gunicorn_server", "serve")
+_forks.set_forkserver_preload(
+    [
+        *("tests.served", "jobapi.extension", "jobapi.client.commands.jobs"),
+        *(f"jobapi.commands.{name}" for name in _PRELOADED),
+    ]
+)
+
+
+class Process:
+    """A function in a process of its own, forked from one that has our modules.
+
+    ``wait``, ``poll`` and ``send_signal`` are as those of ``subprocess.Popen``.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._process = _forks.Process(target=target, args=arguments, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("jobapi", timeout)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            # It may have ended since the line above.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it wherever it is."""
+        self.send_signal(signal.SIGKILL)
+        self.wait(20)
+
+
+class Command(Process):
+    """The command ``jobapi``, which leads a process group of its own."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str],
+        stdin: Path = NULL,
+        stdout: Path = NULL,
+        stderr: Path = NULL,
+    ) -> None:
+        super().__init__(_run, arguments, env, (stdin, stdout, stderr))
+        # Before it leads its group, a signal to the group would not reach it.
+        with contextlib.suppress(ProcessLookupError):
+            until(lambda: os.getsid(self.pid) == self.pid, 20)
+
+
+_READ, _APPEND = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+
+def _run(arguments: Sequence[str], env: dict[str, str], files: Sequence[Path]) -> None:
+    os.setsid()
+    os.chdir("/")
+    os.environ.clear()
+    os.environ.update(env)
+    for number, (file, flags) in enumerate(zip(files, (_READ, _APPEND, _APPEND), strict=True)):
+        opened = os.open(file, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = [str(BIN / "jobapi"), *arguments]
+    main()
 
 
 class Service:
@@ -46,15 +135,10 @@ class Service:
         self.log = folder / f"log-{time.monotonic_ns()}"
         self.env = env
         self._clients: list[httpx2.Client] = []
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [BIN / "jobapi", "serve", "--port", "0", *arguments],
-                env=env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-            )
+        self.log.touch()
+        self.process = Command(
+            *("serve", "--port", "0", *arguments), env=env, stdout=self.log, stderr=self.log
+        )
         self.url = self._wait()
 
     def _wait(self) -> str:

@@ -41,7 +41,7 @@ POLL_SECONDS = 0.3
 """Time between two looks for events and due deliveries while there are enabled webhooks."""
 
 IDLE_SECONDS = 2.0
-"""The same while there are none."""
+"""Time between two looks while there are no enabled webhooks."""
 
 PAUSE_SECONDS = 0.02
 """The shortest pause between two looks."""
@@ -110,6 +110,7 @@ class Deliverer:
         self._done: SimpleQueue[_Done] = SimpleQueue()
         self._unsaved: list[_Done] = []
         self._under_way: Counter[Key] = Counter()
+        self._sending: set[tuple[int, str, str]] = set()
         self._failing: set[Key] = set()
         self._bytes = 0
         self._caught_up: tuple[Snapshot, frozenset[tuple[int, str, str]]] | None = None
@@ -195,6 +196,7 @@ class Deliverer:
                 decided = None
             self._unsaved.pop()
             self._under_way[key] -= 1
+            self._sending.discard((*key, done.delivery.id))
             self._bytes -= len(done.delivery.body)
             if done.answer.accepted:
                 self._failing.discard(key)
@@ -219,7 +221,7 @@ class Deliverer:
         ready = [each for each in webhooks if not each.is_full]
         at = frozenset((each.workspace_id, each.id, each.position) for each in ready)
         try:
-            with snapshot(connection):
+            with snapshot(connection, planner={}):
                 seen = current_snapshot(connection)
                 if (seen, at) == self._caught_up:
                     return False
@@ -246,7 +248,9 @@ class Deliverer:
             if limit > 0:
                 picked = deliveries.pick(connection, webhook, limit)
                 for delivery in picked:
-                    self._send(webhook, delivery)
+                    # Redelivered while it is being sent: that attempt is the one asked for.
+                    if (*key, delivery.id) not in self._sending:
+                        self._send(webhook, delivery)
 
     def _room(self, key: Key) -> int:
         if self._bytes >= BYTES_IN_ALL:
@@ -258,7 +262,9 @@ class Deliverer:
         return min(1 - self._under_way[key], IN_ALL // 2 - failing, IN_ALL - total)
 
     def _send(self, webhook: AnyRow, delivery: AnyRow) -> None:
-        self._under_way[delivery.workspace_id, delivery.webhook_id] += 1
+        key = delivery.workspace_id, delivery.webhook_id
+        self._under_way[key] += 1
+        self._sending.add((*key, delivery.id))
         self._bytes += len(delivery.body)
         try:
             secrets = self._secrets(webhook, delivery.now)

@@ -390,7 +390,10 @@ class _Loop:
         for stream in reading:
             at[stream.workspace_id, stream.position].append(stream)
         try:
-            with self._streams._engine().connect() as connection, snapshot(connection):
+            with (
+                self._streams._engine().connect() as connection,
+                snapshot(connection, planner={}),
+            ):
                 seen = events.current_snapshot(connection)
                 if seen == self._caught_up:
                     return options.poll_seconds

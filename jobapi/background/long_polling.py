@@ -31,18 +31,19 @@ from threading import Condition
 from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, Text, bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..services import queue
 from ..services.queue import Topic
 from ..store.faults import FaultLog
+from ..store.statement import Statement
 
 T = TypeVar("T")
 
 CHANNEL = "jobapi_jobs"
 POLL_SECONDS = 0.75
-ANNOUNCE_SECONDS = 0.05
+ANNOUNCE_SECONDS = 0.02
 """A process announces a workspace at most once in this time."""
 
 ASK_AGAIN_SECONDS = ANNOUNCE_SECONDS + 0.003
@@ -58,6 +59,12 @@ MAX_WORKSPACES = 10_000
 """How many workspaces a process remembers the last announcements of."""
 
 logger = logging.getLogger("jobapi")
+
+
+_NOTIFY = Statement[Any](
+    select(func.pg_notify(CHANNEL, bindparam("payload", type_=Text)).label("notified")),
+    prepare=True,
+)
 
 
 def topic(workspace_id: int, job_types: Sequence[str] | None) -> Topic:
@@ -260,7 +267,7 @@ class Waiters:
             self._announced_at.clear()
         self._announced_at[workspace_id] = now
         try:
-            connection.execute(select(func.pg_notify(CHANNEL, f"{workspace_id} {self._sender()}")))
+            _NOTIFY.all(connection, {"payload": f"{workspace_id} {self._sender()}"})
         except SQLAlchemyError:
             # The next announcement must not be held back for one that was not sent.
             self._announced_at.pop(workspace_id, None)

@@ -160,9 +160,10 @@ class Sender:
         return self._allow_private or is_public(ip_address(address.partition("%")[0]))
 
     async def _look_up(self, host: str, port: int) -> Sequence[str]:
-        """Look a name up in a thread. A lookup that hangs holds one thread, whoever waits for it.
+        """Look a name up in a thread of its own; requests to the same name share a lookup.
 
-        Threads of a pool would run out, and be waited for when the process ends.
+        So a lookup that hangs holds one thread, however many requests wait for it. Threads of a
+        pool would run out, and delay the end of the process.
         """
         key = host, port
         lookup = self._lookups.get(key)
@@ -265,6 +266,6 @@ def _retry_after(text: str) -> timedelta | None:
         return timedelta(seconds=int(text[:9]))
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+        return max(timedelta(), at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC))
+    except (ValueError, OverflowError):
         return None
-    return max(timedelta(), at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC))

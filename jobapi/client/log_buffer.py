@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -24,11 +25,16 @@ MAX_CHUNK_BYTES = 128 * 1024
 LEVELS = frozenset(level.label for level in LogLevel)
 
 
+# A week within the times that the service accepts.
+_EARLIEST = datetime(1, 1, 10, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 22, tzinfo=UTC)
+
+
 class _Entry(NamedTuple):
     message: str
     size: int
     level: str
-    at: float
+    at: datetime
 
 
 class LogBuffer:
@@ -46,14 +52,17 @@ class LogBuffer:
         self._lock = threading.Lock()
 
     def add(self, message: str, level: str, at: float | None = None) -> None:
-        """Add an entry. Raises ``TypeError`` or ``ValueError`` for what is no message or level."""
+        """Add an entry.
+
+        Raises ``TypeError`` or ``ValueError`` for what is no message, level or time.
+        """
         if not isinstance(message, str):
             raise TypeError(f"The message is a str, not {type(message).__name__}.")
         if level not in LEVELS:
             labels = ", ".join(each.label for each in LogLevel)
             raise ValueError(f"The level is one of {labels}, not {level!r}.")
         text, size = shorten(message)
-        entry = _Entry(text, size, level, time.time() if at is None else at)
+        entry = _Entry(text, size, level, _moment(time.time() if at is None else at))
         with self._lock:
             self._entries.append(entry)
             self._bytes += size
@@ -86,6 +95,14 @@ class LogBuffer:
         return [{"logs": orjson.Fragment(b"[%b]" % b",".join(chunk))} for chunk in chunks]
 
 
+def _moment(seconds: float) -> datetime:
+    with suppress(ValueError, OverflowError, OSError):
+        moment = datetime.fromtimestamp(seconds, UTC)
+        if _EARLIEST <= moment <= _LATEST:
+            return moment
+    raise ValueError(f"The time, in seconds since 1970, is in the years 1 to 9999, not {seconds}.")
+
+
 def _json(entry: _Entry, seq: int) -> bytes:
-    at = datetime.fromtimestamp(entry.at, UTC).isoformat()
+    at = entry.at.isoformat()
     return orjson.dumps({"message": entry.message, "level": entry.level, "at": at, "seq": seq})

@@ -151,8 +151,8 @@ class Task:
         8 KiB is cut. It never waits: if the service does not answer, up to 10,000 entries and 4 MiB
         are kept, and then the oldest are dropped, which an entry says.
 
-        Raises ``TypeError`` or ``ValueError`` for what is no message or level, and ``RuntimeError``
-        in a process that the task has forked.
+        Raises ``TypeError`` or ``ValueError`` for what is no message, level or time, and
+        ``RuntimeError`` in a process that the task has forked.
         """
         self._check_process("log")
         self._logs.add(message, level, at)

@@ -34,7 +34,7 @@ def init(demo: bool, quiet: bool, first_id: int | None) -> None:
         raise click.ClickException(
             "--demo creates a user with a public password. Set JOBAPI_ENV=development to allow it."
         )
-    with state().private.app_context():
+    with state().migrating():
         flask_migrate.upgrade()
     with transaction() as tx:
         events.put_restored_first(tx)
@@ -90,7 +90,7 @@ def db_check() -> None:
 def db(ctx: click.Context) -> None:
     """Run the migrations (Flask-Migrate)."""
     # On the private application: a host's own migrations must not see our database.
-    ctx.with_resource(state().private.app_context())
+    ctx.with_resource(state().migrating())
     ctx.invoke(migrate_group)
 
 

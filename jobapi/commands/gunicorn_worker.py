@@ -6,14 +6,17 @@ refuses as problem details, like every other error.
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
+import select
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import orjson
 from gunicorn import util
@@ -28,6 +31,9 @@ HEAD_BYTES = 8192
 """How many bytes of a request are examined; a probe has fewer."""
 
 PROBE_THREADS = 2
+
+NEXT_REQUEST_MILLISECONDS = 2
+"""How long a thread waits for the next request of a connection, while another thread is free."""
 
 UNREAD_BYTES = 2 * 1024 * 1024
 """How much of a body that was refused unread is read and dropped, to keep the connection."""
@@ -55,13 +61,15 @@ class Worker(ThreadWorker):
     All other threads may wait for a slow database. If probes waited with them, a supervisor
     would restart this process and all others, which does not help. Only complete probes go to
     the two threads, so a slow caller cannot block them. A connection that has sent nothing yet
-    takes no thread.
+    takes no thread. A thread handles several requests of a connection if they follow at once.
     """
 
     live_path = "/health/live"
 
     def init_process(self) -> None:
         """Start, in the process that serves."""
+        # The connections that a thread handles, and those that wait for one.
+        self._in_threads: set[Any] = set()
         self._probes = ThreadPoolExecutor(PROBE_THREADS, "jobapi-probe")
         path = re.escape(self.live_path.encode())
         self._probe = re.compile(rb"(GET|HEAD) %b[ ?]" % path)
@@ -83,7 +91,7 @@ class Worker(ThreadWorker):
             head = conn.sock.recv(HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if conn.initialized or conn.data_ready:
-                super().enqueue_req(conn)
+                self._submit_request(conn)
             else:
                 self._wait_for_data(conn)
             return
@@ -91,7 +99,10 @@ class Worker(ThreadWorker):
             # The thread gets the same error, and closes the connection.
             head = b""
         conn.data_ready = True
-        self._submit(self._probes if self._is_probe(head) else self.tpool, conn)
+        if self._is_probe(head):
+            self._submit(self._probes, self.handle, conn)
+        else:
+            self._submit_request(conn)
 
     def _is_probe(self, head: bytes) -> bool:
         lines = head.lower()
@@ -102,11 +113,42 @@ class Worker(ThreadWorker):
             and b"\r\ntransfer-encoding:" not in lines
         )
 
-    def _submit(self, threads: Executor, conn: Any) -> None:
-        future = threads.submit(self.handle, conn)
+    def _submit(self, threads: Executor, handle: Callable[[Any], Any], conn: Any) -> None:
+        future = threads.submit(handle, conn)
         future.add_done_callback(
             lambda done: self.method_queue.defer(self.finish_request, conn, done)
         )
+
+    def _submit_request(self, conn: Any) -> None:
+        self._in_threads.add(conn)
+        self._submit(self.tpool, self._handle_requests, conn)
+
+    def _handle_requests(self, conn: Any) -> Any:
+        """Handle a request, and those that follow it at once on the same connection.
+
+        gunicorn passes each request from its main thread to another and back, which takes longer
+        than parsing it.
+        """
+        try:
+            kept = self.handle(conn)
+            while kept is True and self._has_next_request(conn):
+                kept = self.handle(conn)
+            return kept
+        finally:
+            self._in_threads.discard(conn)
+
+    def _has_next_request(self, conn: Any) -> bool:
+        if not self.alive or self.ppid != os.getppid():
+            # The process is about to end.
+            return False
+        if len(self._in_threads) >= self.cfg.threads:
+            # No thread is free for other connections.
+            return False
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        ready = select.poll()
+        ready.register(conn.sock, select.POLLIN)
+        return bool(ready.poll(NEXT_REQUEST_MILLISECONDS))
 
     def _wait_for_data(self, conn: Any) -> None:
         conn.timeout = time.monotonic() + DEFAULT_WORKER_DATA_TIMEOUT
@@ -117,7 +159,7 @@ class Worker(ThreadWorker):
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer a request that did not reach the application."""
-        request_id = uuid4().hex
+        request_id = secrets.token_hex(16)
         refused = _refusal(exc)
         if refused is None:
             self.log.exception("Error handling request %s", request_id)

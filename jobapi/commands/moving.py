@@ -20,6 +20,7 @@ from ..store.connections import AnyRow
 from ..store.engine import long_snapshot, long_transaction
 from ..store.faults import is_locked
 from ..store.moving import GUARDS
+from ..store.readiness import schema_problem
 from ..store.tables import ARRIVING, LEAVING, jobs
 from .base import create_app, note
 
@@ -45,7 +46,7 @@ def target_state(url: str, variable: str) -> Iterator[State]:
     target: State = app.extensions["jobapi"]
     try:
         with target.engine.connect() as connection:
-            problem = target.schema_problem(connection)
+            problem = schema_problem(connection)
         if problem is not None:
             raise CannotMove(f"The target is not ready. {problem}")
         yield target

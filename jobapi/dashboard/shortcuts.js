@@ -39,7 +39,8 @@ let waiting = 0; // until when "g" waits for its second key
  */
 export function shortcut(event, go) {
   const target = /** @type {HTMLElement} */ (event.target);
-  if (event.ctrlKey || event.metaKey || event.altKey || app.dialogs.length || app.login) return;
+  // Not `app.dialogs`: it keeps a dialog that Esc has closed until the dialog's close event.
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || app.login) return;
   if (
     /^(TEXTAREA|SELECT)$/.test(target.tagName) ||
     (target instanceof HTMLInputElement && !/^(checkbox|radio)$/.test(target.type))

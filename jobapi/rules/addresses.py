@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 MAX_ADDRESS_LENGTH = 64
@@ -17,7 +18,13 @@ def client_address(text: str | None) -> str:
     address is returned unchanged, but at most 64 characters of it.
     """
     text = (text or "").strip()
-    return str(_parsed(text) or text[:MAX_ADDRESS_LENGTH])
+    return text[:MAX_ADDRESS_LENGTH] if len(text) > MAX_ADDRESS_LENGTH else _normal(text)
+
+
+# The same clients come again and again.
+@lru_cache(maxsize=1000)
+def _normal(text: str) -> str:
+    return str(_parsed(text) or text)
 
 
 def address_bucket(text: str | None) -> str:

@@ -23,7 +23,8 @@ class ExplanationReason(Response):
         required=True,
         metadata=doc(
             "The reason as a sentence, for people.",
-            example="20 jobs of its type may run at the same time (max_running), and as many do.",
+            example="At most 20 jobs of its type may run at the same time (max_running); the limit "
+            "is reached.",
         ),
     )
     until = Time(metadata=doc("When the reason is expected to end."))

@@ -275,7 +275,7 @@ class Message(Response):
     type = fields.String(
         required=True,
         validate=validate.OneOf(MESSAGE_TYPES),
-        metadata=doc("What has happened. A later version may send other values."),
+        metadata=doc("What has happened.", component="WebhookMessageType", grows=True),
     )
     timestamp = Time(required=True, metadata=doc("When it happened."))
     data = fields.Nested(MessageData, required=True)

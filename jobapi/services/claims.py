@@ -20,7 +20,7 @@ class Claim(NamedTuple):
     replayed: bool = False
 
 
-@transactional(planner=IN_ORDER, repeat_after=SLOTS)
+@transactional(planner=IN_ORDER, keep_plans=True, repeat_after=SLOTS)
 def claim(
     session: Executor,
     workspace_id: int,

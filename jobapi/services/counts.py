@@ -7,19 +7,35 @@ priority. A total is the sum over a few rows, and exact in every snapshot.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, case, cast, delete, func, insert, literal, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    Select,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    union_all,
+)
 
 from ..rules.jobs import JobStatus
-from ..store.columns import insert_or_ignore
+from ..store.columns import OneOf, Texts, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
+from ..store.statement import Statement
 from ..store.tables import job_count_changes, job_counts, jobs, workspaces
 from ..store.transactions import BY_KEY, transactional
 from . import throughput
+from .job_filters import Filters
+from .job_rows import Scope, in_workspace
 
 FOLD_AT_ONCE = 10_000
 """How many changes one transaction compacts at most."""
@@ -28,9 +44,6 @@ KIND = ("workspace_id", "status", "job_type", "priority")
 """The columns that identify a bucket."""
 
 _COUNTED = (*KIND, "n")
-
-Conditions = Callable[[Any], Sequence[Any]]
-"""Which buckets to count: a function from a bucket's columns to the conditions on them."""
 
 
 def _counted_columns(table: Any) -> list[Any]:
@@ -44,12 +57,45 @@ _CURRENT = union_all(
 ).subquery("counted")
 
 
-def kinds(session: Executor, conditions: Conditions) -> list[AnyRow]:
+_ALL = Filters()
+
+
+def kinds(session: Executor, scope: Scope, filters: Filters = _ALL) -> Sequence[AnyRow]:
+    """The buckets with jobs in ``scope`` and the filtered status, type and priority.
+
+    Each has ``n``, the number of its jobs.
+    """
+    statement = _kinds(
+        scope.form,
+        tuple(sorted(set(filters.status))),
+        tuple(sorted(set(filters.priority))),
+        bool(filters.job_type),
+        filters.only_job_types is not None,
+    )
+    given = {"job_types": filters.job_type, "only_job_types": filters.only_job_types}
+    return statement.all(session, {**scope.parameters, **given})
+
+
+@cache
+def _kinds(
+    scope: Scope, status: tuple[int, ...], priority: tuple[int, ...], typed: bool, limited: bool
+) -> Statement[AnyRow]:
+    c = _CURRENT.c
+    conditions: list[Any] = [scope(c)]
+    for column, numbers in ((c.status, status), (c.priority, priority)):
+        if numbers:
+            conditions.append(column.in_([literal_column(str(int(each))) for each in numbers]))
+    for name, is_given in (("job_types", typed), ("only_job_types", limited)):
+        if is_given:
+            conditions.append(OneOf(c.job_type, bindparam(name, type_=Texts)))
+    return Statement(_grouped(*conditions))
+
+
+def _grouped(*conditions: Any) -> Select[Any]:
     """The matching buckets that have jobs, each with ``n``, their number."""
     kind = [_CURRENT.c[name] for name in KIND]
     n: Any = cast(func.sum(_CURRENT.c.n), BigInteger)
-    query = select(*kind, n.label("n")).where(*conditions(_CURRENT.c)).group_by(*kind).having(n > 0)
-    return list(session.execute(query).all())
+    return select(*kind, n.label("n")).where(*conditions).group_by(*kind).having(n > 0)
 
 
 def of_workspaces(
@@ -58,12 +104,11 @@ def of_workspaces(
     """How many pending, running and failed jobs these workspaces have, by the status's label."""
     statuses = (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED)
 
-    def wanted(c: Any) -> list[Any]:
-        types = [] if only_job_types is None else [c.job_type.in_(only_job_types)]
-        return [c.workspace_id.in_(ids), c.status.in_(statuses), *types]
-
+    c = _CURRENT.c
+    types = [] if only_job_types is None else [c.job_type.in_(only_job_types)]
+    query = _grouped(c.workspace_id.in_(ids), c.status.in_(statuses), *types)
     found = {id_: {status.label: 0 for status in statuses} for id_ in ids}
-    for kind in kinds(session, wanted):
+    for kind in session.execute(query):
         found[kind.workspace_id][JobStatus(kind.status).label] += kind.n
     return found
 
@@ -125,12 +170,9 @@ def busiest_types(session: Executor, *, per_workspace: int, most: int) -> tuple[
 def pending(session: Executor, workspace_id: int, names: Sequence[str]) -> Counter[str]:
     """How many pending jobs these types have, by type."""
 
-    def wanted(c: Any) -> list[Any]:
-        mine = c.workspace_id == workspace_id
-        return [mine, c.status == JobStatus.PENDING, c.job_type.in_(names)]
-
+    filters = Filters(status=[JobStatus.PENDING], job_type=names)
     found: Counter[str] = Counter()
-    for kind in kinds(session, wanted):
+    for kind in kinds(session, in_workspace(workspace_id), filters):
         found[kind.job_type] += kind.n
     return found
 

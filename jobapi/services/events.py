@@ -51,7 +51,7 @@ from ..store.moving import NOT_MOVING
 from ..store.paging import MAX_NUMBER, no_cursor, read_cursor, write_cursor
 from ..store.records import insert_records, record_source, records
 from ..store.tables import events, webhooks, workspaces
-from ..store.transactions import IN_ORDER, plan_without, transactional
+from ..store.transactions import IN_ORDER, set_planner, transactional
 
 MAX_COUNTED = 10_000
 """The total of a list of events is counted up to this number."""
@@ -285,7 +285,7 @@ def page(
     ``next_cursor`` leads to more. Call it in a snapshot. Raises ``ValidationFailed`` for an
     invalid cursor.
     """
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     c = events.c
     mine = [c.workspace_id == workspace_id]
     # Changes of one job are serialized, so the ids of its events have their order, and so does

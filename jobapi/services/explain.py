@@ -6,7 +6,7 @@ Each answer reads a bounded number of index entries, however many jobs there are
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,11 +17,13 @@ from ..rules import causes, lifecycle
 from ..rules.events import EventKind
 from ..rules.flow import Flow
 from ..rules.jobs import CurrentJob, JobStatus, Priority
-from ..store.connections import Executor
+from ..store.connections import AnyRow, Executor
 from ..store.tables import job_types, jobs
-from ..store.transactions import IN_ORDER, plan_without
+from ..store.transactions import IN_ORDER, set_planner
 from . import counts, flow, job_lists, throughput, workers
 from .flow_turns import bucket_of
+from .job_filters import Filters
+from .job_rows import in_workspace
 
 MAX_AHEAD = 10_000
 """Jobs ahead are counted up to this number."""
@@ -73,7 +75,7 @@ def explain(session: Executor, job: CurrentJob, *, flow_version: int | None = No
 
     ``job`` is its row, just read, and ``flow_version`` that of its workspace.
     """
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     of = job.workspace_id, job.job_type
     live = workers.count_live(session, [of])[of]
     if job.status == JobStatus.PENDING:
@@ -203,8 +205,9 @@ def _blocking(session: Executor, job: CurrentJob, settings: Flow) -> Iterator[Re
         if job.due_at == lifecycle.due_at(job.queued_at, job.scheduled_at):
             yield Reason("scheduled", f"It is scheduled for {_time(job.due_at)}.", at)
         else:
-            waits = f"It failed, and waits until {_time(job.due_at)} before retry {job.retry_count}"
-            yield Reason("retry-backoff", f"{waits} of {job.max_retries}.", at)
+            retry = f"retry {job.retry_count} of {job.max_retries}"
+            waits = f"Its last attempt failed. It waits until {_time(job.due_at)} for {retry}."
+            yield Reason("retry-backoff", waits, at)
     if settings.paused:
         yield Reason("workspace-paused", _paused("The workspace", settings.paused_reason))
     if own.paused:
@@ -229,9 +232,9 @@ def _blocking(session: Executor, job: CurrentJob, settings: Flow) -> Iterator[Re
         bucket = None if row is None or row.rate_starts is None else bucket_of(row)
         if bucket is not None and bucket.left(job.now) < 1:
             starts = "1 job" if bucket.starts == 1 else f"{bucket.starts:,} jobs"
-            rate = f"{starts} of its type may start in {_seconds(bucket.seconds)}"
+            rate = f"At most {starts} of its type may start in {_seconds(bucket.seconds)}"
             until = {"until": bucket.next_at(job.now)}
-            yield Reason("rate-limited", f"{rate} (rate_limit), and as many have.", until)
+            yield Reason("rate-limited", f"{rate} (rate_limit); the limit is used up.", until)
 
 
 def _paused(what: str, reason: str | None) -> str:
@@ -240,7 +243,7 @@ def _paused(what: str, reason: str | None) -> str:
 
 def _full(which: str, limit: int, setting: str) -> str:
     jobs_run = "1 job" if limit == 1 else f"{limit:,} jobs"
-    return f"{jobs_run} {which} may run at the same time ({setting}), and as many do."
+    return f"At most {jobs_run} {which} may run at the same time ({setting}); the limit is reached."
 
 
 def _count_running(session: Executor, job: CurrentJob, key: str | None, most: int) -> int:
@@ -418,22 +421,18 @@ def _rate(session: Executor, job: CurrentJob, took: list[float]) -> tuple[float 
 
 
 def _running_now(session: Executor, job: CurrentJob) -> int:
-    def wanted(c: Any) -> list[Any]:
-        mine = c.workspace_id == job.workspace_id
-        return [mine, c.status == JobStatus.RUNNING, c.job_type == job.job_type]
+    return sum(kind.n for kind in _kinds(session, job, JobStatus.RUNNING))
 
-    return sum(kind.n for kind in counts.kinds(session, wanted))
+
+def _kinds(session: Executor, job: CurrentJob, status: JobStatus) -> Sequence[AnyRow]:
+    filters = Filters(status=[status], job_type=[job.job_type])
+    return counts.kinds(session, in_workspace(job.workspace_id), filters)
 
 
 def _durations(session: Executor, job: CurrentJob) -> list[float]:
     """How long the newest jobs of its type that succeeded have run, in seconds, ascending."""
 
-    def wanted(c: Any) -> list[Any]:
-        mine = c.workspace_id == job.workspace_id
-        return [mine, c.status == JobStatus.SUCCESS, c.job_type == job.job_type]
-
-    kinds = counts.kinds(session, wanted)
-    rows = job_lists.newest(session, kinds, SAMPLE)
+    rows = job_lists.newest(session, _kinds(session, job, JobStatus.SUCCESS), SAMPLE)
     return sorted((row.completed_at - row.started_at).total_seconds() for row in rows)
 
 

@@ -32,7 +32,6 @@ from sqlalchemy import (
     Select,
     String,
     and_,
-    exists,
     func,
     literal_column,
     not_,
@@ -183,7 +182,7 @@ def _pending_types() -> Statement[AnyRow]:
     found = select(first.scalar_subquery().label("job_type")).cte("found", recursive=True)
     after = first.where(jobs.c.job_type > found.c.job_type).correlate(found).scalar_subquery()
     found = found.union_all(select(after).where(found.c.job_type.is_not(None)))
-    return Statement(select(found.c.job_type).where(found.c.job_type.is_not(None)), prepare=True)
+    return Statement(select(found.c.job_type).where(found.c.job_type.is_not(None)), keep=True)
 
 
 class _Heads:
@@ -343,7 +342,7 @@ def _starting(dialect: str, *, begin: bool) -> Statement[Job]:
     source = record_source(dialect, {name: jobs.c[name].type for name in names})
     row = source.c
     if dialect == "sqlite":
-        picked, chosen = source, row
+        chosen, workspace = row, WORKSPACE
     else:
         at = jobs.alias("at")
         other = jobs.alias("other")
@@ -358,29 +357,36 @@ def _starting(dialect: str, *, begin: bool) -> Statement[Job]:
             .with_for_update(of=at, skip_locked=True)
             .lateral("lockable")
         )
-        # The slot was free before it was locked. It may have been taken since.
-        is_taken = exists().where(
-            other.c.workspace_id == WORKSPACE,
-            other.c.job_type == row.job_type,
-            other.c.status == literal_column("1"),
-            other.c.slot == row.slot,
+        # The slot was free before it was locked. It may have been taken since. OFFSET keeps
+        # Postgres from making a join of this, which would read all running jobs first.
+        holder = (
+            select(other.c.id)
+            .where(
+                other.c.workspace_id == WORKSPACE,
+                other.c.job_type == row.job_type,
+                other.c.status == literal_column("1"),
+                other.c.slot == row.slot,
+            )
+            .offset(0)
         )
+        is_taken = holder.correlate(source).exists()
         picked = (
-            select(*row)
+            # The workspace as a column: see ``is_picked``.
+            select(*row, WORKSPACE.label("workspace_id"))
             .select_from(source.join(lockable, true()))
             .where(or_(row.slot.is_(None), not_(is_taken)))
             .offset(0)
             .subquery("picked")
         )
-        chosen = picked.c
+        chosen, workspace = picked.c, picked.c.workspace_id
     claim = (
         update(jobs)
         .where(
-            jobs.c.workspace_id == WORKSPACE,
+            jobs.c.workspace_id == workspace,
             jobs.c.id == chosen.id,
             jobs.c.version == chosen.version,
         )
         .values(**leased_columns(begin=begin), slot=chosen.slot, key_slot=chosen.key_slot)
         .returning(*COLUMNS)
     )
-    return Statement(claim, prepare=True)
+    return Statement(claim, keep=True)

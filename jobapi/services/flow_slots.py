@@ -60,6 +60,9 @@ _RUNNING_SLOTS = ForEach(
     lambda type_: (
         select(jobs.c.job_type, jobs.c.slot)
         .where(jobs.c.workspace_id == WORKSPACE, RUNNING, jobs.c.job_type == type_.name)
+        # Only the index by job type has this order. Claims switch sorting off, so Postgres uses
+        # that index, and does not read running jobs of other types.
+        .order_by(jobs.c.priority, jobs.c.created_at, jobs.c.id)
         .limit(type_.max_running)
     ),
 )
@@ -170,5 +173,5 @@ def _running_of_keys(dialect: str) -> Statement[AnyRow]:
             c.job_type == of.job_type,
             c.concurrency_key == of.key,
         ),
-        prepare=True,
+        keep=True,
     )

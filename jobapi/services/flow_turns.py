@@ -80,7 +80,7 @@ def _standing(dialect: str, *, locked: bool) -> Statement[AnyRow]:
     ).where(c.workspace_id == WORKSPACE, OneOf(c.job_type, bindparam("names", type_=Texts)))
     if locked:
         query = query.order_by(c.job_type).with_for_update(of=job_types, skip_locked=True)
-    return Statement(query, prepare=True)
+    return Statement(query, keep=True)
 
 
 def ripen(session: Executor, workspace_id: int, names: list[str], now: datetime) -> None:
@@ -106,7 +106,7 @@ def _ripening(dialect: str) -> Statement[AnyRow]:
         .with_for_update(skip_locked=True)
     )
     picked = is_picked(dialect, jobs, due, workspace_id=WORKSPACE)
-    return Statement(update(jobs).where(picked).values(ripe=True))
+    return Statement(update(jobs).where(picked).values(ripe=True), keep=True)
 
 
 def first_keys(flow: Flow, lanes: Mapping[Lane, Sequence[str]], limit: int) -> list[KeyOf]:
@@ -144,12 +144,14 @@ WITH RECURSIVE walk AS (
         WHERE j.workspace_id = :given_workspace_id AND j.status = 0 AND j.concurrency_key IS NULL
           AND j.job_type = w.job_type AND j.priority = w.priority AND j.due_at <= :now
           AND (j.expires_at IS NULL OR j.expires_at > :now OR j.has_begun)
+        LIMIT 1 OFFSET 0
       ) THEN 1 ELSE 0 END
       WHEN EXISTS (
         SELECT 1 FROM jobapi_jobs j
         WHERE j.workspace_id = :given_workspace_id AND j.status = 0 AND j.ripe
           AND j.job_type = w.job_type AND j.priority = w.priority AND j.concurrency_key = w.key
           AND j.due_at <= :now AND (j.expires_at IS NULL OR j.expires_at > :now OR j.has_begun)
+        LIMIT 1 OFFSET 0
       ) AND (w.most_running IS NULL OR w.most_running > (
         SELECT count(*) FROM jobapi_jobs j
         WHERE j.workspace_id = :given_workspace_id AND j.status = 1
@@ -173,7 +175,8 @@ It begins after the key that was served last (``turn``). After the last key come
 a key (the key ''), then the first key, and so on up to ``turn``. ``found`` counts the keys before
 a row's own that may start a job, so whether a key may start one shows in the next row. All other
 keys that are visited have only expired jobs, or are at their limit: there are no more of these than
-running jobs.
+running jobs. OFFSET keeps Postgres from making joins of the subqueries, which would read all due
+jobs of the workspace first.
 """
 
 _LANES = {
@@ -192,7 +195,7 @@ _LANES = {
 def _walking(dialect: str) -> Statement[AnyRow]:
     walk = text(_WALK.format(lanes=_LANES[dialect])).bindparams(WORKSPACE, NOW)
     names = ("job_type", "priority", "key", "step")
-    return Statement(walk.columns(*(column(name) for name in names)), prepare=True)
+    return Statement(walk.columns(*(column(name) for name in names)), keep=True)
 
 
 def walk(
@@ -280,5 +283,5 @@ def _noting(dialect: str) -> Statement[AnyRow]:
             tokens=func.coalesce(of.tokens, c.tokens),
             tokens_at=func.coalesce(of.tokens_at, c.tokens_at),
         ),
-        prepare=True,
+        keep=True,
     )

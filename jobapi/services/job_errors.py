@@ -14,9 +14,10 @@ from ..rules.jobs import JobStatus
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import jobs
-from ..store.transactions import IN_ORDER, plan_without
+from ..store.transactions import IN_ORDER, set_planner
 from . import counts
-from .job_filters import HAS_FAILED
+from .job_filters import HAS_FAILED, Filters
+from .job_rows import in_workspace
 
 MAX_COUNTED = 10_000
 """The jobs of a group are counted up to this number."""
@@ -78,7 +79,7 @@ def groups(
     types = _failed_types(session, workspace_id, job_types, only_job_types)
     if not types:
         return ErrorGroups([], False)
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     found = _found(session, workspace_id, types, most_groups + 1)
     counted = _counted(session, workspace_id, found[:most_groups], most_jobs, most_at_once)
     shown = sorted(counted, key=lambda each: (each.n, each.last_failed_at), reverse=True)[:limit]
@@ -107,12 +108,9 @@ def _failed_types(
     job_types: Sequence[str],
     only_job_types: Sequence[str] | None,
 ) -> list[str]:
-    def failed(c: Any) -> list[Any]:
-        wanted = [types for types in (job_types or None, only_job_types) if types is not None]
-        of_type = [c.job_type.in_(types) for types in wanted]
-        return [c.workspace_id == workspace_id, c.status == JobStatus.FAILED, *of_type]
-
-    return sorted({kind.job_type for kind in counts.kinds(session, failed)})
+    failed = Filters(status=[JobStatus.FAILED], job_type=job_types, only_job_types=only_job_types)
+    kinds = counts.kinds(session, in_workspace(workspace_id), failed)
+    return sorted({kind.job_type for kind in kinds})
 
 
 def _mine(workspace_id: int) -> list[ColumnElement[bool]]:

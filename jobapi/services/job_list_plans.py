@@ -61,6 +61,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     not_,
     or_,
     select,
@@ -70,9 +71,10 @@ from sqlalchemy import (
 from ..errors import ValidationFailed
 from ..rules.jobs import JobStatus
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.partitions import is_partitioned
 from ..store.records import record_source, records
 from ..store.tables import jobs
-from ..store.transactions import BY_KEY, IN_ORDER, plan_without
+from ..store.transactions import BY_KEY, IN_ORDER, set_planner
 from . import counts
 from .job_filters import CREATED, EXPIRES, HAS_FAILED, UPDATED, Filters, between, indexed_metadata
 from .job_order import Order
@@ -139,6 +141,9 @@ class Merge(NamedTuple):
     source: Index
     order: Order
     times: tuple[str, ...]
+    first: int | None = None
+    """How many entries are read, if these are the first after the bounds, and only one index has
+    their order, so that the plan may be kept; otherwise None, and a parameter says how many."""
 
 
 class Found(NamedTuple):
@@ -181,11 +186,13 @@ class Listing:
         self.order = order
         self.until = until
         self.dialect = dialect_name(session)
-        in_bucket = filters.bucket(jobs.c)
-        self.where = [scope(jobs.c), *in_bucket]
-        plan_without(session, IN_ORDER)
+        self._scope = scope
+        in_bucket = filters.only_job_types is not None or any(
+            [filters.status, filters.job_type, filters.priority]
+        )
+        set_planner(session, IN_ORDER)
         wanted = filters if until is None else replace(filters, status=())
-        buckets = counts.kinds(session, lambda c: [scope(c), *wanted.bucket(c)])
+        buckets = counts.kinds(session, scope, wanted)
         self.buckets = buckets if until is None else _in_each_status(buckets, filters.status)
         self.n = sum(bucket.n for bucket in self.buckets)
         self.is_counted = until is None and not filters.rest(self.dialect)
@@ -196,6 +203,11 @@ class Listing:
         elif order.sort == "created_at" and not in_bucket:
             self.index = BY_WORKSPACE
         self.times = filters.times(*self.index.filters)
+
+    @property
+    def where(self) -> list[ColumnElement[bool]]:
+        """The conditions on the workspace and the bucket of a job."""
+        return [self._scope(jobs.c), *self.filters.bucket(jobs.c)]
 
     def ranges(self) -> list[Range]:
         """The ranges of the index that hold jobs of the list."""
@@ -291,6 +303,8 @@ def exactly(
         skipped, ranges = _ranges_of_page(listing, order, ranges, after, offset, limit)
     offset -= skipped
     head = offset + limit
+    only = listing.index in (BY_WORKSPACE, BY_STATUS) and not is_partitioned(listing.session)
+    first = limit if only and not offset else None
     if offset > 0 and sum(min(head, each.n) for each in ranges) > MAX_SCANNED:
         raise too_deep()
     return Found(
@@ -301,7 +315,7 @@ def exactly(
             **listing.times,
             **records(listing.session, _starts(listing.index, order, ranges, after)),
         },
-        Merge(listing.index, order, tuple(listing.times)),
+        Merge(listing.index, order, tuple(listing.times), first),
     )
 
 
@@ -367,6 +381,8 @@ def merged(merge: Merge) -> Any:
     keys = {c.name: c for c in [jobs.c.workspace_id, *order.keys]}
     by = [jobs.c[index.time], jobs.c.id]
     times = {name: bindparam(name, type_=jobs.c.created_at.type) for name in merge.times}
+    # As a constant, or Postgres would expect a kept plan to read a tenth of the range.
+    first: Any = None if merge.first is None else literal_column(str(merge.first))
     head = (
         select(*keys.values())
         .where(
@@ -375,17 +391,17 @@ def merged(merge: Merge) -> Any:
             order.beyond(by, [table.c.bound_at, table.c.bound_id]),
         )
         .order_by(*order.of(by))
-        .limit(bindparam("head"))
+        .limit(bindparam("head") if first is None else first)
         .lateral("head")
     )
-    return (
+    found = (
         select(head.c.workspace_id, head.c.id)
         .select_from(table.join(head, true()))
         .order_by(*order.of([head.c[c.name] for c in order.keys]))
-        .limit(bindparam("limit"))
-        .offset(bindparam("offset"))
-        .subquery("found")
     )
+    if first is None:
+        return found.limit(bindparam("limit")).offset(bindparam("offset")).subquery("found")
+    return found.limit(first).subquery("found")
 
 
 def filtered(
@@ -435,14 +451,14 @@ def looked_up(listing: Listing, after: Bound | None, offset: int, limit: int) ->
         ]
         source = _of_each(names, columns, HAS_FAILED, order=(jobs.c.completed_at, jobs.c.id))
     else:
-        plan_without(listing.session, BY_KEY)
+        set_planner(listing.session, BY_KEY)
         source = select(*columns).where(_has_indexed_metadata(listing))
     if rows is not None and len(rows) > MAX_RANGES:
         return None
     source = source.add_columns(func.row_number().over().label("place")).limit(MAX_COUNTED + 1)
     given = {} if rows is None else records(listing.session, rows)
     found = _matches(listing, source, given, after, offset, limit, MAX_COUNTED + 1)
-    plan_without(listing.session, IN_ORDER)
+    set_planner(listing.session, IN_ORDER)
     return found if found.stop is None else None
 
 

@@ -213,8 +213,9 @@ def _fetching(light: bool, order: Order, merge: Merge | None) -> Statement[AnyRo
     else:
         found = merged(merge)
     # OFFSET 0 makes the planner fetch each job by its key, however many it expects.
-    same = [jobs.c[name] == found.c[name] for name in KEY]
+    keeps = merge is not None and merge.first is not None
+    same = [jobs.c[name] == found.c[name] for name in (("id",) if keeps else KEY)]
     row = select(*(_LIGHT if light else COLUMNS)).where(*same).offset(0).lateral("job")
     query = select(*row.c).select_from(found.join(row, true()))
     by = order.of([row.c[key.name] for key in order.keys])
-    return Statement[AnyRow](fitting(query, by, bindparam("most")))
+    return Statement[AnyRow](fitting(query, by, bindparam("most")), prepare=keeps)

@@ -22,7 +22,7 @@ from ..store.paging import MAX_BYTES, MAX_NUMBER, no_cursor, read_cursor, write_
 from ..store.records import insert_records, record_source, records
 from ..store.statement import Statement
 from ..store.tables import job_log_heads, job_logs
-from ..store.transactions import IN_ORDER, plan_without, transactional
+from ..store.transactions import IN_ORDER, set_planner, transactional
 
 TRIM_AT_ONCE = 200
 """How many of the oldest entries, at least, one statement reads to find those to delete."""
@@ -198,7 +198,7 @@ def page(
     ).first()
     if head is None:
         return LogPage((), 0, 0, None, write_cursor([after or 0]))
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     number = job_logs.c.number
     # From the head on: of what was trimmed, an index has dead entries for a while.
     where = [_of_job(workspace_id, job), number >= head.first]

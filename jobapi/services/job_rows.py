@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select
 
 from ..errors import JobNotFound
 from ..store.columns import JsonBytes
@@ -46,24 +47,53 @@ def not_found() -> JobNotFound:
     return JobNotFound("Job not found in specified workspace")
 
 
-Scope = Callable[[Any], ColumnElement[bool]]
-"""A function from columns to a condition on ``workspace_id``: which workspaces a list covers."""
+@dataclass(frozen=True)
+class Scope:
+    """Which workspaces a list covers: all that match each of these."""
+
+    workspace_id: int | None = None
+    """Only this one."""
+    member: int | None = None
+    """Only those of which this user is a member."""
+    undeleted: bool = False
+    """Only those that are not deleted."""
+
+    def __call__(self, c: Any) -> ColumnElement[bool]:
+        """The condition on ``workspace_id`` among some columns."""
+        conditions = []
+        if self.workspace_id is not None:
+            given: Any = bindparam("scope_workspace_id", self.workspace_id)
+            conditions.append(c.workspace_id == given)
+        if self.member is not None:
+            of_member = memberships.c.user_id == bindparam("scope_member", self.member)
+            conditions.append(
+                c.workspace_id.in_(select(memberships.c.workspace_id).where(of_member))
+            )
+        if self.undeleted:
+            existing = select(workspaces.c.id).where(workspaces.c.deleted_at.is_(None))
+            conditions.append(c.workspace_id.in_(existing))
+        return and_(*conditions)
+
+    @property
+    def form(self) -> Scope:
+        """A scope whose condition has the same form with other values."""
+        return replace(
+            self,
+            workspace_id=None if self.workspace_id is None else 0,
+            member=None if self.member is None else 0,
+        )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values in its condition, for a statement that was compiled for its ``form``."""
+        return {"scope_workspace_id": self.workspace_id, "scope_member": self.member}
 
 
 def in_workspace(workspace_id: int) -> Scope:
     """The jobs of one workspace."""
-    return lambda c: c.workspace_id == workspace_id
+    return Scope(workspace_id)
 
 
-def both(one: Scope, other: Scope) -> Scope:
-    """The jobs in both scopes."""
-    return lambda c: one(c) & other(c)
-
-
-def readable_by(user_id: int, *, is_admin: bool) -> Scope:
-    """The jobs of all workspaces that the user may read."""
-    if is_admin:
-        all_ = select(workspaces.c.id).where(workspaces.c.deleted_at.is_(None))
-        return lambda c: c.workspace_id.in_(all_)
-    mine = select(memberships.c.workspace_id).where(memberships.c.user_id == user_id)
-    return lambda c: c.workspace_id.in_(mine)
+def readable_by(user_id: int, *, is_admin: bool, workspace_id: int | None = None) -> Scope:
+    """The jobs of all workspaces that the user may read, or of one if that is among them."""
+    return Scope(workspace_id, None if is_admin else user_id, undeleted=is_admin)

@@ -17,10 +17,12 @@ from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor
 from ..store.paging import slice_by_name
 from ..store.tables import job_types
-from ..store.transactions import IN_ORDER, plan_without, transactional
+from ..store.transactions import IN_ORDER, set_planner, transactional
 from . import counts, events, flow, stats, workers
 from .creating import MAX_JOB_TYPES
 from .flow_turns import bucket_of
+from .job_filters import Filters
+from .job_rows import in_workspace
 
 SETTINGS = tuple(name for name in TypeSettings.__dataclass_fields__ if name != "keyed")
 _DEFAULTS = {name: getattr(TypeSettings(), name) for name in SETTINGS}
@@ -116,16 +118,12 @@ def _doing(
         return []
     pending = dict.fromkeys(names, 0)
     running = dict.fromkeys(names, 0)
-    live = (JobStatus.PENDING, JobStatus.RUNNING)
-
-    def wanted(c: Any) -> list[Any]:
-        return [c.workspace_id == workspace_id, c.status.in_(live), c.job_type.in_(names)]
-
-    for kind in counts.kinds(session, wanted):
+    live = Filters(status=[JobStatus.PENDING, JobStatus.RUNNING], job_type=names)
+    for kind in counts.kinds(session, in_workspace(workspace_id), live):
         (pending if kind.status == JobStatus.PENDING else running)[kind.job_type] += kind.n
     now: datetime = session.execute(select(DbNow())).scalar_one()
     waiting = [(workspace_id, name) for name in names if pending[name]]
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     oldest = stats.oldest_due(session, waiting, now)
     live_workers = workers.count_live(session, [(workspace_id, name) for name in names])
     return [

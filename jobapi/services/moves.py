@@ -457,7 +457,7 @@ def _page(
     size = SMALL_AT_ONCE if table in _SMALL else AT_ONCE
     query = select(table).where(mine, *_after(key, after)).order_by(*key).limit(size)
     # Without this the planner might sort all remaining rows again for each page.
-    with atomic(session, planner=IN_ORDER if table in (jobs, events, job_logs) else ()):
+    with atomic(session, planner=IN_ORDER if table in (jobs, events, job_logs) else {}):
         return session.execute(query).all()
 
 

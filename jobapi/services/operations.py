@@ -24,7 +24,7 @@ from ..store.moving import not_moving
 from ..store.paging import Page, fetch_page
 from ..store.records import record_source, records
 from ..store.tables import LIVE, jobs, operations
-from ..store.transactions import BY_KEY, plan_without, transactional
+from ..store.transactions import BY_KEY, set_planner, transactional
 from . import events, job_lists
 from .job_filters import Filters
 from .job_rows import in_workspace
@@ -148,7 +148,7 @@ def _advance(session: Executor, operation: AnyRow) -> AnyRow:
     walked = job_lists.walk(
         session, scope, filters, after=operation.place, until=operation.created_at, most=AT_ONCE
     )
-    plan_without(session, BY_KEY)
+    set_planner(session, BY_KEY)
     wanted = [row.job_id for row in walked.rows]
     changed, skipped = _act(session, operation, action, filters, wanted) if wanted else (0, 0)
     over = walked.bound is None

@@ -105,7 +105,7 @@ def new_lease_token() -> str:
     return secrets.token_hex(16)
 
 
-@transactional(planner=IN_ORDER, repeat_after=SLOTS)
+@transactional(planner=IN_ORDER, keep_plans=True, repeat_after=SLOTS)
 def claim(
     session: Executor,
     workspace_id: int,
@@ -191,7 +191,7 @@ def _claim(
             select(jobs.c.id, jobs.c.due_at, *looked_at)
             .where(
                 jobs.c.workspace_id == bindparam("given_workspace_id"),
-                jobs.c.status == status,
+                PENDING,
                 jobs.c.priority == priority,
                 jobs.c.due_at <= bindparam("now"),
                 jobs.c.concurrency_key.is_(None),
@@ -253,7 +253,7 @@ def _claim(
         .values(**leased_columns(begin=begin), slot=None, key_slot=None)
         .returning(*COLUMNS)
     )
-    return Statement[Job](claim)
+    return Statement[Job](claim, keep=True)
 
 
 def _has_wanted_type(wanted: Any, dialect: str) -> ColumnElement[bool]:
@@ -344,7 +344,7 @@ def leased(session: Executor, workspace_id: int, lease_token: str) -> list[Job]:
     return sorted(cast(Sequence[Job], rows), key=lambda job: (-job.priority, job.due_at, job.id))
 
 
-@transactional(planner=BY_KEY)
+@transactional(planner=BY_KEY, keep_plans=True)
 def report(
     session: Executor,
     workspace_id: int,
@@ -399,7 +399,7 @@ def report(
     return [answers[number] for number in range(len(reports))]
 
 
-@transactional(planner=BY_KEY)
+@transactional(planner=BY_KEY, keep_plans=True)
 def report_one(
     session: Executor,
     workspace_id: int,
@@ -416,7 +416,7 @@ def report_one(
     return answer, get_job(session, workspace_id, given["job_id"])
 
 
-@transactional(planner=BY_KEY)
+@transactional(planner=BY_KEY, keep_plans=True)
 def append_logs(
     session: Executor,
     workspace_id: int,

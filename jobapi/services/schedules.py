@@ -317,7 +317,8 @@ def change(
     if is_active and (suspended is not None or not changed.keys().isdisjoint(TIMING)):
         changed |= _next(schedule_id, timing, jitter, _from_now(row, now))
     elif row.next_run_at is not None and "jitter_seconds" in changed:
-        changed["due_at"] = due_at(schedule_id, row.next_run_at, jitter)
+        # No earlier than now, or the tick would seem to have been missed.
+        changed["due_at"] = max(due_at(schedule_id, row.next_run_at, jitter), min(row.due_at, now))
     shown = [name for name in changes if name in changed]
     return _write(session, row, changed, now, EventKind.SCHEDULE_CHANGED, actor, changed=shown)
 

@@ -16,7 +16,7 @@ from ..store.columns import DbNow
 from ..store.connections import AnyRow, Executor, dialect_name
 from ..store.records import record_source, records
 from ..store.tables import jobs
-from ..store.transactions import IN_ORDER, plan_without
+from ..store.transactions import IN_ORDER, set_planner
 from . import counts, deliveries, job_lists, throughput, ticks, workers
 from .job_filters import Filters
 from .job_rows import in_workspace
@@ -105,11 +105,11 @@ def stats(
     durations are those of the newest jobs of each type and priority.
     """
     only_job_types = only_job_types if wanted is None else wanted
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
     filters = Filters(only_job_types=only_job_types)
     scope = in_workspace(workspace_id)
-    kinds = counts.kinds(session, lambda c: [scope(c), *filters.bucket(c)])
+    kinds = counts.kinds(session, scope, filters)
     by_status: Counter[JobStatus] = Counter()
     by_type: dict[str, Counter[JobStatus]] = defaultdict(Counter)
     by_type |= {job_type: Counter() for job_type in wanted or ()}
@@ -180,7 +180,7 @@ def history(
         net[at][each.status] += each.net
     scope, filters = in_workspace(workspace_id), Filters(only_job_types=only_job_types)
     there: Counter[int] = Counter()
-    for kind in counts.kinds(session, lambda c: [scope(c), *filters.bucket(c)]):
+    for kind in counts.kinds(session, scope, filters):
         there[kind.status] += kind.n
     # Backwards from now: the number before a span is the number after it minus what the span added.
     for at in begins:
@@ -314,7 +314,7 @@ def backlog(session: Executor) -> Backlog:
     types, omitted = counts.busiest_types(
         session, per_workspace=TYPES_PER_WORKSPACE, most=TYPES_AT_ONCE
     )
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     now = session.execute(select(DbNow())).scalar_one()
     pending: dict[OfType, int] = {
         (each.workspace_id, each.job_type): each.pending for each in types

@@ -150,4 +150,4 @@ def _success(typed: bool) -> Statement[AnyRow]:
             func.coalesce(jobs.c.slot, jobs.c.key_slot).is_not(None).label("frees_slot"),
         )
     )
-    return Statement[AnyRow](success)
+    return Statement[AnyRow](success, keep=True)

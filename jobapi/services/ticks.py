@@ -110,7 +110,7 @@ def tick(
             _c.next_run_at == row.next_run_at,
         )
         .values(
-            **next_columns(row, due.after),
+            **_following(row, due.after),
             last_scheduled_for=due.after,
             last_ran_at=now,
             last_outcome=made.outcome,
@@ -118,6 +118,20 @@ def tick(
         )
     )
     return Ticked(workspace_id, made.outcome, late, made.wakes)
+
+
+def _following(row: AnyRow, after: datetime) -> dict[str, datetime | None]:
+    """The columns of the next tick, which is due no earlier than this one was.
+
+    With a jitter longer than the time between two ticks it might have been; then it would seem to
+    have been missed. What was put off after a failure does not count.
+    """
+    columns = next_columns(row, after)
+    due = columns["due_at"]
+    if due is not None:
+        was = min(row.due_at, row.next_run_at + timedelta(seconds=row.jitter_seconds))
+        columns["due_at"] = max(due, was)
+    return columns
 
 
 class _Made(NamedTuple):

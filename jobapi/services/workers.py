@@ -6,14 +6,15 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, literal_column, select, tuple_
+from sqlalchemy import Select, String, bindparam, delete, func, literal_column, select, tuple_
 
 from ..rules.jobs import JobStatus
 from ..rules.workers import WorkerState
 from ..store.columns import DbNow, insert_or_ignore
 from ..store.connections import AnyRow, Executor, dialect_name
+from ..store.for_each import ForEach
 from ..store.moving import not_moving
 from ..store.paging import slice_by_name
 from ..store.records import record_source, records
@@ -32,10 +33,11 @@ MAX_WORKERS = 10_000
 """How many workers of a workspace are kept at most, the last seen ones."""
 
 MAX_RUNNING = 10_000
-"""How many running jobs are counted by their workers at most."""
+"""How many running jobs are read at most: of a workspace to count them by their workers, of a job
+type to find its live workers."""
 
 MAX_COUNTED = 100_000
-"""How many workers, and how many running jobs, are read to count live workers."""
+"""How many recently seen workers are read at most to count live workers."""
 
 FORGET_AT_ONCE = 1_000
 
@@ -104,6 +106,8 @@ def _names(session: Executor, actors: Iterable[str]) -> dict[str, str]:
         ids[kind].append(int(number))
     found: dict[str, str] = {}
     for kind, column in (("key", api_keys.c.name), ("user", users.c.username)):
+        if not ids[kind]:
+            continue
         table = column.table
         rows = session.execute(select(table.c.id, column).where(table.c.id.in_(ids[kind])))
         # A worker's name has 200 characters at most, a user's may have more.
@@ -223,11 +227,8 @@ def count_live(session: Executor, wanted: Collection[OfType]) -> dict[OfType, in
         asked = types[row.workspace_id]
         for name in asked if row.job_types is None else set(asked).intersection(row.job_types):
             live[row.workspace_id, name].add((row.name, row.actor))
-    holders = [
-        row
-        for row in _holders(dialect).all(session, {**given, "now": now})
-        if (row.workspace_id, row.job_type) in live
-    ]
+    pairs = [{"workspace_id": workspace_id, "job_type": name} for workspace_id, name in live]
+    holders = _HOLDERS.all(session, pairs, {"now": now})
     names = _names(session, {row.actor for row in holders if row.worker is None and row.actor})
     for row in holders:
         name = row.worker or names.get(row.actor, row.actor or "")
@@ -249,19 +250,27 @@ def _seen(dialect: str) -> Statement[AnyRow]:
     )
 
 
-@cache
-def _holders(dialect: str) -> Statement[AnyRow]:
-    of = record_source(dialect, {"workspace_id": jobs.c.workspace_id.type}).c
+def _holders_of_type(of: Any) -> Select[Any]:
     c = jobs.c
-    return Statement(
+    leased = (
         select(c.workspace_id, c.job_type, c.worker, c.changed_by.label("actor"))
         .where(
             c.workspace_id == of.workspace_id,
             c.status == literal_column("1"),
+            c.job_type == of.job_type,
             c.lease_expires_at > bindparam("now", type_=c.lease_expires_at.type),
         )
-        .limit(MAX_COUNTED)
+        .limit(MAX_RUNNING)
+        # ``of`` belongs to the outermost query, which SQLAlchemy does not correlate by itself.
+        .correlate_except(jobs)
+        .subquery()
     )
+    return select(leased).distinct()
+
+
+_HOLDERS = ForEach(
+    {"workspace_id": jobs.c.workspace_id.type, "job_type": String()}, _holders_of_type
+)
 
 
 def forget(session: Executor) -> bool:

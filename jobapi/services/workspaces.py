@@ -33,7 +33,7 @@ from ..store.tables import (
     workspaces,
 )
 from ..store.tables import events as event_rows
-from ..store.transactions import BY_KEY, IN_ORDER, plan_without, transactional
+from ..store.transactions import BY_KEY, IN_ORDER, set_planner, transactional
 from . import events, flow
 from .job_logs import delete_of_deleted_jobs
 
@@ -268,9 +268,9 @@ def clear(session: Executor) -> bool:
 
 def _clear_logs(session: Executor, workspace_id: int) -> bool:
     """Delete some entries of the logs of deleted jobs, by ranges of the key."""
-    plan_without(session, IN_ORDER)
+    set_planner(session, IN_ORDER)
     found = delete_of_deleted_jobs(session, workspace_id=workspace_id)
-    plan_without(session, BY_KEY)
+    set_planner(session, BY_KEY)
     return found
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
 import psycopg
+from psycopg.rows import tuple_row
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
@@ -42,16 +42,58 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+class _Cursor(psycopg.RawCursor[tuple[Any, ...]]):
+    """Runs one statement, again and again, on one connection whose settings do not change.
+
+    A new cursor has to look up again how psycopg converts each parameter and column. For a short
+    statement that takes longer than running it.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], sql: str) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        # psycopg compares statements by identity.
+        self._sql = sql
+
+    def run(self, parameters: Sequence[Any] | None, *, prepare: bool) -> Sequence[tuple[Any, ...]]:
+        """Run it; returns its rows. Raises psycopg's errors."""
+        self.execute(self._sql, parameters, prepare=prepare)
+        result: Any = self.pgresult
+        try:
+            # Not ``description``, which makes an object for each column.
+            return self.fetchall() if result.nfields else ()
+        finally:
+            # Free the result, which may be megabytes: the statement may not run again for hours.
+            self._reset()
+            self._tx.set_pgresult(None)
+
+
+_CURSORS = "jobapi_cursors"
+"""The key in ``Connection.info`` of the cursors of a connection of ours, by statement."""
+
+_MAX_CURSORS = 200
+
+
 def run_on_driver(
-    connection: Connection, sql: str, parameters: Mapping[str, Any] | None, *, prepare: bool
+    connection: Connection, sql: str, parameters: Sequence[Any] | None, *, prepare: bool
 ) -> Sequence[Sequence[Any]]:
-    """Run a statement on psycopg directly; returns its rows, and raises SQLAlchemy's errors."""
+    """Run a statement on psycopg directly; returns its rows, and raises SQLAlchemy's errors.
+
+    ``parameters`` are the values of ``$1``, ``$2`` and so on; None: it has none.
+    """
     pooled: Any = connection.connection
     try:
-        with closing(pooled.cursor()) as cursor:
-            cursor.execute(sql, parameters, prepare=prepare)
-            rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
-            return rows
+        if not connection.get_execution_options().get(OURS):
+            # A host may change the encoding or the format of times, which a cursor remembers.
+            return _Cursor(pooled.dbapi_connection, sql).run(parameters, prepare=prepare)
+        cursors: dict[str, _Cursor] = pooled.info.setdefault(_CURSORS, {})
+        # Taken out while it runs, because threads may share the connection, and left out after an
+        # error, because it would keep the parameters in memory.
+        cursor = cursors.pop(sql, None) or _Cursor(pooled.dbapi_connection, sql)
+        rows = cursor.run(parameters, prepare=prepare)
+        if len(cursors) >= _MAX_CURSORS:
+            cursors.clear()
+        cursors[sql] = cursor
+        return rows
     except psycopg.Error as error:
         dialect = connection.dialect
         lost = dialect.is_disconnect(cast(Any, error), pooled.driver_connection, None)

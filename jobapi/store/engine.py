@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,6 +34,9 @@ ANSWER_SECONDS = 2
 
 IDLE_SECONDS = 60
 """How long Postgres keeps an idle transaction open."""
+
+SQLITE_ROUND_MILLISECONDS = 15
+"""For how long SQLite itself waits for the lock of its file: see ``_wait_for_lock``."""
 
 PROBE_SECONDS = 1.0
 """How long to wait before trying a database again that did not answer."""
@@ -60,23 +64,22 @@ def engine_options(url: URL, pool_size: int, limits: Limits, *, prepare: bool) -
         "pool_use_lifo": True,
     }
     if url.get_backend_name() == "sqlite":
-        given = {"timeout": limits.lock}
-    else:
-        given = {
-            "connect_timeout": limits.connect,
-            # To notice a server that is gone without closing the connection: while we send
-            # (tcp_user_timeout), and while we wait (keepalives).
-            "tcp_user_timeout": 1000 * (limits.statement + ANSWER_SECONDS),
-            "keepalives_idle": 30,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-        }
+        return options
+    given = {
+        "connect_timeout": limits.connect,
+        # To notice a server that is gone without closing the connection: while we send
+        # (tcp_user_timeout), and while we wait (keepalives).
+        "tcp_user_timeout": 1000 * (limits.statement + ANSWER_SECONDS),
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
     arguments: dict[str, Any] = {k: v for k, v in given.items() if k not in url.query}
-    if url.get_backend_name() != "sqlite":
-        # psycopg must not prepare statements by their frequency: ``Statement`` says which ones to
-        # prepare. None forbids these, too.
-        arguments["prepare_threshold"] = NEVER if prepare else None
-    return {**options, "connect_args": arguments}
+    # psycopg must not prepare statements by their frequency: ``Statement`` says which ones to
+    # prepare. None forbids these, too.
+    arguments["prepare_threshold"] = NEVER if prepare else None
+    # ``_end_transaction`` rolls back what is open when a connection returns to the pool.
+    return {**options, "connect_args": arguments, "pool_reset_on_return": None}
 
 
 _COMMON: dict[str, Any] = {
@@ -108,6 +111,10 @@ def set_up(engine: Engine, limits: Limits) -> None:
     if engine.dialect.name == "postgresql":
         gate = _Gate(engine)
         event.listen(engine, "connect", _set_up_postgres(limits, gate), insert=True)
+        event.listen(engine, "reset", _end_transaction)
+    else:
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "do_execute", _wait_for_lock(limits.lock))
     event.listen(engine, "handle_error", _on_error)
     # A process that is forked must not use the connections of its parent.
     known = weakref.ref(engine)
@@ -181,6 +188,37 @@ def _lift_limits(connection: Connection, lock_seconds: int) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{lock_seconds}s'")
 
 
+def _set_up_sqlite(connection: Any, record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_ROUND_MILLISECONDS}")
+    cursor.close()
+
+
+def _wait_for_lock(seconds: float) -> Callable[..., bool]:
+    """How SQLAlchemy runs a statement on SQLite: it waits for the lock of the file in short rounds.
+
+    SQLite has no queue for its lock: waiters poll, at growing intervals of up to 100 ms, so among
+    busy writers one may wait for seconds. A new round begins with short intervals again.
+    """
+
+    def execute(cursor: sqlite3.Cursor, statement: str, parameters: Any, context: Any) -> bool:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                cursor.execute(statement, parameters)
+                return True
+            except sqlite3.OperationalError as error:
+                # Not BUSY_SNAPSHOT: a transaction that has read an old state can never write.
+                name = getattr(error, "sqlite_errorname", "")
+                again = name.startswith("SQLITE_BUSY") and name != "SQLITE_BUSY_SNAPSHOT"
+                if not again or time.monotonic() >= deadline:
+                    raise
+                # Where SQLite sees a deadlock, it does not wait itself.
+                time.sleep(0.001)
+
+    return execute
+
+
 def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:
     # Not as options of the connection, which poolers refuse. They override what the role
     # or the database sets, which is meant for other applications.
@@ -205,6 +243,17 @@ def _set_up_postgres(limits: Limits, gate: _Gate) -> Callable[[Any, Any], None]:
         connection.autocommit = was
 
     return on_connect
+
+
+def _end_transaction(connection: Any, record: Any, state: Any) -> None:
+    """Roll back the transaction of a connection that returns to the pool, if one is open.
+
+    SQLAlchemy would call ``rollback`` each time, which makes returning a connection take half as
+    long again.
+    """
+    status = connection.pgconn if isinstance(connection, psycopg.Connection) else connection.info
+    if status.transaction_status != TransactionStatus.IDLE:
+        connection.rollback()
 
 
 class _Wait:

@@ -17,7 +17,7 @@ class ForEach:
     """A query that runs once for each of many rows.
 
     ``columns`` are the names and types of the rows' columns; ``query`` makes the query from them.
-    On Postgres it is one prepared statement for all rows, with a lateral join. SQLite has no
+    On Postgres it is one statement for all rows, with a lateral join. SQLite has no
     lateral joins: there it is one statement per row, which costs no round trip.
     """
 
@@ -47,4 +47,4 @@ class ForEach:
         source = record_source(dialect, self._columns)
         found = self._query(source.c).lateral("found")
         query = select(*found.c).select_from(source.join(found, true()))
-        return Statement(query, prepare=True)
+        return Statement(query, keep=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import UTC
 from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Dialect
 
 from .columns import UtcDateTime
 from .connections import Executor, run_on_driver
+from .transactions import keeps_plans
 
 R = TypeVar("R")
 
@@ -25,19 +27,27 @@ class Statement(Generic[R]):
     any columns.
 
     ``prepare`` lets Postgres plan the statement once per connection. Use it to find
-    one row by its key. A statement that finds many rows is planned each time: a
-    plan made while a table was small would be kept when it has grown. ``values``
-    names the columns of an INSERT.
+    one row by its key. ``keep`` does the same, but only in transactions that
+    ``keep_plans``, all of which must set the same planner: use it for hot statements
+    that find many rows. Any other such statement is planned each time, because a plan
+    made while a table was small would be kept when it has grown. ``values`` names the
+    columns of an INSERT.
 
     SQLAlchemy takes a parameter with the name of a column as the new value of this column. So
     in an UPDATE, and an INSERT from a SELECT, other parameters get the prefix ``given_``.
     """
 
     def __init__(
-        self, statement: Any, *, prepare: bool = False, values: Sequence[str] | None = None
+        self,
+        statement: Any,
+        *,
+        prepare: bool = False,
+        keep: bool = False,
+        values: Sequence[str] | None = None,
     ) -> None:
         self.statement = statement
         self.prepare = prepare
+        self.keep = keep
         self._values = values
         columns = statement.exported_columns
         # SQLAlchemy's Row gives columns as attributes; so does this.
@@ -47,6 +57,7 @@ class Statement(Generic[R]):
         self._sql: str | None = None
         self._constants: Mapping[str, Any] = {}
         self._bind: Mapping[str, Any] = {}
+        self._order: Sequence[str] = ()
 
     def all(self, executor: Executor, parameters: Mapping[str, Any]) -> Sequence[R]:
         """All rows it returns. Raises SQLAlchemy's errors."""
@@ -56,15 +67,18 @@ class Statement(Generic[R]):
             return result.all() if result.returns_rows else ()
         if self._sql is None:
             compiled: Any = self.statement.compile(
-                dialect=connection.dialect, column_keys=self._values
+                dialect=_with_numbers(connection.dialect), column_keys=self._values
             )
             self._constants = compiled.params
             self._bind = compiled._bind_processors
+            self._order = compiled.positiontup
             self._sql = str(compiled)
-        sent = {**self._constants, **parameters}
+        values = {**self._constants, **parameters}
         for name, process in self._bind.items():
-            sent[name] = process(sent[name])
-        return self._read(run_on_driver(connection, self._sql, sent, prepare=self.prepare))
+            values[name] = process(values[name])
+        sent = [values[name] for name in self._order]
+        prepare = self.prepare or (self.keep and keeps_plans(connection))
+        return self._read(run_on_driver(connection, self._sql, sent, prepare=prepare))
 
     def first(self, executor: Executor, parameters: Mapping[str, Any]) -> R | None:
         """Its first row, or None. Raises SQLAlchemy's errors."""
@@ -81,3 +95,13 @@ class Statement(Generic[R]):
                     values[i] = values[i].astimezone(UTC)
             read.append(make(values))
         return cast(list[R], read)
+
+
+def _with_numbers(dialect: Dialect) -> Dialect:
+    """The same dialect, but with Postgres's own form of parameters, such as ``$1``."""
+    numbered: Any = copy(dialect)
+    numbered.paramstyle = "numeric_dollar"
+    numbered.positional = True
+    # A preparer for parameters such as ``%(name)s`` doubles percent signs.
+    numbered.identifier_preparer = numbered.preparer(numbered)
+    return cast(Dialect, numbered)

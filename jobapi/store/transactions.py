@@ -9,17 +9,19 @@ which services write more than one statement.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Index, func, select, true
+from sqlalchemy import Connection, Index, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import Unavailable
 from .connections import Executor, dialect_name, run_on_driver
 from .faults import is_deadlock, violates
+from .partitions import is_partitioned
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,40 +29,82 @@ F = TypeVar("F", bound=Callable[..., Any])
 MAX_REPEATS = 10
 """How often a transaction is repeated that conflicts with other transactions."""
 
-BY_KEY = ("seqscan", "indexscan")
-"""Planner settings for statements that find rows by their keys, or by the content of documents.
+Planner = Mapping[str, str]
+"""Settings of Postgres's planner, which hold until the end of a transaction."""
 
-The scans that are named are switched off. That leaves bitmap scans, which need a condition. So a
-planner whose statistics are those of a small table, or that expects to search every partition, does
-not read whole tables.
+BY_KEY: Planner = {"enable_seqscan": "off", "enable_indexscan": "off"}
+"""For statements that find rows by their keys, or by the content of documents.
+
+Only bitmap scans remain, and these need a condition. So a planner whose statistics are those of a
+small table, or that expects to search every partition, does not read whole tables.
 """
 
-IN_ORDER = ("seqscan", "bitmapscan", "sort")
-"""Planner settings for statements that read only the first rows in the order of an index."""
+IN_ORDER: Planner = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+}
+"""For statements that read only the first rows in the order of an index."""
+
+_NOTHING: Planner = {}
+
+_KEEPING: Planner = {"plan_cache_mode": "force_generic_plan"}
+"""Prepared statements are planned once per connection, for any parameters."""
+
+_UNKNOWN: Planner = {"unknown": ""}
+"""The value in ``Connection.info`` if an error leaves it unknown which settings are in effect."""
+
+KEEP_SECONDS = 10.0
+"""After this time a connection drops the plans that it kept, because the table may have grown.
+
+A plan made for an empty table may use a poor index, but it lasts only this long, not until the next
+ANALYZE. Behind a pooler, the plans that are dropped are those of the session that the pooler picks.
+"""
+
+_KEPT_SINCE = "jobapi_kept_since"
+"""The key in ``Connection.info`` of when its plans were last dropped, on ``time.monotonic``."""
 
 _PLANNER = "jobapi_planner"
 """The key in ``Connection.info`` of the planner settings of a ``transaction`` that is open."""
 
 
-def atomic(session: Executor, *, planner: Sequence[str] = ()) -> AbstractContextManager[Any]:
+def atomic(
+    session: Executor, *, planner: Planner = _NOTHING, keep_plans: bool = False
+) -> AbstractContextManager[Any]:
     """Run the statements inside in one transaction: the caller's, or a new one.
 
     A connection in autocommit mode gets a transaction, which begins and ends here. In a
     transaction that is open already, the statements become part of it. ``planner`` is
-    ``BY_KEY`` or ``IN_ORDER``: what Postgres's planner must not use. A new transaction sets
-    it together with the BEGIN, without another round trip; in a host's transaction the
-    previous settings are restored afterwards.
+    ``BY_KEY`` or ``IN_ORDER``. A new transaction sets it together with the BEGIN, without
+    another round trip; in a host's transaction the previous settings are restored
+    afterwards. With ``keep_plans``, a new transaction keeps the plans of statements that
+    allow it (``Statement``) for ``KEEP_SECONDS``; not if the table of jobs is partitioned,
+    because such a plan would have to consider every partition.
     """
     connection = session if isinstance(session, Connection) else session.connection()
     if isinstance(session, Connection) and _commits_each_statement(connection):
+        if keep_plans and _can_keep_plans(connection):
+            planner = {**planner, **_KEEPING}
         return transaction(connection, planner=planner)
     if planner and connection.dialect.name == "postgresql":
         return _planning(connection, planner)
     return nullcontext()
 
 
+def keeps_plans(connection: Connection) -> bool:
+    """Whether the transaction that is open on a connection was begun with ``keep_plans``."""
+    return "plan_cache_mode" in connection.info.get(_PLANNER, _NOTHING)
+
+
+def _can_keep_plans(connection: Connection) -> bool:
+    if connection.dialect.driver != "psycopg":
+        return False
+    driver: Any = connection.connection.dbapi_connection
+    return driver.prepare_threshold is not None and not is_partitioned(connection)
+
+
 def transactional(
-    *, planner: Sequence[str] = (), repeat_after: Sequence[Index] = ()
+    *, planner: Planner = _NOTHING, keep_plans: bool = False, repeat_after: Sequence[Index] = ()
 ) -> Callable[[F], F]:
     """Decorate a service so that it runs in ``atomic`` on the session that it is given.
 
@@ -72,7 +116,7 @@ def transactional(
         @wraps(service)
         def whole(session: Executor, *args: Any, **kwargs: Any) -> Any:
             def run() -> Any:
-                with atomic(session, planner=planner):
+                with atomic(session, planner=planner, keep_plans=keep_plans):
                     return service(session, *args, **kwargs)
 
             return repeating(session, run, repeat_after) if repeat_after else run()
@@ -115,20 +159,22 @@ def _commits_each_statement(connection: Connection) -> bool:
 
 
 @contextmanager
-def _planning(connection: Connection, planner: Sequence[str]) -> Iterator[None]:
+def _planning(connection: Connection, planner: Planner) -> Iterator[None]:
     planned = connection.info.get(_PLANNER)
-    if planned == planner:
+    if planned is not None and planner.items() <= planned.items():
         yield
         return
-    names = [func.current_setting(name).label(name) for name in _settings(planner)]
+    names = [func.current_setting(name).label(name) for name in _settings(planner, planned)]
     before = connection.execute(select(*names)).one()._asdict()
-    plan_without(connection, planner)
+    set_planner(connection, planner)
     failed = False
     try:
         yield
     except DBAPIError:
         # The rollback that has to follow restores the settings.
         failed = True
+        if planned is not None:
+            connection.info[_PLANNER] = _UNKNOWN
         raise
     finally:
         if not failed:
@@ -138,7 +184,7 @@ def _planning(connection: Connection, planner: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Iterator[Connection]:
+def transaction(connection: Connection, *, planner: Planner = _NOTHING) -> Iterator[Connection]:
     """A transaction on a connection in autocommit mode; ``planner`` as in ``atomic``.
 
     On SQLite it takes the write lock at once. If a transaction read first and wrote
@@ -146,7 +192,7 @@ def transaction(connection: Connection, *, planner: Sequence[str] = ()) -> Itera
     written in between.
     """
     immediate = connection.dialect.name == "sqlite"
-    _command(connection, "BEGIN IMMEDIATE" if immediate else _begin("BEGIN", planner))
+    _command(connection, "BEGIN IMMEDIATE" if immediate else _begin(connection, "BEGIN", planner))
     connection.info[_PLANNER] = planner
     try:
         yield connection
@@ -174,16 +220,27 @@ def savepoint(session: Executor) -> Iterator[None]:
 
 
 @contextmanager
-def snapshot(connection: Connection) -> Iterator[Connection]:
-    """A read-only transaction, in which all statements see the same moment."""
-    one_moment = " ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    _command(connection, "BEGIN" + (one_moment if connection.dialect.name != "sqlite" else ""))
+def snapshot(connection: Connection, *, planner: Planner = IN_ORDER) -> Iterator[Connection]:
+    """A read-only transaction, in which all statements see the same moment.
+
+    ``planner`` is as in ``atomic``: what a service in it would set first costs no round trip.
+    """
+    if connection.dialect.name == "sqlite":
+        begin = "BEGIN"
+    else:
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        begin = _begin(connection, begin, planner)
+    _command(connection, begin)
+    connection.info[_PLANNER] = planner
     try:
         yield connection
         _command(connection, "COMMIT")
     except BaseException:
         _roll_back(connection)
         raise
+    finally:
+        if not connection.invalidated:
+            connection.info.pop(_PLANNER, None)
 
 
 def _roll_back(connection: Connection) -> None:
@@ -218,29 +275,53 @@ def once_more(connection: Connection, ask: Callable[[], T]) -> T:
         return ask()
 
 
-def plan_without(executor: Executor, planner: Sequence[str]) -> None:
-    """Set what Postgres's planner must not use until the end of the transaction: see ``atomic``."""
+def set_planner(executor: Executor, planner: Planner) -> None:
+    """Set Postgres's planner until the end of the transaction: see ``atomic``."""
     if dialect_name(executor) == "postgresql":
         connection = executor if isinstance(executor, Connection) else executor.connection()
-        _set(connection, _settings(planner))
-        if _PLANNER in connection.info:
+        planned = connection.info.get(_PLANNER)
+        if planned is not None and planner.items() <= planned.items():
+            return
+        _set(connection, _settings(planner, planned))
+        if planned is not None:
             connection.info[_PLANNER] = planner
 
 
-def _settings(planner: Sequence[str]) -> dict[str, str]:
+def _settings(planner: Planner, planned: Planner | None) -> Planner:
     every = {*IN_ORDER, *BY_KEY}
-    settings = {f"enable_{way}": "off" if way in planner else "on" for way in sorted(every)}
-    return settings | {"jit": "off", "max_parallel_workers_per_gather": "0"}
+    settings = {**dict.fromkeys(sorted(every), "on"), **_ALWAYS, **planner}
+    # A plan that is kept must have been made with the settings of its own kind of transaction.
+    keeps = planned is not None and planned.keys() & {*_KEEPING, *_UNKNOWN}
+    return {**settings, "plan_cache_mode": "auto"} if keeps else settings
 
 
-def _set(connection: Connection, settings: Mapping[str, str]) -> None:
-    connection.execute(select(*(func.set_config(*item, true()) for item in settings.items())))
+_ALWAYS = {"jit": "off", "max_parallel_workers_per_gather": "0"}
+"""Plans with a scan that is switched off count as expensive, and JIT compiles expensive plans."""
 
 
-def _begin(begin: str, planner: Sequence[str]) -> str:
-    # Plans with a scan that is switched off count as expensive, and JIT compiles expensive plans.
-    ways = [f"SET LOCAL enable_{way} = off" for way in planner]
-    return "; ".join([begin, *ways, *(["SET LOCAL jit = off"] if ways else [])])
+def _set(connection: Connection, settings: Planner) -> None:
+    _command(connection, _set_local(settings))
+
+
+def _begin(connection: Connection, begin: str, planner: Planner) -> str:
+    if not planner:
+        return begin
+    begin = f"{begin}; {_set_local({**planner, **_ALWAYS})}"
+    return f"DISCARD PLANS; {begin}" if _has_old_plans(connection, planner) else begin
+
+
+def _has_old_plans(connection: Connection, planner: Planner) -> bool:
+    if not planner.keys() & _KEEPING.keys():
+        return False
+    now = time.monotonic()
+    if now - connection.info.setdefault(_KEPT_SINCE, now) < KEEP_SECONDS:
+        return False
+    connection.info[_KEPT_SINCE] = now
+    return True
+
+
+def _set_local(settings: Planner) -> str:
+    return "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
 
 
 def _command(connection: Connection, sql: str) -> None:

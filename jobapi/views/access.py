@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import errors
 from ..rules.roles import Role
+from ..schemas.jobs import Job
 from ..services import accounts
 from ..services.job_rows import COLUMNS, not_found
 from ..services.keys import KEY_PREFIX, USE_RESOLUTION, digest
@@ -32,7 +33,7 @@ from ..store.faults import judge
 from ..store.statement import Statement
 from ..store.tables import MAX_ID, api_keys, jobs, memberships, sessions, users, workspaces
 from ..store.transactions import once_more
-from .base import View, state
+from .base import View, sent, state
 from .bodies import read_body
 from .problems import RaisedByHost
 
@@ -47,13 +48,16 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 HOST_LOGIN_SECONDS = 300.0
 """How long a stream trusts a login of the host, which can be checked only in a request."""
 
-PrefetchedColumns = Literal["all", "status", "result", "log"]
+PrefetchedColumns = Literal["all", "shown", "status", "result", "log"]
 
 _ALWAYS = ("job_id", "job_type", "status", "version")
+_PROGRESS = ("progress_percent", "progress_message")
+_SHOWN = {*Job().fields, *_ALWAYS, *_PROGRESS}
 
 JOB_COLUMNS: dict[PrefetchedColumns, Sequence[Any]] = {
     "all": COLUMNS,
-    "status": tuple(jobs.c[*_ALWAYS, "progress_percent", "progress_message", "updated_at"]),
+    "shown": tuple(column for column in COLUMNS if column.name in _SHOWN),
+    "status": tuple(jobs.c[*_ALWAYS, *_PROGRESS, "updated_at"]),
     "result": tuple(jobs.c[*_ALWAYS, "result", "completed_at"]),
     "log": tuple(jobs.c[*_ALWAYS, "id"]),
 }
@@ -128,7 +132,7 @@ class Caller:
 
 def lease_token() -> str | None:
     """The value of the ``Lease-Token`` header."""
-    return request.headers.get("Lease-Token")
+    return sent("Lease-Token")
 
 
 def public(view: View) -> View:
@@ -152,8 +156,8 @@ def guard(
     ``admin=True`` allows administrators only, ``keys=False`` refuses API keys.
 
     ``job_columns`` is for paths with a job: the columns of the job to read into
-    ``Caller.job``. All of them may be megabytes; ``status``, ``result`` and ``log`` are the
-    few columns that the views of those names need.
+    ``Caller.job``. ``shown`` are those that the API shows. Documents may be megabytes; ``status``,
+    ``result`` and ``log`` are the few columns that the views of those names need.
 
     The checks are made in this order: authentication (401), unknown workspace (404),
     not a member (403), role too low (403), unknown job (404).
@@ -284,7 +288,7 @@ def retry_if_read_only(connection: Connection, ask: Callable[[], T]) -> T:
 
 def bearer() -> str:
     """The token in the ``Authorization`` header, or an empty text."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = (sent("Authorization") or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
@@ -331,13 +335,13 @@ def _is_cross_site() -> bool:
     A browser adds cookies and saved passwords to requests from any page. Any other
     ``Authorization`` header was set by the page's own script, which CORS must allow.
     """
-    scheme = request.headers.get("Authorization", "").partition(" ")[0].lower()
+    scheme = (sent("Authorization") or "").partition(" ")[0].lower()
     if scheme not in _SENT_BY_BROWSERS:
         return False
-    origin = request.headers.get("Origin")
+    origin = sent("Origin")
     if origin is not None and origin.lower() in state().settings.origins:
         return False
-    site = request.headers.get("Sec-Fetch-Site")
+    site = sent("Sec-Fetch-Site")
     if site is not None:
         return site not in ("same-origin", "none")
     if origin is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import orjson
-from flask import Response, current_app, url_for
+from flask import Response, current_app, request, url_for
 
 from ..state import State
 
@@ -23,6 +23,15 @@ View = Callable[..., Any]
 def state() -> State:
     """Return what ``JobAPI`` set up for the app that serves this request."""
     return cast(State, current_app.extensions["jobapi"])
+
+
+def sent(header: str) -> str | None:
+    """Return the value of a header of the request; None without it.
+
+    Unlike ``request.headers.get``, it makes no exception for a missing header.
+    """
+    value: str | None = request.environ.get(f"HTTP_{header.upper().replace('-', '_')}")
+    return value
 
 
 def json_response(

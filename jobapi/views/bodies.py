@@ -311,6 +311,7 @@ def query_paths(name: str) -> dict[str, str]:
 
 
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
+_ANNOUNCE_BODY = frozenset({"CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING"})
 _REFUSED = "jobapi.body_refused"
 _UNREADABLE = "The body could not be read: it is incomplete, or its chunks are malformed."
 
@@ -322,6 +323,8 @@ def read_body() -> bytes:
     ``UnsupportedMediaType`` if a host has already read it as a form.
     """
     environ = request.environ
+    if environ["REQUEST_METHOD"] in _BODILESS and environ.keys().isdisjoint(_ANNOUNCE_BODY):
+        return b""
     # The rest of a body that could not be read must not be taken for a body.
     if _REFUSED in environ:
         raise environ[_REFUSED]
@@ -340,8 +343,6 @@ def _read_body(environ: dict[str, Any]) -> bytes:
             raise errors.BadRequest(
                 "This server does not accept chunked bodies; send a Content-Length."
             )
-        return b""
-    if length is None and "HTTP_TRANSFER_ENCODING" not in environ and request.method in _BODILESS:
         return b""
     try:
         # The hooks have limited it to one byte more than the limit.

@@ -72,7 +72,7 @@ add_error_handlers(blp)
 @blp.get("/openapi.json")
 def get_openapi() -> Response:
     """The OpenAPI 3.1 document of the API."""
-    spec: dict[str, Any] = state().spec.to_dict()
+    spec: dict[str, Any] = state().document().to_dict()
     # Absolute, because Postman and generators that read a file cannot resolve a relative URL.
     return json_response({**spec, "servers": [{"url": iri_to_uri(request.url_root).rstrip("/")}]})
 
@@ -84,7 +84,7 @@ def get_docs() -> Response:
     if state().settings.dashboard_enabled:
         header = _HEADER.format(dashboard=escape(address("jobapi-dashboard.get_dashboard")))
     page = _PAGE.format(
-        title=escape(state().spec.title),
+        title=escape(state().document().title),
         header=header,
         files=escape(address(".get_docs_file", name="")),
         own=escape(address(".get_docs_own_file", name="")),

@@ -18,7 +18,7 @@ from ..services.events import Position
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, identify, may_still
-from .base import paginated, state, to_json
+from .base import paginated, sent, state, to_json
 from .blueprints import Blueprint
 from .openapi import header, header_parameter
 
@@ -105,7 +105,7 @@ def stream_events(caller: Caller, query: dict[str, Any], workspace_id: int) -> R
     `EventSource` an event of type `start`. A comment every 15 seconds is a heartbeat.
     """
     streams = state().streams
-    given = request.headers.get("Last-Event-ID") or query.get("last_event_id")
+    given = sent("Last-Event-ID") or query.get("last_event_id")
     with snapshot(caller.connection) as connection:
         position = (
             events.resume(connection, given) if given else events.begin(connection, workspace_id)
@@ -163,8 +163,8 @@ def _first(position: Position) -> bytes:
     requests of a browser. Other clients could take that event for one about a job, so
     they get the ``id`` with a comment.
     """
-    accepts = "text/event-stream" in request.headers.get("Accept", "")
-    if accepts and "Sec-Fetch-Mode" in request.headers:
+    accepts = "text/event-stream" in (sent("Accept") or "")
+    if accepts and sent("Sec-Fetch-Mode") is not None:
         return b"id: %b\nevent: start\ndata: {}\n\n" % position.name.encode()
     return heartbeat(position)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import Unavailable
 from ..schemas import base as schemas
-from ..store.readiness import try_to_write
+from ..store.readiness import schema_problem, try_to_write
 from ..store.transactions import once_more
 from .access import connect, public
 from .base import state
@@ -34,7 +34,7 @@ def get_ready() -> Any:
     """Return 200 if the database is migrated and accepts a write, otherwise 503."""
     ours = state()
     with connect() as connection:
-        problem = once_more(connection, lambda: ours.schema_problem(connection))
+        problem = once_more(connection, lambda: schema_problem(connection))
         if problem is not None:
             raise Unavailable(problem)
         if time.monotonic() >= ours.wrote_at + WRITE_AGAIN_SECONDS:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
-from flask import Blueprint, Flask, Response, g, request
-from flask.globals import request_ctx
+from flask import Blueprint, Flask, Request, Response, request
+from flask.globals import app_ctx, request_ctx
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, SecurityError
 from werkzeug.exceptions import NotFound as UnknownRoute
 from werkzeug.routing import BaseConverter, Rule
@@ -22,7 +22,7 @@ from werkzeug.routing import BaseConverter, Rule
 from ..headers import SECURITY_HEADERS
 from ..rules.addresses import client_address
 from ..state import State
-from .base import BLUEPRINT_PREFIX
+from .base import BLUEPRINT_PREFIX, sent
 from .cors import add_cors_headers
 from .problems import UNKNOWN, add_error_handlers, allowed_methods, handle, handle_http, handled
 
@@ -41,6 +41,7 @@ def register(app: Flask, state: State) -> None:
     origins = frozenset(settings.origins)
 
     def begin() -> Response | None:
+        g, request = _current()
         for name in _OF_A_REQUEST:
             g.pop(name, None)
         if not (state.standalone or _is_ours(state)):
@@ -49,22 +50,26 @@ def register(app: Flask, state: State) -> None:
         if state.maintain:
             # Not when the app is created: a server may fork its processes after that.
             state.maintenance.start()
-        given = request.headers.get("X-Request-Id", "")
-        g.jobapi_request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        given = sent("X-Request-Id") or ""
+        known = _REQUEST_ID.fullmatch(given)
+        g.jobapi_request_id = given if known else secrets.token_hex(16)
         # One byte more than allowed, so that ``read_body`` can tell a larger body from a cut one.
         request.max_content_length = settings.max_body_bytes + 1
         error = request.routing_exception
         if isinstance(error, HTTPException) and not state.standalone:
             return handle_http(error)
-        if _is_shadowed(shadowed):
+        if _is_shadowed(request, shadowed):
             return handle_http(MethodNotAllowed())
         return None
 
     def finish(response: Response) -> Response:
+        g, request = _current()
         started = g.get("jobapi_start")
         if started is None:
             return response
         headers = response.headers
+        # Each lookup in ``headers`` would read all of them.
+        there = {name.lower() for name, _ in headers}
         if request.method == "OPTIONS" and request.endpoint is not None:
             # Flask would include methods whose only purpose is an error.
             headers["Allow"] = ", ".join(allowed_methods())
@@ -72,11 +77,11 @@ def register(app: Flask, state: State) -> None:
                 del headers["Allow"]
         headers["X-Request-Id"] = g.jobapi_request_id
         for name, value in SECURITY_HEADERS.items():
-            if name not in headers:
-                headers[name] = value
-        if "Cache-Control" not in headers:
+            if name.lower() not in there:
+                headers.add(name, value)
+        if "cache-control" not in there:
             # A response with an ETag may be cached if it is revalidated each time.
-            headers["Cache-Control"] = "private, no-cache" if "ETag" in headers else "no-store"
+            headers.add("Cache-Control", "private, no-cache" if "etag" in there else "no-store")
         if origins:
             add_cors_headers(response, origins)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
@@ -92,7 +97,7 @@ def register(app: Flask, state: State) -> None:
                 time.perf_counter() - started,
             )
         if logger.isEnabledFor(logging.INFO):
-            _log(response.status_code, started)
+            _log(g, request, response.status_code, started)
         return response
 
     # Before all other hooks: none may read the body before its limit is set.
@@ -106,6 +111,11 @@ def register(app: Flask, state: State) -> None:
     for endpoint, view in app.view_functions.items():
         if endpoint.startswith(BLUEPRINT_PREFIX):
             app.view_functions[endpoint] = handled(view)
+
+
+def _current() -> tuple[Any, Request]:
+    """Flask's ``g`` and ``request`` themselves: the proxies look them up at each use."""
+    return app_ctx.g, request_ctx.request
 
 
 def _is_ours(state: State) -> bool:
@@ -194,7 +204,7 @@ def _shadowed(app: Flask) -> Shadowed:
     return found
 
 
-def _is_shadowed(shadowed: Shadowed) -> bool:
+def _is_shadowed(request: Request, shadowed: Shadowed) -> bool:
     rule = request.url_rule
     given = request.view_args or {}
     return rule is not None and any(
@@ -202,7 +212,7 @@ def _is_shadowed(shadowed: Shadowed) -> bool:
     )
 
 
-def _log(status: int, started: float) -> None:
+def _log(g: Any, request: Request, status: int, started: float) -> None:
     # The path is encoded, so that it cannot break the line. The query is left out, because
     # it may contain personal data.
     path = quote(request.path)

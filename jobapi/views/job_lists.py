@@ -12,7 +12,7 @@ from ..schemas import jobs as schemas
 from ..schemas.fields import MAX_PATH_VALUE
 from ..services import job_errors, job_lists
 from ..services.job_filters import Filters
-from ..services.job_rows import Scope, both, in_workspace, readable_by
+from ..services.job_rows import Scope, in_workspace, readable_by
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard
@@ -119,12 +119,13 @@ _FILTERS = {field.name for field in fields(Filters)} - {"only_job_types", "metad
 def list_all_jobs(caller: Caller, query: dict[str, Any]) -> Response:
     """List jobs of all workspaces that the caller may read. Use `/workspace/{id}/jobs` instead."""
     workspace_id = query.pop("workspace_id", None)
-    if caller.key_workspace_id is not None:
+    if caller.key_workspace_id is None:
+        scope = readable_by(caller.user_id, is_admin=caller.is_admin, workspace_id=workspace_id)
+    elif workspace_id in (None, caller.key_workspace_id):
         scope = in_workspace(caller.key_workspace_id)
     else:
-        scope = readable_by(caller.user_id, is_admin=caller.is_admin)
-    if workspace_id is not None:
-        scope = both(scope, in_workspace(workspace_id))
+        # No workspace has this id.
+        scope = in_workspace(0)
     successor = address("jobapi-workspaces.list_workspaces")
     if workspace_id is not None:
         successor = address("jobapi-job_lists.list_jobs", workspace_id=workspace_id)

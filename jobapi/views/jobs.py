@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, cast
 
-from flask import Response, request
+from flask import Response
 from sqlalchemy import Connection
 
 from ..errors import (
@@ -31,7 +31,7 @@ from ..services.changing import changed_since
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard, lease_token
-from .base import View, json_response, location, state
+from .base import View, json_response, location, sent, state
 from .blueprints import Blueprint
 from .bodies import MERGE_PATCH
 from .conditions import (
@@ -109,7 +109,7 @@ def _creation(caller: Caller) -> creating.Creation:
         "created_by": caller.user_id,
         "now": caller.now,
         "actor": caller.name,
-        "traceparent": request.headers.get("traceparent"),
+        "traceparent": sent("traceparent"),
         "flow_version": caller.flow_version,
     }
 
@@ -202,7 +202,7 @@ def create_jobs(caller: Caller, body: dict[str, Any], workspace_id: int) -> Resp
     parameters=[IF_NONE_MATCH],
     responses=NOT_MODIFIED,
 )
-@guard(Role.VIEWER, job_columns="all")
+@guard(Role.VIEWER, job_columns="shown")
 @blp.response(200, schemas.Job, example=examples.SUCCESS, headers=ETAG)
 def get_job(caller: Caller, workspace_id: int, job_id: str) -> Any:
     """Return one job."""

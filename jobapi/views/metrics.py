@@ -37,7 +37,7 @@ def get_metrics() -> Response:
         )
     found = None
     try:
-        with connect() as connection, snapshot(connection) as tx:
+        with connect() as connection, snapshot(connection, planner={}) as tx:
             found = stats.backlog(tx)
     except SQLAlchemyError as error:
         if judge(error) is None and not lacks_schema(error):

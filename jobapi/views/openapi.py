@@ -6,8 +6,10 @@ import http
 import inspect
 import json
 from collections.abc import Mapping
+from threading import RLock
 from typing import Any
 
+from apispec import APISpec
 from apispec.ext.marshmallow import MarshmallowPlugin
 from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from flask import Flask
@@ -18,8 +20,10 @@ from marshmallow.fields import Field
 from ..headers import PROBLEM
 from ..schemas import base as schemas
 from ..schemas.fields import Choice, Time
+from ..schemas.webhooks import Message
 from ..store.tables import MAX_ID
 from . import examples
+from .base import JSON
 
 
 class _Converter(OpenAPIConverter):
@@ -36,7 +40,7 @@ class _Converter(OpenAPIConverter):
         name = field.metadata.get("component")
         if name is None:
             return prop
-        shared = {key: prop.pop(key) for key in _SHARED & prop.keys()}
+        shared = {key: prop.pop(key) for key in _SHARED if key in prop}
         one: dict[str, Any] = self._component(name, {**shared, "type": _not_null(shared["type"])})
         null = [{"type": "null"}] if field.allow_none else []
         # Some generators name an inline union after its schema and property. That could be the
@@ -84,7 +88,7 @@ class _Converter(OpenAPIConverter):
 
 
 _GROWS = "A later version may send other values."
-_SHARED = {"type", "enum", "additionalProperties"}
+_SHARED = ("type", "enum", "additionalProperties")
 
 
 def _not_null(types: Any) -> Any:
@@ -103,6 +107,10 @@ class Api(SmorestApi):
     ERROR_SCHEMA = schemas.Problem
 
     def __init__(self, app: Flask, *, version: str, description: str) -> None:
+        self._undescribed: list[tuple[SmorestBlueprint, Any]] = []
+        self._describing = False
+        # flask-smorest may read ``spec`` while it describes the views.
+        self._lock = RLock()
         super().__init__(
             app,
             config_prefix="JOBAPI",
@@ -123,12 +131,40 @@ class Api(SmorestApi):
     def register_blueprint(
         self, blp: SmorestBlueprint, *, parameters: Any = None, **options: Any
     ) -> None:
-        """Register a blueprint and document it, under its tag instead of its name."""
+        """Register a blueprint, which ``spec`` describes."""
         self._app.extensions["flask-smorest"]["blp_name_to_api"][blp.name] = self
         self._app.register_blueprint(blp, **options)
-        blp.register_views_in_doc(self, self._app, self.spec, name=blp.name, parameters=parameters)
-        if blp.description:
-            self.spec.tag({"name": blp.tag, "description": blp.description})
+        self._undescribed.append((blp, parameters))
+
+    @property
+    def spec(self) -> APISpec:
+        """The OpenAPI document, with each blueprint under its tag instead of its name.
+
+        The views are described when it is first asked for: that takes a tenth of the time in which
+        the application starts, and many processes never need it.
+        """
+        with self._lock:
+            if self._undescribed and not self._describing:
+                self._describing = True
+                try:
+                    self._describe()
+                finally:
+                    self._describing = False
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: APISpec) -> None:
+        self._spec = spec
+
+    def _describe(self) -> None:
+        for blp, parameters in self._undescribed:
+            blp.register_views_in_doc(
+                self, self._app, self._spec, name=blp.name, parameters=parameters
+            )
+            if blp.description:
+                self._spec.tag({"name": blp.tag, "description": blp.description})
+        # Only now, so that an error does not leave half a document to the next request.
+        self._undescribed.clear()
 
     def describe_security(self, host_login: bool) -> None:
         """Document how a caller authenticates."""
@@ -143,6 +179,37 @@ class Api(SmorestApi):
                 "description": f"{by} (`jk_…`). Without `Bearer` in front, which is added.",
             },
         )
+
+    def describe_messages(self) -> None:
+        """Document what the service sends to webhooks."""
+        self.spec.components.schema("WebhookMessage", schema=Message)
+        body = {"schema": {"$ref": "#/components/schemas/WebhookMessage"}}
+        sent: dict[str, Any] = {
+            "summary": "An event",
+            "description": "Sent to the `url` of a webhook, signed as Standard Webhooks 1.0 says. "
+            "Messages may be repeated, and come in no particular order.",
+            "operationId": "webhook_message",
+            "tags": ["Webhooks"],
+            "security": [],
+            "parameters": [
+                {
+                    "name": name,
+                    "in": "header",
+                    "required": True,
+                    "description": description,
+                    "schema": {"type": "string"},
+                }
+                for name, description in _MESSAGE_HEADERS.items()
+            ],
+            "requestBody": {"required": True, "content": {JSON: body}},
+            "responses": {
+                "2XX": {"description": "The message is delivered."},
+                "410": {"description": "The webhook is disabled."},
+                "429": {"description": "It is sent again, after `Retry-After` if there is one."},
+                "5XX": {"description": "It is sent again later, as after any other status."},
+            },
+        }
+        self.spec.options["webhooks"] = {"message": {"post": sent}}
 
     def _register_error_handlers(self) -> None:
         """Leave the host's error handlers alone: our blueprints have their own."""
@@ -162,6 +229,13 @@ class Api(SmorestApi):
                 lazy=True,
             )
 
+
+_MESSAGE_HEADERS = {
+    "webhook-id": "The id of the message; the same whenever it is repeated.",
+    "webhook-timestamp": "When it was sent, in seconds since 1970.",
+    "webhook-signature": "`v1,` and the signature; several of them, separated by spaces, while the "
+    "secret is being rotated.",
+}
 
 ERROR_RESPONSES = {
     400: "The body cannot be read, is not JSON, or has values that cannot be stored.",
@@ -196,7 +270,7 @@ def alternative(
     status: int, description: str, schema: Any, headers: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The documentation of a response besides the usual one of a view."""
-    content = {"application/json": {"schema": schema}}
+    content = {JSON: {"schema": schema}}
     return {str(status): {"description": description, "content": content, "headers": headers or {}}}
 
 
@@ -259,7 +333,8 @@ def document_errors(doc: Any, info: Any, *, method: str, **kw: Any) -> Any:
         statuses |= {400, 413}
     if "requestBody" in doc:
         statuses |= {415, 422}
-    if any(isinstance(p, dict) and p.get("in") == "query" for p in doc.get("parameters", ())):
+    parameters = [p for p in doc.get("parameters", ()) if isinstance(p, dict)]
+    if any(p.get("in") == "query" or p.get("name") == "Idempotency-Key" for p in parameters):
         statuses.add(422)
     for status in sorted(statuses):
         doc["responses"].setdefault(str(status), _component(status))

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException, default_exceptions
 from .. import errors
 from ..headers import PROBLEM
 from ..store.faults import judge, lacks_schema, parent_is_gone
+from ..store.readiness import schema_problem
 from .base import BLUEPRINT_PREFIX, View, state
 from .bodies import read_body
 
@@ -145,7 +146,7 @@ def _schema_problem(error: Exception) -> str | None:
         return None
     try:
         with state().engine.connect() as connection:
-            return state().schema_problem(connection)
+            return schema_problem(connection)
     except SQLAlchemyError as another:
         fault = judge(another)
         return None if fault is None else fault.detail

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from flask import request
 from sqlalchemy import Connection
 
 from ..errors import ValidationFailed
 from ..services import idempotency
 from ..store.transactions import atomic
 from .access import Caller
-from .base import to_json
+from .base import sent, to_json
 from .openapi import header, header_parameter
 
 IDEMPOTENCY_KEY = header_parameter(
@@ -32,7 +31,7 @@ REPLAYED = {"Idempotency-Replayed": "true"}
 
 def idempotency_key() -> str | None:
     """Return the idempotency key of this request. Raises ``ValidationFailed``."""
-    key = request.headers.get("Idempotency-Key")
+    key = sent("Idempotency-Key")
     longest = idempotency.MAX_KEY_LENGTH
     if key is not None and (not 1 <= len(key) <= longest or "\x00" in key):
         raise ValidationFailed(

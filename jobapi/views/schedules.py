@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Response, request
+from flask import Response
 from sqlalchemy import Connection
 
 from ..rules.roles import Role
@@ -16,7 +16,7 @@ from ..services import schedules
 from ..store.transactions import snapshot
 from . import examples
 from .access import Caller, guard
-from .base import json_response, location, paginated, state
+from .base import json_response, location, paginated, sent, state
 from .blueprints import Blueprint
 from .bodies import MERGE_PATCH
 from .conditions import ETAG, IF_MATCH, etag, version_wanted
@@ -217,7 +217,7 @@ def run_schedule(caller: Caller, workspace_id: int, schedule_id: str) -> Respons
             workspace_id,
             created_by=caller.user_id,
             actor=caller.name,
-            traceparent=request.headers.get("traceparent"),
+            traceparent=sent("traceparent"),
             **_own(caller, schedule_id),
         )
         return with_existing(made) if made.existing else Job.render(made.job)

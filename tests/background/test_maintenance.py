@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -22,7 +21,7 @@ from jobapi.store.engine import normalize_url
 from jobapi.store.tables import leader_locks
 
 from ..factories import PASSWORD, Desk, World, until
-from ..served import BIN
+from ..served import Command
 
 JOBS = "/workspace/1/jobs"
 JOB = {"job_type": "a", "workspace_id": 1}
@@ -244,7 +243,7 @@ def test_maintain_command_reaps_where_no_service_does(
     client.post(JOBS, json=JOB)
     (job,) = client.post(f"{JOBS}/claim", json={"lease_seconds": 5}).json()["data"]
     assert leaders(service_url) == []
-    process = subprocess.Popen([BIN / "jobapi", "maintain"], env=service_env, cwd="/")
+    process = Command("maintain", env=service_env)
     try:
         wait_for_expiry(client, job)
     finally:

@@ -571,7 +571,7 @@ def test_open_dashboard_with_the_login_of_a_host_needs_no_form(
         session["user"] = "u-17"
         return "<!doctype html><link rel=icon href=data:,>in"
 
-    with app.extensions["jobapi"].private.app_context():
+    with app.extensions["jobapi"].migrating():
         flask_migrate.upgrade()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever)

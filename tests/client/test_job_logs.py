@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,17 +67,24 @@ def test_task_logs_into_its_job(desk: Desk, client: Client, worker: Worker) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
-    [((5,), TypeError), (("x", "loud"), ValueError), (("x", "critical"), ValueError)],
+    ("arguments", "at", "error"),
+    [
+        ((5,), None, TypeError),
+        (("x", "loud"), None, ValueError),
+        (("x", "critical"), None, ValueError),
+        (("x",), "2024-01-15T10:00:00Z", TypeError),
+        *((("x",), at, ValueError) for at in (math.nan, math.inf, 1e30, -1e11, -62135596800)),
+    ],
 )
 def test_wrong_entry_is_refused_in_the_task(
-    desk: Desk, client: Client, worker: Worker, arguments: Any, error: Any
+    desk: Desk, client: Client, worker: Worker, arguments: Any, at: Any, error: Any
 ) -> None:
     def task(job: Task) -> None:
+        job.log("right")
         with pytest.raises(error):
-            job.log(*arguments)
+            job.log(*arguments, at=at)
 
-    assert run(desk, client, worker, task) == []
+    assert [entry.message for entry in run(desk, client, worker, task)] == ["right"]
     assert [job.status for job in client.jobs(desk.workspace_id)] == ["success"]
 
 

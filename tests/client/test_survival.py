@@ -100,8 +100,10 @@ def test_eight_workers_do_five_thousand_jobs_once_each(service_env: Any, tmp_pat
     try:
         items = [{"job_type": "a", "metadata": {"seconds": 0}}] * 5000
         made = stage.client.create_many(1, items)
-        # Each is a process of its own.
-        workers = stage.start_worker("--concurrency", "8", "--processes", "--until-idle")
+        # Each is a process of its own. None is killed, so no lease may end on a slow machine.
+        workers = stage.start_worker(
+            "--concurrency", "8", "--processes", "--until-idle", "--lease-seconds", "60"
+        )
         assert workers.wait(180) == 0
         assert_each_ran_once(stage, made)
         assert sum(1 for _ in stage.client.jobs(1, status="success")) == 5000

@@ -202,7 +202,7 @@ def test_explain_job_prints_reasons_and_estimates(client: Client, terminal: Term
     client.claim(1)
     *_, job = client.jobs(1, status="pending", sort="created_at", order="asc")
     lines = terminal.lines("jobs", "explain", job.job_id)
-    full = "1 job of its type may run at the same time (max_running), and as many do."
+    full = "At most 1 job of its type may run at the same time (max_running); the limit is reached."
     assert lines[:5] == [
         f"{job.job_id} pending",
         f"  at-capacity    {full}",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -25,7 +29,8 @@ THREADS = 4
 
 def test_worker_overrides_only_what_gunicorn_has() -> None:
     """Overriding a method that a later gunicorn has renamed would have no effect."""
-    ours = {"live_path", "_is_probe", "_submit", "_wait_for_data"}
+    ours = {"live_path", "_is_probe", "_wait_for_data"}
+    ours |= {"_submit", "_submit_request", "_handle_requests", "_has_next_request"}
     overridden = {name for name in vars(Worker) if not name.startswith("__")} - ours
     for name in (*overridden, "handle", "finish_request", "on_pending_socket_readable"):
         assert callable(getattr(ThreadWorker, name))
@@ -98,6 +103,60 @@ def test_connections_that_say_nothing_take_no_thread(serve: Any) -> None:
     finally:
         for connection in silent:
             connection.close()
+
+
+def connected(service: Service) -> http.client.HTTPConnection:
+    host, port = service.url.removeprefix("http://").rsplit(":", 1)
+    return http.client.HTTPConnection(host, int(port), timeout=20)
+
+
+def test_connections_that_never_pause_leave_threads_to_others(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "2")
+    end = time.monotonic() + 1.5
+
+    def ask(_: int) -> int:
+        """Ask again and again on one connection; returns how often it was answered."""
+        with contextlib.closing(connected(service)) as connection:
+            for n in itertools.count():
+                if time.monotonic() >= end:
+                    return n
+                connection.request("GET", "/health")
+                assert connection.getresponse().read()
+        raise AssertionError
+
+    with ThreadPoolExecutor(8) as callers:
+        answered = list(callers.map(ask, range(8)))
+    assert min(answered) > sum(answered) / len(answered) / 4
+
+
+def test_connection_that_never_pauses_is_closed_when_the_service_stops(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "2")
+    with contextlib.closing(connected(service)) as connection, ThreadPoolExecutor(1) as stopping:
+        stopped = None
+        for n in itertools.count():
+            if n == 20:
+                stopped = stopping.submit(service.stop)
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            assert answer.status == 404
+            answer.read()
+            if answer.headers["Connection"] == "close":
+                break
+        assert stopped is not None
+        assert stopped.result() == 0
+
+
+def test_requests_that_are_sent_at_once_are_answered_in_order(serve: Any) -> None:
+    service = serve("--workers", "1", "--threads", "2")
+    host, port = service.url.removeprefix("http://").rsplit(":", 1)
+    ids = [f"r{n}" for n in range(30)]
+    requests = [f"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id_}\r\n\r\n" for id_ in ids]
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("".join(requests).encode())
+        got = b""
+        while got.count(b"X-Request-Id: ") < len(ids):
+            got += connection.recv(65536)
+    assert re.findall(r"X-Request-Id: (\w+)", got.decode()) == ids
 
 
 def test_incomplete_probe_does_not_delay_others(serve: Any) -> None:

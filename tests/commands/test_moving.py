@@ -43,7 +43,7 @@ from jobapi.store.transactions import snapshot
 
 from ..conftest import SECRET, app_on
 from ..factories import Desk, World
-from ..served import BIN, environment
+from ..served import Command, environment
 
 FIRST = 50_000_000
 
@@ -604,7 +604,8 @@ def test_move_that_is_killed_is_continued_while_clients_write(
         TARGET=urls[1],
         JOBAPI_INSTANCE_PATH=str(tmp_path),
     )
-    command = [BIN / "jobapi", "workspaces", "move", str(desk.workspace_id), "--to-env", "TARGET"]
+    move = "workspaces", "move", str(desk.workspace_id), "--to-env", "TARGET"
+    said = tmp_path / "said"
     created: list[str] = []
     stopping = threading.Event()
 
@@ -622,22 +623,22 @@ def test_move_that_is_killed_is_continued_while_clients_write(
     try:
         kills = 0
         for _ in range(30):
-            with (tmp_path / "said").open("w") as said:
-                process = subprocess.Popen(command, env=env, start_new_session=True, stderr=said)
+            said.unlink(missing_ok=True)
+            process = Command(*move, env=env, stderr=said)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2 + chance.random() * kills / 2)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.wait(20)
                 kills += 1
                 time.sleep(0.1)
                 continue
-            assert process.returncode == 0, (tmp_path / "said").read_text()
+            assert process.poll() == 0, said.read_text()
             break
     finally:
         stopping.set()
         writer.join()
-    assert process.returncode == 0
+    assert process.poll() == 0
     assert kills > 0
     with target.transaction() as tx:
         there = set(

@@ -17,7 +17,7 @@ import pytest
 from jobapi.client import Client
 
 from ..factories import until
-from ..served import Service, environment, jobapi
+from ..served import BIN, Service, environment, jobapi
 from ..stand_ins import install
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -35,6 +35,13 @@ def demo(tmp_path: Path) -> Any:
     service = Service(tmp_path, env)
     yield service, {**env, "JOBAPI_URL": service.url}
     service.close()
+
+
+def run_worker(name: str, env: dict[str, str]) -> None:
+    """Run a worker of an example, found through ``PYTHONPATH``, until no jobs are left."""
+    command = [BIN / "jobapi", "worker", name, "--until-idle"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 def test_pipeline_of_the_guide_writes_parquet(demo: Any, tmp_path: Path) -> None:
@@ -107,8 +114,7 @@ def test_nightly_report_is_made_by_its_schedule(demo: Any, tmp_path: Path) -> No
         client.update_schedule(1, schedule.schedule_id, every_seconds=1)
         until(lambda: list(client.jobs(1, schedule_id=schedule.schedule_id)))
         client.pause_schedule(1, schedule.schedule_id)
-        done = jobapi("worker", "nightly_report:worker", "--until-idle", env=env)
-        assert done.returncode == 0, done.stderr
+        run_worker("nightly_report:worker", env)
         job, *_ = client.jobs(1, schedule_id=schedule.schedule_id)
         result = client.result(1, job.job_id)
     assert result is not None
@@ -152,8 +158,7 @@ def test_engines_run_a_job(
         job = client.create(1, job_type, metadata=metadata)
         try:
             target = "dispatcher" if helper is not None and module == "local" else "worker"
-            done = jobapi("worker", f"{module}:{target}", "--until-idle", env=env)
-            assert done.returncode == 0, done.stderr
+            run_worker(f"{module}:{target}", env)
             assert client.wait(job, timeout=30).result == result
         finally:
             if helper is not None:

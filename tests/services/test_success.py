@@ -19,6 +19,7 @@ from jobapi.rules.documents import MAX_DOCUMENT_BYTES
 from jobapi.rules.jobs import JobStatus
 from jobapi.rules.leases import Backoff
 from jobapi.services import counts, success
+from jobapi.services.job_rows import in_workspace
 from jobapi.store.tables import attempts, events, jobs
 
 from ..factories import Desk
@@ -177,7 +178,7 @@ def outcome(desk: Desk, case: Case, job: Any, way: Callable[..., Any]) -> Any:
             "events": rows(
                 tx, select(*NOTED).where(events.c.job_id == job.job_id).order_by(events.c.id)
             ),
-            "counts": counts.kinds(tx, lambda c: [c.workspace_id == desk.workspace_id]),
+            "counts": counts.kinds(tx, in_workspace(desk.workspace_id)),
             "answers": [answered(each, row) for each in answers],
         }
         tx.exec_driver_sql("ROLLBACK")

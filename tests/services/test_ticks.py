@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from datetime import datetime, timedelta
@@ -22,6 +19,8 @@ from jobapi.store.transactions import transaction
 
 from ..conftest import app_on
 from ..factories import Desk, World, until
+from ..served import Process
+from . import ticker
 
 MINUTE = timedelta(minutes=1)
 TICKS = 90
@@ -48,21 +47,6 @@ def scheduled(desk: Desk, schedule_id: str) -> list[datetime]:
         return list(tx.scalars(select(c.scheduled_for).where(c.schedule_id == schedule_id)))
 
 
-class Node:
-    """A process that handles ticks."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        root = Path(__file__).parents[2]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.services.ticker", url, str(folder)], cwd=root
-        )
-
-    def kill(self) -> None:
-        """End it wherever it is."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-
 def test_ticks_in_two_processes_that_are_killed_make_one_job_each(
     new_database: Any, database: str, tmp_path: Path
 ) -> None:
@@ -87,7 +71,7 @@ def test_ticks_in_two_processes_that_are_killed_make_one_job_each(
         return int(found or 0)
 
     tell(first - MINUTE)
-    nodes = [Node(url, tmp_path) for _ in range(2)]
+    nodes = [Process(ticker.main, url, str(tmp_path)) for _ in range(2)]
     kills = 0
     try:
         for n in range(TICKS):
@@ -97,9 +81,10 @@ def test_ticks_in_two_processes_that_are_killed_make_one_job_each(
             if chance.random() < 0.12:
                 number = chance.randrange(2)
                 nodes[number].kill()
-                nodes[number] = Node(url, tmp_path)
+                nodes[number] = Process(ticker.main, url, str(tmp_path))
                 kills += 1
-        end = first + (TICKS - 1) * MINUTE + timedelta(seconds=59)
+        # The end of a minute, when no tick is delayed any more.
+        end = (first + (TICKS - 1) * MINUTE).replace(second=59)
         tell(end)
         wanted = {
             each.schedule_id: [

@@ -1,11 +1,7 @@
-"""A process that handles ticks until it is killed: ``python -m tests.services.ticker URL FOLDER``.
-
-The time is what the file ``now`` in the folder says.
-"""
+"""What a process that handles ticks does until it is killed."""
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +10,7 @@ from jobapi.background.periodic_tasks import run_schedules
 
 
 def main(url: str, folder: str) -> None:
-    """Handle due ticks again and again."""
+    """Handle due ticks again and again. The time is what the file ``now`` in the folder says."""
     app = create_app(
         {
             "JOBAPI_DATABASE_URL": url,
@@ -32,7 +28,3 @@ def main(url: str, folder: str) -> None:
                 announce=lambda connection, workspace_id: None,
                 now=now,
             )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -150,6 +151,22 @@ def row_locked(url: str, job_id: str) -> Iterator[None]:
         connection.execute("SELECT 1 FROM jobapi_jobs WHERE job_id = %s FOR UPDATE", [job_id])
         yield
         connection.rollback()
+
+
+def test_sqlite_never_waits_long_by_itself_for_a_lock_that_others_keep_taking(
+    make_app: Any, furnished: Any
+) -> None:
+    """Else it would ask only every 100 ms in the end, and come last among busy writers."""
+    url = str(furnished("sqlite"))
+    desk = Desk(World(make_app(url, migrate=False, JOBAPI_DATABASE_LOCK_SECONDS=5)))
+    job = desk.create()
+    with desk.world.state.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() <= 20
+    with ThreadPoolExecutor() as pool:
+        with row_locked(url, job["job_id"]):
+            change = pool.submit(desk.patch, job["job_id"], {"priority": "high"})
+            assert not wait([change], timeout=0.5).done
+        assert change.result().status_code == 200
 
 
 @pytest.mark.parametrize("verb", ["cancel", "patch", "delete"])

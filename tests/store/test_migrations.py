@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import flask_migrate
 import pytest
-from sqlalchemy import inspect
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
 
+from jobapi.store.readiness import VERSION_TABLE, migrations_folder, newest_migration
 from jobapi.store.tables import Base
 
 from .. import schema
 from ..conftest import SECRET
 from ..factories import Desk, World
-from ..served import BIN, environment, jobapi
+from ..served import Command, environment, jobapi
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
 
@@ -30,7 +33,7 @@ def test_upgrade_creates_the_schema_of_the_models(
 ) -> None:
     app = make_app(new_database(database))
     assert tables(app) == TABLES | {"jobapi_alembic_version"}
-    with app.extensions["jobapi"].private.app_context():
+    with app.extensions["jobapi"].migrating():
         flask_migrate.check()
 
 
@@ -42,7 +45,7 @@ def test_upgrade_creates_the_schema_of_schema_sql(make_app: Any, new_database: A
 
 def test_downgrade_takes_everything_back(make_app: Any, new_database: Any, database: str) -> None:
     app = make_app(new_database(database))
-    with app.extensions["jobapi"].private.app_context():
+    with app.extensions["jobapi"].migrating():
         flask_migrate.downgrade(revision="base")
         assert tables(app) == {"jobapi_alembic_version"}
         flask_migrate.upgrade()
@@ -74,15 +77,10 @@ def test_upgrade_by_several_processes_at_once(
         JOBAPI_SECRET_KEY=SECRET,
         JOBAPI_INSTANCE_PATH=str(tmp_path),
     )
-    started = [
-        subprocess.Popen(
-            [BIN / "jobapi", "init"], env=env, stderr=subprocess.PIPE, text=True, cwd="/"
-        )
-        for _ in range(4)
-    ]
-    for process in started:
-        _, message = process.communicate(timeout=60)
-        assert process.returncode == 0, message
+    said = [tmp_path / f"said-{number}" for number in range(4)]
+    started = [Command("init", env=env, stderr=file) for file in said]
+    for process, file in zip(started, said, strict=True):
+        assert process.wait(60) == 0, file.read_text()
     assert jobapi("db", "check", env=env).returncode == 0
 
 
@@ -111,11 +109,25 @@ def test_upgrade_groups_jobs_that_have_failed_before(
     desk.job_in("success")
     before = desk.get("/errors").json
     assert [group["count"] for group in before["data"]] == [3]
-    with state.private.app_context():
+    with state.migrating():
         flask_migrate.downgrade(revision="0017")
         flask_migrate.upgrade()
     assert desk.get("/errors").json == before
     assert desk.get("?status=failed").json["pagination"]["total"] == 4
+
+
+def test_the_newest_migration_is_the_one_that_alembic_ends_with(app: Any) -> None:
+    state = app.extensions["jobapi"]
+    head = ScriptDirectory(str(migrations_folder())).get_current_head()
+    assert newest_migration() == head
+    with state.engine.connect() as connection:
+        assert connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")) == head
+
+
+def test_importing_what_serves_needs_no_alembic() -> None:
+    """It would make each start slower."""
+    code = "import sys, jobapi.extension, jobapi.commands.serve; print('alembic' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
 def test_upgrade_takes_an_index_that_was_built_beforehand(make_app: Any, new_database: Any) -> None:
@@ -125,7 +137,7 @@ def test_upgrade_takes_an_index_that_was_built_beforehand(make_app: Any, new_dat
     desk.create(metadata={"batch_id": 3})
     docs = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text("utf-8")
     (command,) = re.findall(r"CREATE INDEX CONCURRENTLY .*?;", docs, re.DOTALL)
-    with state.private.app_context():
+    with state.migrating():
         flask_migrate.downgrade(revision="0014")
         with state.engine.connect() as connection:
             connection.exec_driver_sql(command)

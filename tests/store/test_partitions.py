@@ -18,7 +18,7 @@ from jobapi.services import job_errors, job_lists, operations
 from jobapi.services.job_filters import Filters
 from jobapi.services.job_rows import in_workspace
 from jobapi.store.tables import attempts, job_log_heads, job_logs, jobs
-from jobapi.store.transactions import BY_KEY, IN_ORDER, transaction
+from jobapi.store.transactions import BY_KEY, IN_ORDER, Planner, transaction
 
 from ..conftest import app_on
 from ..factories import Desk, World
@@ -56,7 +56,7 @@ def desk(partitioned: Any) -> Desk:
 
 
 @contextmanager
-def one_partition(desk: Desk, planner: tuple[str, ...]) -> Iterator[Connection]:
+def one_partition(desk: Desk, planner: Planner) -> Iterator[Connection]:
     """A transaction that may look into the partition of the desk's workspace and no other."""
     engine = desk.world.state.engine
     with engine.connect() as connection, transaction(connection, planner=planner) as tx:
@@ -156,7 +156,7 @@ def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, 
     if "created_by" in given:
         given = {"created_by": desk.user.id}
     scope = in_workspace(desk.workspace_id)
-    with one_partition(desk, ()) as tx:
+    with one_partition(desk, {}) as tx:
         found = job_lists.page(tx, scope, Filters(**given), sort=sort)
         assert len(found.rows) == found.total
         assert job_lists.count(tx, scope, Filters(**given)) == (found.total, False)
@@ -165,7 +165,7 @@ def test_list_on_partitions_touches_one(desk: Desk, sort: str, given: dict[str, 
 def test_errors_on_partitions_touch_one(desk: Desk) -> None:
     job = desk.create()
     desk.patch(job["job_id"], {"status": "failed", "error": "boom"})
-    with one_partition(desk, ()) as tx:
+    with one_partition(desk, {}) as tx:
         (found,) = job_errors.groups(tx, desk.workspace_id).groups
     assert found.job_ids == [job["job_id"]]
 

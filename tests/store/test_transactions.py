@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from jobapi.store.connections import run_on_driver
 from jobapi.store.engine import long_transaction
 from jobapi.store.transactions import BY_KEY, IN_ORDER, atomic, transaction
 
@@ -124,3 +128,76 @@ def test_atomic_in_a_transaction_with_the_same_planner_settings_sends_nothing(
 def planner_of(connection: Any) -> dict[str, str]:
     name = func.current_setting("enable_indexscan").label("enable_indexscan")
     return dict(connection.execute(select(name)).one()._asdict())
+
+
+def test_connection_that_returns_to_the_pool_in_a_transaction_is_rolled_back(world: World) -> None:
+    world.user()
+    engine = world.state.engine
+    with engine.connect() as connection:
+        # Not through SQLAlchemy, which would know of the transaction and end it.
+        cursor = connection.connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.execute(str(INSERT))
+    with engine.connect() as connection:
+        assert connection.scalar(COUNT) == 0
+        with atomic(connection):
+            connection.execute(INSERT)
+    with engine.connect() as connection:
+        assert connection.scalar(COUNT) == 1
+
+
+def megabytes_kept(act: Callable[[int], None]) -> float:
+    """How much memory stays in use after ``act`` was called with three numbers."""
+    pages = Path("/proc/self/statm")
+    # libpq keeps its buffer.
+    act(0)
+    before = int(pages.read_text().split()[1])
+    for number in range(1, 4):
+        act(number)
+    kept = int(pages.read_text().split()[1]) - before
+    return kept * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_connection_keeps_no_result_in_memory(world: World) -> None:
+    with world.state.engine.connect() as connection:
+
+        def read(number: int) -> None:
+            sql = f"SELECT repeat($1, 50000000), {number}"
+            assert len(run_on_driver(connection, sql, ["x"], prepare=True)) == 1
+
+        assert megabytes_kept(read) < 50
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_connection_keeps_no_parameters_of_statements_that_failed(world: World) -> None:
+    given = ["x" * 50_000_000]
+    with world.state.engine.connect() as connection:
+
+        def fail(number: int) -> None:
+            sql = f"SELECT length($1) / 0, {number}"
+            with pytest.raises(DBAPIError):
+                run_on_driver(connection, sql, given, prepare=False)
+
+        assert megabytes_kept(fail) < 50
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_connection_of_a_host_may_change_its_settings(world: World) -> None:
+    sql = "SELECT now(), length($1)"
+    host = create_engine(world.state.engine.url, isolation_level="AUTOCOMMIT")
+    with host.connect() as connection:
+
+        def read() -> Any:
+            return run_on_driver(connection, sql, ["é€"], prepare=False)[0]
+
+        assert read()[1] == 2
+        connection.exec_driver_sql("SET client_encoding TO latin9")
+        assert read()[1] == 2
+        connection.exec_driver_sql("SET DateStyle TO german")
+        # psycopg's error for times that it cannot read.
+        with pytest.raises(NotImplementedError):
+            read()
+        connection.exec_driver_sql("SET DateStyle TO iso")
+        assert read()[0].tzinfo is not None
+    host.dispose()

@@ -20,6 +20,7 @@ from jobapi.rules.addresses import address_bucket, client_address
 from jobapi.store.columns import DbNow
 from jobapi.store.tables import login_failures, sessions, users
 
+from ..conftest import HASHER
 from ..factories import PASSWORD, Desk, World
 
 
@@ -525,6 +526,10 @@ def test_change_password_guessing_is_limited(world: World) -> None:
     token = world.token(world.user("anna", password=PASSWORD))
     answers = [change(world, token, "wrong", "a new password").status_code for _ in range(21)]
     assert answers == [422] * 20 + [429]
+
+
+def test_passwords_are_hashed_with_the_effort_that_owasp_recommends() -> None:
+    assert HASHER.hash("x").startswith("$argon2id$v=19$m=19456,t=2,p=1$")
 
 
 def test_passwords_are_stored_as_argon2id_and_take_all_characters(world: World) -> None:

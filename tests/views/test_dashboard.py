@@ -13,9 +13,7 @@ from flask import Flask
 from jobapi.views.dashboard import FOLDER, PAGE, START, files, modules, version
 
 from ..factories import World
-from ..packaging.test_embedding import PREFIX, embed, who
-
-__all__ = ["embed"]
+from ..host import PREFIX, who
 
 FILES = sorted(files())
 SCRIPTS = [name for name in FILES if name.endswith(".js")]

@@ -126,13 +126,13 @@ def test_fault_in_a_view_hides_its_details(
         heard.append(exception)
 
     with desk.world.state.engine.connect() as connection:
-        connection.execute(text("ALTER TABLE jobapi_jobs RENAME COLUMN error TO fehler"))
+        connection.execute(text("ALTER TABLE jobapi_jobs RENAME COLUMN traceparent TO trace"))
     try:
         with got_request_exception.connected_to(hear, app):
             response = desk.post(json={"job_type": "tell-nobody", "workspace_id": 1})
     finally:
         with desk.world.state.engine.connect() as connection:
-            connection.execute(text("ALTER TABLE jobapi_jobs RENAME COLUMN fehler TO error"))
+            connection.execute(text("ALTER TABLE jobapi_jobs RENAME COLUMN trace TO traceparent"))
     body = check(response, 500, "internal-error")
     assert "error" not in body["detail"]
     assert "jobapi_jobs" not in response.text

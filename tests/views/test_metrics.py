@@ -32,8 +32,7 @@ from jobapi.store import tables
 
 from ..conftest import METRICS_TOKEN, SECRET
 from ..factories import PASSWORD, Desk, World, until
-from ..host import HTML_404
-from ..packaging.test_embedding import PREFIX, Host
+from ..host import HTML_404, PREFIX, Host
 from ..served import environment
 
 Samples = Counter[str]
@@ -241,6 +240,8 @@ def test_job_types_are_bounded_by_workspace_and_by_scrape(
     assert found["jobapi_omitted_job_types"] == 12 - 5
 
 
+# On SQLite, a query for each of many rows is a statement for each, which costs no round trip.
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_number_of_statements_is_the_same_for_any_number_of_workspaces(world: World) -> None:
     asked: list[str] = []
     with_events = world.state.engine
@@ -252,7 +253,7 @@ def test_number_of_statements_is_the_same_for_any_number_of_workspaces(world: Wo
         asked.clear()
         read(world)
         counted.append(len(asked))
-    assert counted[0] == counted[1] < 16
+    assert counted[0] == counted[1] < 15
     assert not any("count(" in statement for statement in asked)
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask, Request
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from sqlalchemy import select
 
 from jobapi.rules.events import EventKind
 from jobapi.rules.job_logs import LogLevel
@@ -19,10 +26,13 @@ from jobapi.rules.roles import Role
 from jobapi.rules.schedules import CatchUp, Overlap, RunOutcome
 from jobapi.rules.webhooks import DeliveryStatus, Disabled
 from jobapi.rules.workers import WorkerState
+from jobapi.store import tables
+from jobapi.views import base, webhooks
 from jobapi.views.base import BLUEPRINT_PREFIX
 from jobapi.views.cors import EXPOSED_HEADERS
 
 from ..factories import Desk
+from ..served import environment
 from .test_access import TABLE
 
 METHODS = ("get", "post", "patch", "put", "delete")
@@ -120,6 +130,39 @@ def test_document_names_the_server_that_it_came_from(app: Flask) -> None:
         assert served["servers"] == [{"url": root}]
 
 
+def test_document_is_whole_for_requests_that_ask_for_it_first_at_once(
+    make_app: Any, new_database: Any
+) -> None:
+    app = make_app(new_database("sqlite"))
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(document, [app] * 4)
+    assert all(other == first for other in others)
+    assert {"/auth/login", "/health/ready"} <= first["paths"].keys()
+
+
+def test_commands_of_flask_smorest_print_the_document(make_app: Any, new_database: Any) -> None:
+    app = make_app(new_database("sqlite"))
+    command = ["openapi", "print", "--config-prefix", "JOBAPI"]
+    printed = app.test_cli_runner().invoke(args=command)
+    assert json.loads(printed.stdout)["paths"].keys() == document(app)["paths"].keys()
+
+
+WRITTEN = """
+from jobapi import create_app
+app = create_app({"JOBAPI_SECRET_KEY": "x" * 40})
+print(app.test_client().get("/openapi.json").text)
+"""
+
+
+def test_document_is_the_same_text_from_every_process(tmp_path: Path) -> None:
+    def written(seed: str) -> str:
+        env = environment(PYTHONHASHSEED=seed, JOBAPI_DATABASE_URL=f"sqlite:///{tmp_path}/file")
+        command = [sys.executable, "-c", WRITTEN]
+        return subprocess.check_output(command, env=env, text=True, stderr=subprocess.DEVNULL)
+
+    assert written("1") == written("2")
+
+
 def test_stream_is_documented_as_events(app: Flask) -> None:
     path = "/workspace/{workspace_id}/events/stream"
     answer = document(app)["paths"][path]["get"]["responses"]["200"]
@@ -204,6 +247,15 @@ def test_views_document_every_header_that_they_read_or_send(
             self._given = headers
 
     monkeypatch.setattr(app, "request_class", Watched)
+    known = base.sent
+
+    def sent(header: str) -> str | None:
+        read.add(header.title())
+        return known(header)
+
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("jobapi.views.") and getattr(module, "sent", None) is known:
+            monkeypatch.setattr(module, "sent", sent)
     served = document(app)
     token = desk.world.token(desk.world.user("boss", is_admin=True))
     ended = desk.job_in("success")["job_id"]
@@ -258,6 +310,9 @@ def test_operations_document_their_errors_as_problems(app: Flask) -> None:
             needed |= {"404"}
         if "requestBody" in operation:
             needed |= {"400", "413", "415", "422"}
+        parameters = parameters_of(served, method, path)
+        if any(each["name"] == "Idempotency-Key" for each in parameters):
+            needed |= {"422"}
         if path.startswith("/health/"):
             needed = {"500"}
         assert needed <= answers.keys(), where
@@ -510,3 +565,25 @@ def test_docs_switched_off_are_not_there(make_app: Any, new_database: Any) -> No
     app = make_app(new_database("sqlite"), JOBAPI_DOCS_ENABLED="false")
     for path in ("/docs", "/openapi.json"):
         assert app.test_client().get(path).status_code == 404
+
+
+@pytest.mark.parametrize("database", ["sqlite"])
+def test_document_describes_what_webhooks_get(desk: Desk) -> None:
+    served = document(desk.world.app)
+    (operation,) = [each["post"] for each in served["webhooks"].values()]
+    names = {each["name"] for each in operation["parameters"]}
+    assert names == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    validator = Draft202012Validator({**schema, "components": served["components"]})
+    desk.job_in("success")
+    with desk.world.state.engine.connect() as connection:
+        job = connection.execute(select(tables.jobs)).one()
+        happened = connection.execute(select(tables.events)).all()
+    messages = [
+        webhooks.message(event, each, ["result"]) for event in happened for each in (job, None)
+    ]
+    messages.append(webhooks._test_message(datetime.now(UTC)))
+    for message in messages:
+        validator.validate(json.loads(message))
+        with pytest.raises(ValidationError):
+            validator.validate({**json.loads(message), "timestamp": None})

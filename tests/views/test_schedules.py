@@ -337,6 +337,15 @@ def test_jitter_delays_the_job_and_not_the_tick(desk: Desk, clock: Clock) -> Non
     assert moment(job["created_at"]) >= tick
 
 
+def test_jitter_longer_than_the_time_between_ticks_is_no_outage(desk: Desk, clock: Clock) -> None:
+    schedule = made(desk, cron="* * * * *", jitter_seconds=300, catch_up="none")
+    first = moment(schedule["next_run_at"])
+    for second in range(0, 1201, 4):
+        clock.run(first + timedelta(seconds=second))
+    found = {moment(job["scheduled_for"]) for job in jobs_of(desk, schedule)}
+    assert found >= {first + n * MINUTE for n in range(16)}
+
+
 MINUTE = timedelta(minutes=1)
 
 

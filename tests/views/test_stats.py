@@ -15,7 +15,7 @@ from jobapi.rules.roles import Role
 from jobapi.services import counts, stats, throughput
 from jobapi.store.columns import DbNow
 from jobapi.store.tables import job_count_changes, job_flow, jobs
-from jobapi.store.transactions import IN_ORDER, plan_without, snapshot
+from jobapi.store.transactions import IN_ORDER, set_planner, snapshot
 
 from ..factories import Desk
 
@@ -179,7 +179,7 @@ def explained(desk: Desk) -> list[str]:
 
     engine = desk.world.state.engine
     with engine.connect() as connection, snapshot(connection) as tx:
-        plan_without(tx, IN_ORDER)
+        set_planner(tx, IN_ORDER)
         now = tx.execute(select(DbNow())).scalar_one()
         event.listen(engine, "before_cursor_execute", explain, retval=True)
         try:
