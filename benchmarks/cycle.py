@@ -2,7 +2,8 @@
 
 Compared with the same number of worker processes on the same Postgres: the service over
 HTTP with its Python worker, in batches, with events and without; the floor, which does the
-same with plain psycopg and no HTTP; Procrastinate; and Celery on Redis
+same with plain psycopg and no HTTP, on a table with the indexes that lists need and on a bare
+one; Procrastinate; and Celery on Redis
 (``BENCH_REDIS_URL``). The clock runs from the first create to the last end; the workers
 are already waiting. Procrastinate and Celery have their own virtual environment,
 ``benchmarks/.venv``.
@@ -16,25 +17,22 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from bench import postgres, prepare, served
+from bench import clear, jobapi_serve, peers_python
 
 from jobapi.client import Client, Worker
 
 HERE = Path(__file__).resolve().parent
-PEERS = HERE / ".venv"
 REDIS = os.environ.get("BENCH_REDIS_URL", "redis://127.0.0.1:6379/15")
 BATCH = 100
-GOALS = {"without events": 0.85, "floor": 0.25, "procrastinate": 20, "celery": 10}
+GOALS = {"without events": 0.85, "floor": 0.4, "procrastinate": 15, "celery": 10}
 
 fork = get_context("fork")
 
@@ -95,7 +93,7 @@ def ours(
         psycopg.connect(database, autocommit=True) as connection,
         Client(url, token=token) as client,
     ):
-        connection.execute("TRUNCATE jobapi_jobs, jobapi_events CASCADE")
+        clear(connection)
         for trigger in ("inserted", "updated"):
             switch = "ENABLE" if events else "DISABLE"
             connection.execute(f"ALTER TABLE jobapi_jobs {switch} TRIGGER jobapi_note_{trigger}")
@@ -123,7 +121,8 @@ def drain(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
         while True:
             claimed = connection.execute(
-                "UPDATE floor_queue SET status = 1, token = gen_random_uuid(), started_at = now() "
+                "UPDATE floor_queue SET status = 1, token = gen_random_uuid(), started_at = now(), "
+                "updated_at = now() "
                 "WHERE id IN (SELECT id FROM floor_queue WHERE status = 0 ORDER BY priority DESC, "
                 "due_at, id LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id, token, metadata",
                 (BATCH,),
@@ -132,25 +131,38 @@ def drain(database: str) -> None:
                 time.sleep(0.005)
                 continue
             connection.execute(
-                "UPDATE floor_queue q SET status = 2, token = NULL, ended_at = now() "
+                "UPDATE floor_queue q SET status = 2, token = NULL, ended_at = now(), "
+                "updated_at = now() "
                 "FROM unnest(%s::bigint[], %s::uuid[]) AS r (id, token) "
                 "WHERE q.id = r.id AND q.token = r.token AND q.status = 1",
                 ([row[0] for row in claimed], [row[1] for row in claimed]),
             )
 
 
-def floor(database: str, workers: int, jobs: int) -> float:
+LISTED = (
+    "workspace_id, created_at, id",
+    "workspace_id, status, job_type, priority, created_at, id",
+    "workspace_id, status, updated_at, id",
+)
+"""The indexes that lists by creation, by bucket and by change need."""
+
+
+def floor(database: str, workers: int, jobs: int, *, listed: bool = True) -> float:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("DROP TABLE IF EXISTS floor_queue")
         connection.execute(
             "CREATE TABLE floor_queue (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
             "status smallint NOT NULL DEFAULT 0, priority smallint NOT NULL DEFAULT 1, "
             "job_type text NOT NULL, metadata json, due_at timestamptz NOT NULL DEFAULT now(), "
-            "token uuid, started_at timestamptz, ended_at timestamptz)"
+            "token uuid, started_at timestamptz, ended_at timestamptz, workspace_id integer NOT "
+            "NULL DEFAULT 1, created_at timestamptz NOT NULL DEFAULT now(), updated_at timestamptz "
+            "NOT NULL DEFAULT now())"
         )
         connection.execute(
             "CREATE INDEX ON floor_queue (priority DESC, due_at, id) WHERE status = 0"
         )
+        for columns in LISTED if listed else ():
+            connection.execute(f"CREATE INDEX ON floor_queue ({columns})".encode())
         with processes(drain, workers, database):
             began = time.perf_counter()
             for start in range(0, jobs, 1000):
@@ -167,12 +179,7 @@ def floor(database: str, workers: int, jobs: int) -> float:
 
 
 def peer(name: str, database: str, workers: int, jobs: int, folder: Path) -> float:
-    python = PEERS / "bin" / "python"
-    if not python.exists():
-        print("making benchmarks/.venv …", file=sys.stderr)
-        venv.create(PEERS, with_pip=True)
-        requirements = ["procrastinate>=3", "celery[redis]>=5", "psycopg[binary,pool]>=3"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+    python = peers_python()
     env = {**os.environ, "BENCH_DATABASE": database, "BENCH_REDIS_URL": REDIS}
     command = [python, HERE / "peers.py", name]
     subprocess.run([*command, "prepare"], env=env, check=True, cwd=folder)
@@ -209,7 +216,7 @@ def peer(name: str, database: str, workers: int, jobs: int, folder: Path) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=20_000, help="jobs of jobapi and the floor")
     parser.add_argument("--few", type=int, default=2_000, help="jobs of other rows")
@@ -217,15 +224,13 @@ def main() -> None:
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        os.environ["JOBAPI_INSTANCE_PATH"] = str(folder)
-        database = stack.enter_context(postgres())
-        token, workspace_id, _ = prepare(database)
-        port = stack.enter_context(served("wsgi:app", database, folder, 2, 16))
-        service = (database, f"http://127.0.0.1:{port}", token, workspace_id)
+        database, token, workspace_id, start = stack.enter_context(jobapi_serve())
+        service = (database, stack.enter_context(start()).url, token, workspace_id)
         rows: dict[str, Callable[[int], float]] = {
             "jobapi": lambda n: ours(*service, n, options.jobs),
             "without events": lambda n: ours(*service, n, options.jobs, events=False),
             "floor": lambda n: floor(database, n, options.jobs),
+            "bare floor": lambda n: floor(database, n, options.jobs, listed=False),
             "procrastinate": lambda n: peer("procrastinate", database, n, options.few, folder),
             "celery": lambda n: peer("celery", database, n, options.few, folder),
             "jobapi singly": lambda n: ours(*service, n, options.few, singly=True),

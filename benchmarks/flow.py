@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from bench import SECRET, postgres, prepare, served
+from bench import SECRET, clear, postgres, prepare, served
 from cycle import processes
 from sqlalchemy import select
 
@@ -78,7 +78,7 @@ def throughput(database: str, url: str, token: str, workspace_id: int) -> None:
                     job_type = f"t{number}"
                     if settings:
                         client.set_job_type(workspace_id, job_type, **settings)
-                    connection.execute("TRUNCATE jobapi_jobs, jobapi_events CASCADE")
+                    clear(connection)
                     client.create_many(workspace_id, items(job_type, 1500 * limit, keys))
                     connection.execute("ANALYZE jobapi_jobs")
                     rates[name].append(rate(connection, url, token, workspace_id, job_type, limit))
@@ -111,7 +111,7 @@ def flood(database: str, url: str, token: str, workspace_id: int) -> None:
     client = Client(url, token=token)
     with psycopg.connect(database, autocommit=True) as connection:
         for name, keyed in (("plain", False), ("keys in turns", True)):
-            connection.execute("TRUNCATE jobapi_jobs, jobapi_events CASCADE")
+            clear(connection)
             job_type = f"flood-{keyed}".lower()
             key = {"concurrency_key": "flood"} if keyed else {}
             client.create_many(workspace_id, [{"job_type": job_type, **key}] * FLOOD)

@@ -1,6 +1,7 @@
 """Five million jobs compared with five thousand: ``make bench-scale``.
 
-Two databases in one Postgres have 50 workspaces each, one of which has half of the jobs.
+Two databases in one Postgres have 50 workspaces each, one of which has half of the jobs. It also
+has governed job types with pending jobs of many keys, schedules, and webhooks with deliveries.
 That workspace gets the same requests in both databases in turns, through the application
 in this process: other load on the machine slows both. A ratio is the large database's
 median divided by the small one's in the same round; the median over the rounds is printed.
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain, cycle
+from itertools import chain, count, cycle
 from typing import Any
 from urllib.parse import quote
 
@@ -33,7 +34,9 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import make_url
 
 from jobapi import create_app
+from jobapi.background.periodic_tasks import periodic_tasks
 from jobapi.services import counts
+from jobapi.services import deliveries as delivering
 from jobapi.store.transactions import BY_KEY, transaction
 
 SMALL = 5_000
@@ -104,6 +107,40 @@ FROM (
 ) AS made
 """
 
+GOVERNED = {
+    "limited": {"max_running": 100},
+    "keyed": {"max_running_per_key": 1},
+    "limited_keyed": {"max_running": 100, "max_running_per_key": 1},
+    "rated": {"rate_limit": {"starts": 100_000, "seconds": 1}},
+}
+"""Job types with settings of flow control."""
+
+PER_KEYED = 250
+"""One job of a governed type is pending for every 250 jobs; two of them share a key."""
+
+SCHEDULES = 50
+
+WEBHOOKS = 10
+
+DELIVERIES = 1_000
+"""How many the service keeps for a webhook. One in 100 is pending. The small database has fewer."""
+
+LOAD_DELIVERIES = """
+INSERT INTO jobapi_webhook_deliveries (
+  workspace_id, webhook_id, id, type, event_id, job_id, body, status, attempts, created_at,
+  next_attempt_at, last_attempt_at, response_status)
+SELECT
+  w.workspace_id, w.id, 'msg_' || n, 'job.succeeded', 'evt_' || n, 'job_' || n,
+  '{"type": "job.succeeded", "data": {"job_id": "job_' || n || '"}}',
+  CASE WHEN n %% 100 = 0 THEN 0 ELSE 1 END,
+  1,
+  now() - interval '30 days' * (n / %(total)s::float8),
+  CASE WHEN n %% 100 = 0 THEN now() + interval '1 day' END,
+  now() - interval '30 days' * (n / %(total)s::float8),
+  CASE WHEN n %% 100 = 0 THEN 503 ELSE 204 END
+FROM jobapi_webhooks w, generate_series(1, %(total)s::int) AS n
+"""
+
 
 @contextlib.contextmanager
 def databases(server: str, *names: str) -> Iterator[list[str]]:
@@ -164,15 +201,21 @@ class Side:
         # The maintenance runs between the measurements, see ``fold``.
         app = create_app({**settings, "JOBAPI_MAINTENANCE_ENABLED": False})
         self.engine = app.extensions["jobapi"].engine
+        self.client = app.test_client()
+        self.headers = {"Authorization": f"Bearer {token}"}
+        self.workspace = f"/workspace/{self.workspace_id}"
+        self.jobs = f"{self.workspace}/jobs"
+        self.furnish(total)
+        state = app.extensions["jobapi"]
+        self.tasks = periodic_tasks(
+            state.backoff, state.count_reaped, state.count_tick, state.waiters.announce
+        )
         self.fold()
         # Loading the jobs must not count as throughput.
         self.connection.execute("DELETE FROM jobapi_job_flow")
         self.connection.execute("VACUUM ANALYZE")
         self.connection.execute("CHECKPOINT")
-        self.client = app.test_client()
-        self.headers = {"Authorization": f"Bearer {token}"}
-        self.workspace = f"/workspace/{self.workspace_id}"
-        self.jobs = f"{self.workspace}/jobs"
+        self.keys = count(1)
         self.types = cycle(f"type_{number:02}" for number in range(TYPES))
         some = self.connection.execute(
             "SELECT job_id FROM jobapi_jobs WHERE workspace_id = %s ORDER BY random() LIMIT 500",
@@ -185,6 +228,29 @@ class Side:
         self.cursor = quote(middle["next_cursor"])
         took = time.monotonic() - began
         print(f"{total:,} jobs, {first['total']:,} of them in one workspace: {took:.0f} s")
+
+    def furnish(self, total: int) -> None:
+        """Add governed types with pending jobs, schedules, and webhooks with deliveries."""
+        for name, settings in GOVERNED.items():
+            self.ask("PATCH", f"{self.workspace}/job-types/{name}", settings)
+        number = max(100, total // PER_KEYED)
+        names = cycle(GOVERNED)
+        pending = [
+            {**new_job(n), "job_type": next(names), "concurrency_key": f"key_{n // 2}"}
+            for n in range(number)
+        ]
+        for first in range(0, number, 1000):
+            self.ask("POST", f"{self.jobs}/batch", {"jobs": pending[first : first + 1000]})
+        for n in range(SCHEDULES):
+            job = {"job_type": f"type_{n % TYPES:02}"}
+            body = {"name": f"yearly {n}", "cron": "0 0 1 1 *", "timezone": "UTC", "job": job}
+            self.ask("POST", f"{self.workspace}/schedules", body)
+        hooks = [
+            self.ask("POST", f"{self.workspace}/webhooks", {"url": f"https://example.com/{n}"})[1]
+            for n in range(WEBHOOKS)
+        ]
+        self.webhooks = cycle(hook["webhook_id"] for hook in hooks)
+        self.connection.execute(LOAD_DELIVERIES, {"total": min(DELIVERIES, total // 50)})
 
     def new(self) -> dict[str, Any]:
         """A job of the next type."""
@@ -259,6 +325,24 @@ def stats(side: Side) -> float:
     return side.ask("GET", f"{side.workspace}/stats")[0]
 
 
+def schedules(side: Side) -> float:
+    return side.ask("GET", f"{side.workspace}/schedules")[0]
+
+
+def deliveries(side: Side) -> float:
+    return side.ask("GET", f"{side.workspace}/webhooks/{next(side.webhooks)}/deliveries")[0]
+
+
+def maintain(side: Side) -> float:
+    """One run of each periodic task, and of the deliverer, when there is nothing to do."""
+    with side.engine.connect() as connection:
+        began = time.perf_counter()
+        for task in side.tasks:
+            task.step(connection)
+        delivering.survey(connection)
+        return time.perf_counter() - began
+
+
 def create(side: Side) -> float:
     body = {**side.new(), "workspace_id": side.workspace_id}
     seconds, job = side.ask("POST", side.jobs, body)
@@ -266,12 +350,22 @@ def create(side: Side) -> float:
     return seconds
 
 
-def claimed(number: int) -> Action:
-    """Claim and report this many jobs; creating them before is not measured."""
+def claimed(number: int, job_type: str | None = None) -> Action:
+    """Claim and report this many jobs, of one type or of any, each of a governed type with its key.
+
+    Creating them before is not measured.
+    """
+    wanted = {"job_types": [job_type]} if job_type else {}
 
     def claim(side: Side) -> float:
-        side.ask("POST", f"{side.jobs}/batch", {"jobs": [side.new() for _ in range(number)]})
-        claiming, answer = side.ask("POST", f"{side.jobs}/claim", {"limit": number})
+        created = [side.new() for _ in range(number)]
+        for job in created:
+            if job_type is not None:
+                job["job_type"] = job_type
+            if job_type in GOVERNED:
+                job["concurrency_key"] = f"new_{next(side.keys)}"
+        side.ask("POST", f"{side.jobs}/batch", {"jobs": created})
+        claiming, answer = side.ask("POST", f"{side.jobs}/claim", {"limit": number, **wanted})
         reports = [
             {**{name: job[name] for name in ("job_id", "lease_token")}, "status": "success"}
             for job in answer["data"]
@@ -305,6 +399,16 @@ ACTIONS: dict[str, Action] = {
     "create": create,
     "claim 1, report": claimed(1),
     "claim 100, report": claimed(100),
+    "claim 1 of a plain type, report": claimed(1, "type_00"),
+    "claim 100 of a plain type, report": claimed(100, "type_00"),
+    **{
+        f"claim {number} of {name}, report": claimed(number, name)
+        for name in GOVERNED
+        for number in (1, 20)
+    },
+    "schedules": schedules,
+    "webhook deliveries": deliveries,
+    "maintenance, nothing to do": maintain,
     # Last, so that both databases have the same throughput to report.
     "stats": stats,
 }
@@ -356,7 +460,7 @@ def main() -> None:
         # As ``jobapi serve`` does.
         gc.collect()
         gc.freeze()
-        print(f"{'ms':32}{'small':>8}{'p95':>8}{'large':>8}{'p95':>8}{'ratio':>8}")
+        print(f"{'ms':36}{'small':>8}{'p95':>8}{'large':>8}{'p95':>8}{'ratio':>8}")
         ratios = []
         for name, action in ACTIONS.items():
             both = measure(action, sides, AT_ONCE // 2 if name is DEEP else AT_ONCE)
@@ -372,7 +476,7 @@ def main() -> None:
             else:
                 ratios.append(ratio)
                 verdict = "ok" if ratio <= AIM else f"above {AIM}"
-            print(f"{name:32}{''.join(map(shown, both))}{ratio:8.2f}  {verdict}", flush=True)
+            print(f"{name:36}{''.join(map(shown, both))}{ratio:8.2f}  {verdict}", flush=True)
         good, better = (sum(ratio <= limit for ratio in ratios) for limit in (AIM, HALF_AIM))
         print(f"of {len(ratios)}: {good} at most {AIM}, {better} at most {HALF_AIM}")
         for side in sides:
