@@ -310,6 +310,7 @@ def service_settings(url: str, folder: Path) -> dict[str, str]:
         JOBAPI_SECRET_KEY=SECRET,
         JOBAPI_INSTANCE_PATH=str(folder),
         JOBAPI_LOG_FORMAT="text",
+        JOBAPI_METRICS_TOKEN=METRICS_TOKEN,
     )
 
 

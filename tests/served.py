@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,10 @@ def _run(arguments: Sequence[str], env: dict[str, str], files: Sequence[Path]) -
     main()
 
 
+# Made once, because reading the certificates takes longer than a request.
+_TLS = ssl.create_default_context()
+
+
 class Service:
     """One running service; its address is ``url``, what it logs is in ``log``."""
 
@@ -139,29 +144,44 @@ class Service:
         self.process = Command(
             *("serve", "--port", "0", *arguments), env=env, stdout=self.log, stderr=self.log
         )
-        self.url = self._wait()
+        self._wait()
 
-    def _wait(self) -> str:
+    def _wait(self) -> None:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             # In a line of gunicorn's, or in the greeting of development.
             found = re.search(r"(http://[^ /]+:[0-9]+)", self.log.read_text())
             if found:
+                self.url = found[1]
                 with contextlib.suppress(httpx2.TransportError):
-                    if httpx2.get(f"{found[1]}/health/live").status_code == 200:
-                        return found[1]
+                    if self.get("/health/live").status_code == 200:
+                        return
             time.sleep(0.05)
         self.kill()
         raise RuntimeError(f"The service did not start:\n{self.log.read_text()}")
 
     def client(self, username: str, password: str) -> httpx2.Client:
         """A client that has logged in; closed together with this."""
-        client = httpx2.Client(base_url=self.url, timeout=40)
+        client = httpx2.Client(base_url=self.url, verify=_TLS, timeout=40)
         self._clients.append(client)
         body = {"username": username, "password": password}
         token = client.post("/auth/login", json=body).json()["access_token"]
         client.headers["Authorization"] = f"Bearer {token}"
         return client
+
+    def get(self, path: str, **headers: str) -> httpx2.Response:
+        """Ask on a new connection, which any of the processes may get."""
+        with httpx2.Client(base_url=self.url, verify=_TLS, timeout=40) as client:
+            return client.get(path, headers=headers)
+
+    def metrics(self) -> httpx2.Response:
+        """What Prometheus gets."""
+        token = self.env["JOBAPI_METRICS_TOKEN"]
+        return self.get("/metrics", authorization=f"Bearer {token}")
+
+    def has_waiting(self, number: int) -> bool:
+        """Whether this many claims wait for jobs."""
+        return f"\njobapi_waiting_claims {number:.1f}\n" in self.metrics().text
 
     def lines(self) -> list[dict[str, Any]]:
         """What was logged so far, one object a line."""

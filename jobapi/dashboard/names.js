@@ -6,7 +6,7 @@ import { app, update } from "./state.js";
 const AGAIN = 10_000;
 const PAGES = 10;
 
-/** @type {Map<string, {users: Map<number, string>, keys: Map<number, string>, read: number}>} */
+/** @type {Map<string, {users: Map<number, string>, keys: Map<number, string>, read: number, first: boolean}>} */
 const known = new Map();
 
 async function all(id, what) {
@@ -30,17 +30,19 @@ async function read(id, names) {
   ]);
   if (members.status === "fulfilled") members.value.forEach((each) => names.users.set(each.user_id, each.username));
   if (keys.status === "fulfilled") keys.value.forEach((each) => names.keys.set(each.key_id, each.name));
+  names.first = false;
   update();
 }
 
 /**
- * The names that are known now. The rest is read, and read again for an id that is still unknown,
- * which may be that of a new member.
+ * The names that are known now, and "…" for those that are still to come, so that no id is shown
+ * for a moment. They are read again for an id that is still unknown, which may be that of a new
+ * member.
  * @param {string} id the workspace
  */
 export function names(id) {
   if (!known.has(id)) {
-    const made = { users: new Map(), keys: new Map(), read: 0 };
+    const made = { users: new Map(), keys: new Map(), read: 0, first: true };
     known.set(id, made);
     read(id, made);
   }
@@ -48,7 +50,7 @@ export function names(id) {
   const lookup = (map) => ({
     get(number) {
       if (!map.has(number) && Date.now() - found.read > AGAIN) read(id, found);
-      return map.get(number);
+      return map.get(number) ?? (found.first ? "…" : undefined);
     },
   });
   return { users: lookup(found.users), keys: lookup(found.keys) };

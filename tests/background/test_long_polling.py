@@ -77,7 +77,7 @@ def test_waiter_gets_a_job_created_by_another_node_within_a_second(serve: Any) -
     waiting, creating = one.client("boss", PASSWORD), other.client("boss", PASSWORD)
     for _ in range(3):
         waiter = Waiter(waiting)
-        time.sleep(0.3)
+        until(lambda: one.has_waiting(1))
         began = time.monotonic()
         assert creating.post(JOBS, json=JOB).status_code == 201
         count, seconds = waiter.got(began)
@@ -86,7 +86,8 @@ def test_waiter_gets_a_job_created_by_another_node_within_a_second(serve: Any) -
 
 
 def test_waiting_claim_gets_a_due_job_and_a_released_one(serve: Any) -> None:
-    client = serve().client("boss", PASSWORD)
+    service = serve()
+    client = service.client("boss", PASSWORD)
     due = datetime.now(UTC) + timedelta(seconds=1.5)
     client.post(JOBS, json={**JOB, "scheduled_at": due.isoformat()})
     waiter = Waiter(client)
@@ -95,7 +96,7 @@ def test_waiting_claim_gets_a_due_job_and_a_released_one(serve: Any) -> None:
     assert timedelta(0) <= datetime.now(UTC) - due < timedelta(seconds=1.3)
     (job,) = waiter.answer.json()["data"]
     waiter = Waiter(client)
-    time.sleep(0.3)
+    until(lambda: service.has_waiting(1))
     began = time.monotonic()
     report = {"job_id": job["job_id"], "lease_token": job["lease_token"], "status": "pending"}
     client.post(f"{JOBS}/report", json={"reports": [report]})
@@ -117,8 +118,8 @@ def test_waiter_for_another_type_goes_on_waiting(serve: Any) -> None:
 def test_only_half_of_the_threads_wait_and_the_others_serve(serve: Any) -> None:
     service = serve("--workers", "1", "--threads", "4")
     client = service.client("boss", PASSWORD)
-    waiters = [Waiter(client, wait_seconds=4) for _ in range(2)]
-    time.sleep(0.5)
+    waiters = [Waiter(client, wait_seconds=6) for _ in range(2)]
+    until(lambda: service.has_waiting(2))
     began = time.monotonic()
     refused = client.post(f"{JOBS}/claim", json={"wait_seconds": 15})
     assert refused.json() == {"data": []}
@@ -133,10 +134,11 @@ def test_only_half_of_the_threads_wait_and_the_others_serve(serve: Any) -> None:
 
 
 def test_waiters_of_one_workspace_leave_a_place_to_those_of_another(serve: Any) -> None:
-    client = serve("--workers", "1", "--threads", "6").client("boss", PASSWORD)
+    service = serve("--workers", "1", "--threads", "6")
+    client = service.client("boss", PASSWORD)
     other = client.post("/workspace", json={"name": "other"}).json()["workspace_id"]
     waiters = [Waiter(client) for _ in range(3)]
-    time.sleep(0.5)
+    until(lambda: service.has_waiting(3))
     theirs = Waiter(client, url=f"/workspace/{other}/jobs")
     # One of them, that whose request came first, is answered early.
     until(lambda: any(waiter.answer is not None for waiter in waiters))
@@ -356,7 +358,8 @@ def test_claimable_returns_the_topics_that_have_a_job(desk: Desk) -> None:
 
 
 def test_claim_of_a_disconnected_caller_leases_nothing(serve: Any) -> None:
-    client = serve("--workers", "1").client("boss", PASSWORD)
+    service = serve("--workers", "1")
+    client = service.client("boss", PASSWORD)
     address = httpx2.URL(str(client.base_url))
     body = b'{"wait_seconds": 15}'
     head = (
@@ -366,14 +369,15 @@ def test_claim_of_a_disconnected_caller_leases_nothing(serve: Any) -> None:
     )
     with socket.create_connection((address.host, address.port or 80)) as connection:
         connection.sendall(head.encode() + body)
-        time.sleep(0.5)
+        until(lambda: service.has_waiting(1))
     client.post(JOBS, json=JOB)
     time.sleep(1.5)
     assert client.get(JOBS).json()["data"][0]["status"] == "pending"
 
 
 def test_role_lost_while_waiting_claims_nothing(serve: Any, service_env: dict[str, str]) -> None:
-    client = serve().client("boss", PASSWORD)
+    service = serve()
+    client = service.client("boss", PASSWORD)
     made = client.post("/workspace/1/keys", json={"name": "w", "role": "worker"}).json()
     worker = httpx2.Client(
         base_url=client.base_url,
@@ -382,7 +386,7 @@ def test_role_lost_while_waiting_claims_nothing(serve: Any, service_env: dict[st
     )
     with worker:
         waiter = Waiter(worker)
-        time.sleep(0.3)
+        until(lambda: service.has_waiting(1))
         assert client.delete(f"/workspace/1/keys/{made['key_id']}").status_code == 204
         client.post(JOBS, json=JOB)
         waiter.join()
@@ -393,7 +397,7 @@ def test_role_lost_while_waiting_claims_nothing(serve: Any, service_env: dict[st
 def test_stop_service_does_not_wait_for_waiting_claims(serve: Any) -> None:
     service = serve()
     waiters = [Waiter(service.client("boss", PASSWORD)) for _ in range(2)]
-    time.sleep(0.5)
+    until(lambda: service.has_waiting(2))
     began = time.monotonic()
     assert service.stop() == 0
     assert time.monotonic() - began < 6
@@ -408,13 +412,14 @@ def test_waiting_with_a_listener_past_the_pooler_works(
     settings = {"JOBAPI_PREPARED_STATEMENTS_ENABLED": "false"}
     if database == "postgresql":
         settings["JOBAPI_LISTEN_DATABASE_URL"] = f"{service_url}&application_name=listener"
-    client = serve(**settings).client("boss", PASSWORD)
+    service = serve(**settings)
+    client = service.client("boss", PASSWORD)
     waiter = Waiter(client)
-    time.sleep(1)
+    until(lambda: service.has_waiting(1))
     if database == "postgresql":
         with psycopg.connect(service_url, autocommit=True) as connection:
             query = "SELECT query FROM pg_stat_activity WHERE application_name = 'listener'"
-            assert connection.execute(query).fetchall() == [("LISTEN jobapi_jobs",)]
+            until(lambda: connection.execute(query).fetchall() == [("LISTEN jobapi_jobs",)])
     begun = time.monotonic()
     assert client.post(JOBS, json=JOB).status_code == 201
     number, seconds = waiter.got(begun)
@@ -433,9 +438,10 @@ def test_statements_are_prepared_unless_forbidden(make_app: Any, new_database: A
 
 
 def test_waiting_without_listening_works(serve: Any) -> None:
-    client = serve(JOBAPI_LISTEN_ENABLED="false").client("boss", PASSWORD)
+    service = serve(JOBAPI_LISTEN_ENABLED="false")
+    client = service.client("boss", PASSWORD)
     waiter = Waiter(client)
-    time.sleep(0.2)
+    until(lambda: service.has_waiting(1))
     began = time.monotonic()
     client.post(JOBS, json=JOB)
     count, seconds = waiter.got(began)

@@ -58,15 +58,16 @@ def gunicorn(request: Any, tmp_path: Path) -> Iterator[Any]:
         yield found[1], log
     finally:
         process.terminate()
-        process.wait(20)
+        # Longer than gunicorn gives its processes.
+        process.wait(40)
 
 
 def test_gunicorn_after_a_handover_leaves_the_connection_alone(gunicorn: Any) -> None:
     url, log = gunicorn
     for _ in range(3):
-        taken = httpx2.get(f"{url}/")
+        taken = httpx2.get(f"{url}/", timeout=30)
         assert (taken.text, taken.headers["X"]) == ("taken over", "y")
-        assert httpx2.get(f"{url}/plain").text == "plain"
+        assert httpx2.get(f"{url}/plain", timeout=30).text == "plain"
     assert log.read_text().count("Ignoring connection reset") == 3
     assert not re.search(r"\[(WARNING|ERROR|CRITICAL)\]|Traceback", log.read_text())
 

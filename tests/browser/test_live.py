@@ -177,6 +177,23 @@ def test_tabs_of_a_workspace_share_one_stream(browser: Any, demo: Service) -> No
         assert len(streams) == 2
 
 
+def test_no_id_is_shown_while_names_are_read(page: Page, demo: Service) -> None:
+    worker = Worker(demo)
+    worker.call("POST", "/workspace/1/pause", {"reason": "upgrade"})
+    held: list[Any] = []
+    page.route("**/workspace/1/members*", lambda route: held.append(route))
+    by = rows(page).locator("td[data-label='By']")
+    log_in(page, demo, "/1/activity?show=flow")
+    expect(by).to_have_text("…")
+    held.pop().continue_()
+    expect(by).to_have_text("demo")
+    # A user who is no longer a member keeps the id.
+    page.reload()
+    expect(by).to_have_text("…")
+    held.pop().fulfill(json={"data": [], "pagination": {"next_cursor": None}})
+    expect(by).to_have_text("user 1")
+
+
 def test_member_who_is_added_later_is_shown_by_name(page: Page, demo: Service) -> None:
     worker = Worker(demo)
     (job,) = worker.create()

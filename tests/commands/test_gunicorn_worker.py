@@ -62,7 +62,7 @@ def test_process_lives_while_the_database_hangs_and_recovers_with_it(
             return client.get("/workspace/1/jobs", timeout=60)
 
         def live() -> int:
-            return httpx2.get(f"{service.url}/health/live", timeout=60).status_code
+            return service.get("/health/live").status_code
 
         with ThreadPoolExecutor(3 * THREADS) as callers:
             assert {response.status_code for response in callers.map(read, range(THREADS))} == {200}
@@ -77,7 +77,7 @@ def test_process_lives_while_the_database_hangs_and_recovers_with_it(
                     assert future.result().status_code == 503
                     assert future.result().headers["Retry-After"]
                 assert "does not answer" in future.result().json()["detail"]
-                assert httpx2.get(f"{service.url}/health/ready", timeout=60).status_code == 503
+                assert service.get("/health/ready").status_code == 503
                 assert live() == 200
             finally:
                 server.thaw(frozen)
@@ -173,7 +173,7 @@ def test_incomplete_probe_does_not_delay_others(serve: Any) -> None:
             connections.append(socket.create_connection((host, int(port))))
             connections[-1].sendall(half)
         for query in ("", "?probe=1"):
-            response = httpx2.get(f"{service.url}/health/live{query}", timeout=20)
+            response = service.get(f"/health/live{query}")
             assert response.json() == {"status": "ok"}
             assert response.headers["X-Request-Id"]
     finally:

@@ -229,7 +229,7 @@ def test_receiver_of_webhooks_verifies_messages_and_processes_each_once(tmp_path
             assert receiver.stdout.readline() == f"again webhook.test {sent.delivery_id}\n"
             forged = dict.fromkeys(("webhook-id", "webhook-signature"), "x")
             forged["webhook-timestamp"] = str(int(time.time()))
-            assert httpx2.post(url, content=b"{}", headers=forged).status_code == 401
+            assert httpx2.post(url, content=b"{}", headers=forged, timeout=30).status_code == 401
     finally:
         if receiver is not None:
             receiver.kill()

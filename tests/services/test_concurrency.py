@@ -231,7 +231,7 @@ def test_worker_process_that_is_killed_is_replaced(serve: Any) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx2.TransportError):
-            if httpx2.get(f"{service.url}/health/ready", timeout=5).status_code == 200:
+            if service.get("/health/ready").status_code == 200:
                 break
         time.sleep(0.1)
     assert client(service).get("/workspace/1/jobs").status_code == 200

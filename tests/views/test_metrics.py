@@ -33,7 +33,7 @@ from jobapi.store import tables
 from ..conftest import METRICS_TOKEN, SECRET
 from ..factories import PASSWORD, Desk, World, until
 from ..host import HTML_404, PREFIX, Host
-from ..served import environment
+from ..served import Service, environment
 
 Samples = Counter[str]
 
@@ -484,9 +484,8 @@ def test_two_applications_measure_apart(host: Host, world: World) -> None:
 # Several processes
 
 
-def scrape(url: str) -> Samples:
-    headers = {"Authorization": f"Bearer {METRICS_TOKEN}"}
-    response = httpx2.get(f"{url}/metrics", headers=headers)
+def scrape(service: Service) -> Samples:
+    response = service.metrics()
     assert response.status_code == 200, response.text
     return parse(response.text)
 
@@ -504,15 +503,15 @@ CLAIMED = 'jobapi_claimed_jobs_total{workspace="1"}'
 def test_metrics_of_any_process_include_all_and_killed_ones(serve: Any, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    service = serve("--workers", "2", TMPDIR=str(temporary))
     client = service.client("boss", PASSWORD)
-    before = scrape(service.url)[LIVE]
+    before = scrape(service)[LIVE]
     asked = 0
 
     def ask(n: int) -> None:
         for _ in range(n):
             # A new connection each time, which any of the processes may get.
-            assert httpx2.get(f"{service.url}/health/live").status_code == 200
+            assert service.get("/health/live").status_code == 200
 
     def ask_much() -> None:
         nonlocal asked
@@ -523,17 +522,22 @@ def test_metrics_of_any_process_include_all_and_killed_ones(serve: Any, tmp_path
             thread.join()
         asked += 200
 
+    (folder,) = temporary.glob("jobapi-metrics-*")
+
+    def counters() -> set[str]:
+        return {path.name for path in folder.glob("counter_*.db")}
+
     ask_much()
+    # One of the processes may have started late.
+    while len(counters()) < 2:
+        ask_much()
     batch = {"jobs": [{"job_type": "a"}] * 10}
     assert client.post("/workspace/1/jobs/batch", json=batch).status_code == 201
     claimed = client.post("/workspace/1/jobs/claim", json={"limit": 10}).json()["data"]
     assert len(claimed) == 10
-    (folder,) = temporary.glob("jobapi-metrics-*")
-    counters = {path.name for path in folder.glob("counter_*.db")}
-    assert counters == {f"counter_{pid}.db" for pid in worker_ids(service)}
-    assert len(counters) == 2
+    assert counters() == {f"counter_{pid}.db" for pid in worker_ids(service)}
     for _ in range(10):
-        found = scrape(service.url)
+        found = scrape(service)
         assert found[LIVE] == before + asked
         assert (found[CLAIMED], found["jobapi_queue_wait_seconds_count"]) == (10, 10)
         assert found['jobapi_jobs{status="running",workspace="1"}'] == 10
@@ -547,7 +551,7 @@ def test_metrics_of_any_process_include_all_and_killed_ones(serve: Any, tmp_path
     assert not list(folder.glob(f"gauge_*_{victim}.db"))
     ask_much()
     for _ in range(10):
-        found = scrape(service.url)
+        found = scrape(service)
         assert found[LIVE] == before + asked
         assert found[CLAIMED] == 10
     assert METRICS_TOKEN not in service.log.read_text()
@@ -556,13 +560,10 @@ def test_metrics_of_any_process_include_all_and_killed_ones(serve: Any, tmp_path
 
 
 def test_open_streams_are_counted_while_they_are_open(serve: Any) -> None:
-    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
+    service = serve("--workers", "2")
 
     def wait_for(number: int) -> None:
-        deadline = time.monotonic() + 10
-        while scrape(service.url)["jobapi_open_streams"] != number:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: scrape(service)["jobapi_open_streams"] == number, 20)
 
     clients = [service.client("boss", PASSWORD) for _ in range(3)]
     with ExitStack() as stack:
@@ -573,25 +574,24 @@ def test_open_streams_are_counted_while_they_are_open(serve: Any) -> None:
 
 
 def test_waiting_claims_are_counted_while_they_wait(serve: Any) -> None:
-    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
+    service = serve("--workers", "2")
     clients = [service.client("boss", PASSWORD) for _ in range(3)]
     waiters = [
         threading.Thread(
             target=client.post,
             args=("/workspace/1/jobs/claim",),
-            kwargs={"json": {"wait_seconds": 4}},
+            kwargs={"json": {"wait_seconds": 20}},
         )
         for client in clients
     ]
     for waiter in waiters:
         waiter.start()
-    deadline = time.monotonic() + 3
-    while scrape(service.url)["jobapi_waiting_claims"] < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: service.has_waiting(3), 20)
+    batch = {"jobs": [{"job_type": "a"}] * 3}
+    assert clients[0].post("/workspace/1/jobs/batch", json=batch).status_code == 201
     for waiter in waiters:
         waiter.join()
-    found = scrape(service.url)
+    found = scrape(service)
     assert found["jobapi_waiting_claims"] == 0
     claim = 'method="POST",route="/workspace/<workspace_id>/jobs/claim"'
     assert found[f"jobapi_http_request_seconds_count{{{claim}}}"] == 3
@@ -602,7 +602,7 @@ def test_waiting_claims_are_counted_while_they_wait(serve: Any) -> None:
 
 def lives(service: Any) -> bool:
     try:
-        return httpx2.get(f"{service.url}/health/live").status_code == 200
+        return service.get("/health/live").status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -612,7 +612,7 @@ def test_folder_that_was_removed_under_a_running_service_breaks_no_request(
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    service = serve("--workers", "2", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    service = serve("--workers", "2", TMPDIR=str(temporary))
     client = service.client("boss", PASSWORD)
     (folder,) = temporary.glob("jobapi-metrics-*")
     shutil.rmtree(folder)
@@ -622,9 +622,9 @@ def test_folder_that_was_removed_under_a_running_service_breaks_no_request(
     until(lambda: len(worker_ids(service)) == 2 and not {*before} & {*worker_ids(service)})
     until(lambda: lives(service))
     for _ in range(8):
-        assert httpx2.get(f"{service.url}/health/live").status_code == 200
+        assert service.get("/health/live").status_code == 200
         assert client.get("/workspace/1/jobs").status_code == 200
-    assert scrape(service.url)[LIVE] > 0
+    assert scrape(service)[LIVE] > 0
     # And without it, and where nothing can be written there.
     shutil.rmtree(folder)
     folder.write_text("a file")
@@ -635,21 +635,18 @@ def test_folder_that_was_removed_under_a_running_service_breaks_no_request(
     until(lambda: lives(service))
     for _ in range(8):
         assert client.get("/workspace/1/jobs").status_code == 200
-    response = httpx2.get(
-        f"{service.url}/metrics", headers={"Authorization": f"Bearer {METRICS_TOKEN}"}
-    )
-    assert response.status_code in (200, 503)
+    assert service.metrics().status_code in (200, 503)
     assert service.stop() == 0
 
 
 def test_empty_file_among_the_metrics_is_left_out(serve: Any, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    service = serve("--workers", "1", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    service = serve("--workers", "1", TMPDIR=str(temporary))
     (folder,) = temporary.glob("jobapi-metrics-*")
     (folder / "counter_1.db").write_bytes(b"")
     (folder / "histogram_1.db").write_bytes(b"nonsense" * 100)
-    assert scrape(service.url)[LIVE] > 0
+    assert scrape(service)[LIVE] > 0
 
 
 def test_new_master_after_hup_measures_in_a_folder_of_its_own(serve: Any, tmp_path: Path) -> None:
@@ -659,7 +656,7 @@ def test_new_master_after_hup_measures_in_a_folder_of_its_own(serve: Any, tmp_pa
     (temporary / "jobapi-metrics-left").mkdir()
     (temporary / "jobapi-metrics-left" / "lock").touch()
     (temporary / "jobapi-metrics-other").mkdir()
-    service = serve("--workers", "1", JOBAPI_METRICS_TOKEN=METRICS_TOKEN, TMPDIR=str(temporary))
+    service = serve("--workers", "1", TMPDIR=str(temporary))
     assert not (temporary / "jobapi-metrics-left").exists()
     (temporary / "jobapi-metrics-other").rmdir()
     (first,) = temporary.glob("jobapi-metrics-*")
@@ -672,8 +669,8 @@ def test_new_master_after_hup_measures_in_a_folder_of_its_own(serve: Any, tmp_pa
     assert service.stop() == 0
     assert not first.exists()
     for _ in range(4):
-        assert httpx2.get(f"{service.url}/health/live").status_code == 200
-    assert scrape(service.url)[LIVE] >= 4
+        assert service.get("/health/live").status_code == 200
+    assert scrape(service)[LIVE] >= 4
 
 
 def test_fault_of_measuring_breaks_no_request(
