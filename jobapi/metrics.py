@@ -23,7 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
-from sqlalchemy import Engine, QueuePool, event
+from sqlalchemy import Engine, event
 
 from .config import METRICS_FOLDER
 from .rules.jobs import JobStatus, Outcome
@@ -286,12 +286,8 @@ class Metrics:
 
     @_harmless
     def watch(self, engine: Engine) -> None:
-        """Count the connections of an engine's pool from now on."""
-        pool: Any = engine.pool
-        if isinstance(pool, QueuePool):
-            # A host's pool may have connections already.
-            self._open.inc(pool.checkedin() + pool.checkedout())
-            self._in_use.inc(pool.checkedout())
+        """Count the connections of an engine's pool, which nobody uses yet."""
+        pool = engine.pool
         for gauge, more, fewer in (
             (self._open, ["connect"], ["close", "detach"]),
             (self._in_use, ["checkout"], ["checkin", "detach"]),

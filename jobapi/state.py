@@ -167,10 +167,7 @@ class State:
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
-                    engine = self._find_engine()
-                    self._engine = engine
-                    if self.metrics is not None:
-                        self.metrics.watch(engine)
+                    self._engine = self._find_engine()
         return self._engine
 
     @property
@@ -287,21 +284,30 @@ class State:
         if self.settings.database_url is None and "sqlalchemy" in self.app.extensions:
             with self.app.app_context():
                 engines = self.app.extensions["sqlalchemy"].engines
-            return from_host(_usable(engines.get(BIND_KEY) or engines[None]), self.limits)
-        return _own_engine(self.private, self.settings, self.limits)
+            host = _usable(engines.get(BIND_KEY) or engines[None])
+            engine = from_host(host, self.limits)
+            if engine.pool is host.pool:
+                # Others use it already: its events must not be changed meanwhile.
+                return engine
+        else:
+            engine = _own_engine(self.private, self.settings, self.limits)
+        if self.metrics is not None:
+            self.metrics.watch(engine)
+        return engine
 
     @property
     def listen_engine(self) -> Engine:
         """The engine of the connection that listens, which may have to bypass a pooler."""
-        if self._listen_engine is None:
-            if self.settings.listen_database_url is None:
-                return self.engine
-            url = normalize_url(self.settings.listen_database_url)
-            options = engine_options(url, 1, self.limits, prepare=False)
-            engine = create_engine(url, **options)
-            set_up(engine, self.limits)
-            self._listen_engine = engine
-        return self._listen_engine
+        if self.settings.listen_database_url is None:
+            return self.engine
+        with self._lock:
+            if self._listen_engine is None:
+                url = normalize_url(self.settings.listen_database_url)
+                options = engine_options(url, 1, self.limits, prepare=False)
+                engine = create_engine(url, **options)
+                set_up(engine, self.limits)
+                self._listen_engine = engine
+            return self._listen_engine
 
     @property
     def limits(self) -> Limits:

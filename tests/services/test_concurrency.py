@@ -163,8 +163,9 @@ def test_runs_that_begin_at_once_in_two_processes_are_one_for_each_job(serve: An
         gate.wait(20)
         for lease in leases:
             report = {**lease, "begun": True, "run_id": f"run {number}"}
-            answer = session.post("/workspace/1/jobs/report", json={"reports": [report]}).json()
-            accepted.append(answer["data"][0]["accepted"])
+            answer = session.post("/workspace/1/jobs/report", json={"reports": [report]})
+            assert answer.status_code == 200, answer.text
+            accepted.append(answer.json()["data"][0]["accepted"])
         return accepted
 
     with ThreadPoolExecutor(6) as pool:

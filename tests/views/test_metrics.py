@@ -693,6 +693,29 @@ def test_fault_of_measuring_breaks_no_request(
     assert len(said) <= 1
 
 
+def test_nobody_uses_the_engine_before_it_is_watched(
+    service_url: str, make_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy's lists of listeners must not grow while another thread goes through them."""
+    from jobapi.metrics import Metrics
+
+    app = make_app(service_url, migrate=False, JOBAPI_METRICS_TOKEN=METRICS_TOKEN)
+    state = app.extensions["jobapi"]
+    got: list[Any] = []
+    seen: list[bool] = []
+    other = threading.Thread(target=lambda: got.append(state.engine))
+
+    def watch(*_: Any) -> None:
+        other.start()
+        other.join(0.2)
+        seen.append(bool(got))
+
+    monkeypatch.setattr(Metrics, "watch", watch)
+    engine = state.engine
+    other.join(20)
+    assert (seen, got) == ([False], [engine])
+
+
 def test_engine_is_made_again_after_a_first_try_that_failed(
     service_url: str, make_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
