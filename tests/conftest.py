@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from argon2 import PasswordHasher
 from flask import Flask
 from hypothesis import settings
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from jobapi import accounts, create_app
 from jobapi.store.partitions import CannotPartition, partition_jobs
@@ -190,25 +192,68 @@ def app(_apps: dict[str, Flask], database: str) -> Any:
     state.streams = streams
 
 
+TABLES = [table.name for table in reversed(Base.metadata.sorted_tables)]
+
+
 def empty(app: Flask) -> None:
     """Delete everything in an app's database and count ids from 1 again."""
-    tables = [table.name for table in reversed(Base.metadata.sorted_tables)]
-    delete = [f"DELETE FROM {name}" for name in tables]
+    delete = [f"DELETE FROM {name}" for name in TABLES]
     with app.extensions["jobapi"].engine.connect() as connection:
         if connection.dialect.name == "sqlite":
             for statement in [*delete, "DELETE FROM sqlite_sequence"]:
                 connection.exec_driver_sql(statement)
         elif connection.exec_driver_sql(_IS_LARGE).scalar():
-            connection.exec_driver_sql(f"TRUNCATE {', '.join(tables)} RESTART IDENTITY")
+            connection.exec_driver_sql(f"TRUNCATE {', '.join(TABLES)} RESTART IDENTITY")
         else:
             # TRUNCATE creates new files for each table and index. With few rows it is thirty times
             # slower than this.
-            no_triggers = "SET LOCAL session_replication_role = replica"
-            connection.exec_driver_sql(
-                "; ".join(["BEGIN", no_triggers, *delete, _RESTART, "COMMIT"])
-            )
+            _without_triggers(connection, *delete, _RESTART)
 
 
+def keep(app: Flask) -> Callable[[], None]:
+    """Keep the few rows of an app's database; call what is returned to have them again."""
+    engine = app.extensions["jobapi"].engine
+    if engine.dialect.name == "sqlite":
+        copy = f"{engine.url.database}-copy"
+        with engine.connect() as connection, closing(sqlite3.connect(copy)) as other:
+            _raw(connection).backup(other)
+
+        def read_copy() -> None:
+            with engine.connect() as connection, closing(sqlite3.connect(copy)) as other:
+                other.backup(_raw(connection))
+
+        return read_copy
+
+    with engine.connect() as connection:
+        script = [f"DELETE FROM {name}" for name in TABLES]
+        for sql in (*(_ROWS.replace("{}", name) for name in TABLES), _SEQUENCES):
+            script += [statement for (statement,) in _raw(connection).execute(sql)]
+
+    def insert() -> None:
+        with engine.connect() as connection:
+            _without_triggers(connection, *script)
+
+    return insert
+
+
+def _raw(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def _without_triggers(connection: Connection, *statements: str) -> None:
+    """Run statements in a transaction on Postgres."""
+    no_triggers = "SET LOCAL session_replication_role = replica"
+    _raw(connection).execute("; ".join(["BEGIN", no_triggers, *statements, "COMMIT"]))
+
+
+_ROWS = (
+    "SELECT format('INSERT INTO {} OVERRIDING SYSTEM VALUE SELECT * FROM unnest(%L::{}[])',"
+    " array_agg({})::text) FROM {} HAVING count(*) > 0"
+)
+_SEQUENCES = (
+    "SELECT format('SELECT setval(%L, %s, %L)', sequencename, coalesce(last_value, 1),"
+    " last_value IS NOT NULL) FROM pg_sequences"
+)
 _IS_LARGE = "SELECT pg_relation_size('jobapi_jobs') + pg_relation_size('jobapi_events') > 1000000"
 _RESTART = "SELECT setval(sequencename::text::regclass, 1, false) FROM pg_sequences"
 

@@ -23,14 +23,16 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
+from sqlalchemy import select
 
 from jobapi.rules.operations import Action
 from jobapi.rules.roles import Role
 from jobapi.schemas.fields import wrong_path
 from jobapi.services import operations, schedules, webhooks
 from jobapi.services.job_filters import Filters
+from jobapi.store.tables import Base
 
-from ..conftest import empty
+from ..conftest import empty, keep
 from ..factories import PASSWORD, Desk, World, until
 from .test_access import TABLE
 from .test_openapi import (
@@ -171,6 +173,8 @@ class Scene:
         self.turns = count()
         world.key(desk.workspace_id, desk.user, Role.VIEWER)
         self._create_operation()
+        self.restore = keep(app)
+        """Make everything as it was at the beginning."""
 
     def _create_operation(self) -> None:
         with self.world.transaction() as tx:
@@ -298,6 +302,23 @@ class Scene:
             query["cursor"] = cursor
 
 
+def test_scene_is_restored_as_it_was(app: Flask) -> None:
+    scene = Scene(app, "/workspace/{workspace_id}")
+
+    def rows() -> dict[str, Any]:
+        with app.extensions["jobapi"].engine.connect() as connection:
+            tables = Base.metadata.sorted_tables
+            return {t.name: sorted(map(repr, connection.execute(select(t)).all())) for t in tables}
+
+    before = rows()
+    made = scene.call("POST", "/workspace", json={"name": "new"}).json["workspace_id"]
+    assert scene.call("DELETE", scene.url).status_code == 204
+    assert rows() != before
+    scene.restore()
+    assert rows() == before
+    assert scene.call("POST", "/workspace", json={"name": "new"}).json["workspace_id"] == made
+
+
 def _future(text: str) -> bool:
     try:
         return datetime.fromisoformat(text.upper()) > datetime.now(UTC)
@@ -352,14 +373,14 @@ def test_generated_requests_get_documented_responses(
     sent = set()
 
     def run(case: Any) -> None:
-        for number, scene in enumerate(scenes):
+        for scene in scenes:
             headers = scene.prepare(case, positive)
             sent.update(("query", name) for name in case.query or {})
             sent.update(("header", name) for name in case.headers or {})
             case.operation.app = scene.world.app
             answer = case.call_and_validate(headers=headers)
             if method != "GET" and answer.status_code not in CHANGES_NOTHING:
-                scenes[number] = Scene(scene.world.app, path)
+                scene.restore()
 
     cases = operation.as_strategy(generation_mode=mode)
     if not (taken and positive):
