@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +217,7 @@ def keep(app: Flask) -> Callable[[], None]:
     """Keep the few rows of an app's database; call what is returned to have them again."""
     engine = app.extensions["jobapi"].engine
     if engine.dialect.name == "sqlite":
-        copy = f"{engine.url.database}-copy"
+        copy = f"{engine.url.database}-copy-{next(_COPIES)}"
         with engine.connect() as connection, closing(sqlite3.connect(copy)) as other:
             _raw(connection).backup(other)
 
@@ -234,6 +237,26 @@ def keep(app: Flask) -> Callable[[], None]:
             _without_triggers(connection, *script)
 
     return insert
+
+
+def made_once(app: Flask, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes in an empty database: made by the first call, then put back by each.
+
+    Making it takes longer than many a test. Logins in it end some time, so it is made anew before.
+    """
+    began, made, again = _MADE.get((app, name), (-math.inf, None, None))
+    if again is not None and time.monotonic() - began < MADE_SECONDS:
+        again()
+        return made
+    empty(app)
+    made = make()
+    _MADE[app, name] = time.monotonic(), made, keep(app)
+    return made
+
+
+MADE_SECONDS = 300
+_MADE: dict[tuple[Flask, str], tuple[float, Any, Callable[[], None] | None]] = {}
+_COPIES = count()
 
 
 def _raw(connection: Connection) -> Any:

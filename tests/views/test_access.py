@@ -18,7 +18,7 @@ from jobapi.services import operations, schedules, webhooks
 from jobapi.services.job_filters import Filters
 from jobapi.store.tables import Base, api_keys, memberships, users
 
-from ..conftest import METRICS_TOKEN
+from ..conftest import METRICS_TOKEN, made_once
 from ..factories import PASSWORD, World
 
 # Everybody who is refused with 401 wherever a login is asked for.
@@ -241,6 +241,12 @@ class Cast:
         assert self.sends.keys() == EVERYBODY
         self._end(people)
 
+    @classmethod
+    def of(cls, app: Flask, *, hashed: bool = False) -> Cast:
+        """The cast, as at the beginning."""
+        cast: Cast = made_once(app, f"cast {hashed}", lambda: cls(World(app), hashed=hashed))
+        return cast
+
     def _token(self, user: Any, secret: str) -> str:
         private = self.world.state.private
         with private.app_context():
@@ -346,13 +352,13 @@ def test_views_are_guarded_unless_the_table_says_otherwise(app: Flask) -> None:
 
 @pytest.mark.parametrize(("method", "rule"), sorted(TABLE))
 def test_call_without_permission_is_refused_and_changes_nothing(
-    world: World, method: str, rule: str
+    app: Flask, method: str, rule: str
 ) -> None:
     route = TABLE[method, rule]
     if route.may is None:
         route = route._replace(may=EVERYBODY)
-    cast = Cast(world)
-    before = everything(world)
+    cast = Cast.of(app)
+    before = everything(cast.world)
     for who in sorted(EVERYBODY - (route.may or set())):
         response = cast.call(who, method, cast.path(rule), route.body)
         expected = 403
@@ -362,35 +368,28 @@ def test_call_without_permission_is_refused_and_changes_nothing(
         assert response.mimetype == "application/problem+json"
         if expected == 401:
             assert response.headers["WWW-Authenticate"].startswith("Bearer"), who
-    assert everything(world) == before
+    assert everything(cast.world) == before
 
 
 @pytest.mark.parametrize(("method", "rule"), sorted(TABLE))
-def test_call_with_permission_succeeds(world: World, method: str, rule: str) -> None:
+def test_call_with_permission_succeeds(app: Flask, method: str, rule: str) -> None:
     route = TABLE[method, rule]
     hashed = rule == "/auth/password"
-    cast = Cast(world, hashed=hashed)
+    cast = Cast.of(app, hashed=hashed)
     for who in sorted(EVERYBODY if route.may is None else route.may):
         response = cast.call(who, method, cast.path(rule), route.body)
         if response.status_code != route.success:
             # An earlier call may have changed what this one needs.
-            _empty(world)
-            cast = Cast(world, hashed=hashed)
+            cast = Cast.of(app, hashed=hashed)
             response = cast.call(who, method, cast.path(rule), route.body)
         assert response.status_code == route.success, f"{who}: {response.text}"
         # A stream would stay open.
         response.close()
 
 
-def _empty(world: World) -> None:
-    from ..conftest import empty
-
-    empty(world.app)
-
-
 @pytest.mark.parametrize(("method", "rule"), sorted(r for r in TABLE if W in r[1]))
-def test_call_in_unknown_workspace_is_404(world: World, method: str, rule: str) -> None:
-    cast = Cast(world)
+def test_call_in_unknown_workspace_is_404(app: Flask, method: str, rule: str) -> None:
+    cast = Cast.of(app)
     for who in sorted(USERS | KEYS | ORPHANS):
         for unknown in (999, 2**31 - 1, 2**31, 10**30, 0):
             path = cast.path(rule).replace("/workspace/1", f"/workspace/{unknown}")
@@ -402,16 +401,16 @@ def test_call_in_unknown_workspace_is_404(world: World, method: str, rule: str) 
 
 
 @pytest.mark.parametrize(("method", "rule"), sorted(r for r in TABLE if J in r[1]))
-def test_call_for_job_of_another_workspace_is_404(world: World, method: str, rule: str) -> None:
-    cast = Cast(world)
-    before = everything(world)
+def test_call_for_job_of_another_workspace_is_404(app: Flask, method: str, rule: str) -> None:
+    cast = Cast.of(app)
+    before = everything(cast.world)
     for who in sorted(TABLE[method, rule].may or ()):
         for job in (cast.job_elsewhere, "job_abc123", "job_" + "0" * 26, "x", "%00"):
             path = cast.path(rule, job=job)
             response = cast.call(who, method, path, TABLE[method, rule].body)
             assert response.status_code == 404, f"{who}, {job}: {response.text}"
             assert response.json["detail"] == "Job not found in specified workspace"
-    assert everything(world) == before
+    assert everything(cast.world) == before
 
 
 def test_refusal_of_a_role_says_which_role_may(world: World) -> None:
