@@ -6,10 +6,11 @@ import json
 import random
 from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from flask import Flask
 from sqlalchemy import update
 
 from jobapi.rules.jobs import JobStatus, Priority
@@ -18,6 +19,7 @@ from jobapi.services import job_list_plans
 from jobapi.store.paging import MAX_BYTES
 from jobapi.store.tables import jobs
 
+from ..conftest import made_once
 from ..factories import Desk, World
 
 STATUSES = [s.label for s in JobStatus]
@@ -25,9 +27,35 @@ PRIORITIES = [p.label for p in Priority]
 TYPES = ["data_analysis", "model_training", "data_processing"]
 
 
-@pytest.fixture
-def many(desk: Desk) -> list[dict[str, Any]]:
+class Stock(NamedTuple):
     """Sixty jobs of all sorts, in the order of creation, as the API shows them."""
+
+    desk: Desk
+    jobs: list[dict[str, Any]]
+
+
+@pytest.fixture
+def stock(app: Flask) -> Stock:
+    made: Stock = made_once(app, "stock", lambda: fill(app))
+    return made
+
+
+@pytest.fixture
+def many(stock: Stock) -> list[dict[str, Any]]:
+    return stock.jobs
+
+
+@pytest.fixture
+def desk(app: Flask, request: Any) -> Desk:
+    """The owner of a workspace: a new one, or that of ``many``."""
+    if "many" in request.fixturenames:
+        stock: Stock = request.getfixturevalue("stock")
+        return stock.desk
+    return Desk(World(app))
+
+
+def fill(app: Flask) -> Stock:
+    desk = Desk(World(app))
     dice = random.Random(7)
     statuses, wanted = [], []
     for _ in range(60):
@@ -47,7 +75,7 @@ def many(desk: Desk) -> list[dict[str, Any]]:
                 .values(updated_at=moment, created_at=rows[row.id // 20].created_at)
             )
     shown = {job["job_id"]: job for job in desk.get("?limit=100").json["data"]}
-    return [shown[job["job_id"]] for job in made]
+    return Stock(desk, [shown[job["job_id"]] for job in made])
 
 
 def listed(desk: Desk, query: str = "") -> Any:
