@@ -286,7 +286,7 @@ class Metrics:
 
     @_harmless
     def watch(self, engine: Engine) -> None:
-        """Count the connections of an engine's pool, which nobody uses yet."""
+        """Count the connections of an engine's pool from now on. No other thread may use it yet."""
         pool = engine.pool
         for gauge, more, fewer in (
             (self._open, ["connect"], ["close", "detach"]),

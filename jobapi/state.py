@@ -287,7 +287,7 @@ class State:
             host = _usable(engines.get(BIND_KEY) or engines[None])
             engine = from_host(host, self.limits)
             if engine.pool is host.pool:
-                # Others use it already: its events must not be changed meanwhile.
+                # The host's threads may be using it, so no listeners can be added.
                 return engine
         else:
             engine = _own_engine(self.private, self.settings, self.limits)

@@ -241,7 +241,8 @@ def test_address_that_does_not_answer_is_followed_by_the_next() -> None:
     with receiver() as this, socket.create_server(("127.0.0.2", 0)) as closed:
         closed.close()
         url = f"http://two.example:{this.port}/"
-        assert send(url, resolve=lambda host, port: ["127.0.0.2", "127.0.0.1"]).accepted
+        addresses = ["127.0.0.2", "127.0.0.1"]
+        assert send(url, resolve=lambda host, port: addresses, seconds=1.0).accepted
 
 
 def test_lookup_that_hangs_counts_and_delays_no_other() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -294,6 +295,8 @@ def test_workers_show_who_claims_what_and_how_much_runs(page: Page, demo: Servic
     worker.create(4)
     key = worker.call("POST", "/workspace/1/keys", {"name": "ci key", "role": "worker"})["key"]
     worker.claim(2, worker="w-1", job_types=["etl", "mail"])
+    # However long the page takes, the worker was seen just now.
+    page.clock.set_fixed_time(datetime.now(UTC))
     log_in(page, demo, "/1/workers")
     first = rows(page)
     expect(first).to_have_count(1)
@@ -305,9 +308,7 @@ def test_workers_show_who_claims_what_and_how_much_runs(page: Page, demo: Servic
         ("Actor", "demo"),
     ):
         expect(first.locator(f"td[data-label='{label}']")).to_have_text(text)
-    expect(first.locator("td[data-label='Last seen'] .hint")).to_have_text(
-        re.compile(r"^(now|\d+ s ago)$")
-    )
+    expect(first.locator("td[data-label='Last seen'] .hint")).to_contain_text("now")
     # Without a name it is called as its key.
     answer = worker.http.post(
         "/workspace/1/jobs/claim", json={}, headers={"Authorization": f"Bearer {key}"}

@@ -173,7 +173,7 @@ def test_incomplete_probe_does_not_delay_others(serve: Any) -> None:
             connections.append(socket.create_connection((host, int(port))))
             connections[-1].sendall(half)
         for query in ("", "?probe=1"):
-            response = service.get(f"/health/live{query}")
+            response = httpx2.get(f"{service.url}/health/live{query}", timeout=20)
             assert response.json() == {"status": "ok"}
             assert response.headers["X-Request-Id"]
     finally:

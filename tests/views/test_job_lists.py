@@ -36,12 +36,14 @@ class Stock(NamedTuple):
 
 @pytest.fixture
 def stock(app: Flask) -> Stock:
+    """The same sixty jobs for each test."""
     made: Stock = made_once(app, "stock", lambda: fill(app))
     return made
 
 
 @pytest.fixture
 def many(stock: Stock) -> list[dict[str, Any]]:
+    """The sixty jobs; ``desk`` is then the owner of their workspace."""
     return stock.jobs
 
 
